@@ -1,0 +1,24 @@
+"""The command line: `pet run` and what else people type. A command parses, calls one function, prints.
+
+Everything heavy is imported inside the commands, so that `pet --help` answers at once.
+"""
+
+import click
+
+from pet.cli.group import PetGroup
+from pet.cli.run import run
+
+
+@click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pet", prog_name="pet")
+def main() -> None:
+    """Ten labels and a mountain of unlabelled text in, one classifier out (Pattern-Exploiting Training).
+
+    \b
+    Example:
+        pet run                       the demo: BBC news, ten labels, on any two cores
+        pet run agnews --data DIR     AG News from the original archive's files
+    """
+
+
+main.add_command(run)

@@ -1,0 +1,32 @@
+"""Errors and interrupts, turned once into messages and exit codes: 2 for what the user can mend, 130 for Ctrl-C."""
+
+from typing import Any, NoReturn
+
+import click
+
+from pet.errors import PetError
+
+
+class Problem(click.ClickException):
+    """A PetError as click shows it."""
+
+    exit_code = 2
+
+
+class PetGroup(click.Group):
+    """A command group whose commands may raise PetError."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; no traceback for what the user can mend."""
+        try:
+            return super().invoke(ctx)
+        except PetError as problem:
+            raise Problem(str(problem)) from None
+        except KeyboardInterrupt:
+            interrupted(ctx)
+
+
+def interrupted(ctx: click.Context) -> NoReturn:
+    """Say that nothing half-written is left, and how to go on."""
+    click.echo("\nInterrupted. What was finished is kept; the same command goes on from there.", err=True)
+    ctx.exit(130)

@@ -1,0 +1,150 @@
+"""`pet run`: walk through the stages of a pipeline."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from pet.errors import SettingsError
+
+STAGE_NAMES = ("all", "prepare", "finetune", "label", "distill", "evaluate")
+
+
+@click.command()
+@click.argument("pipeline", required=False)
+@click.option("--stage", type=click.Choice(STAGE_NAMES), default="all", show_default=True, help="Which stage to run.")
+@click.option("--task", help="Task card: a shipped name or the path of a task.yaml.")
+@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
+@click.option("--train-examples", type=int, help="Number of labelled texts; 0 for zero-shot.")
+@click.option("--seed", "seeds", type=int, multiple=True, help="Seed of the draw and the training; repeat for several.")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
+@click.option("--data", help="Folder with the task's files.")
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", help="auto, fp32, bf16.")
+@click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard.")
+@click.option("--dry-run", is_flag=True, help="Show what would be made and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
+def run(
+    pipeline: str | None,
+    stage: str,
+    seeds: tuple[int, ...],
+    assignments: tuple[str, ...],
+    store: str,
+    tracker: str,
+    dry_run: bool,
+    verbose: bool,
+    **flags: Any,
+) -> None:
+    """Run a PIPELINE, all stages or one of them, and show what came out.
+
+    PIPELINE is a shipped name or a YAML file. Without it, `demo` is run; with --task but no PIPELINE, `quick`.
+    What is in the store already is reused.
+
+    \b
+    Examples:
+        pet run
+        pet run --seed 0 --seed 1 --seed 2
+        pet run agnews --data archives/ag_news_csv --train-examples 100
+        pet run --stage distill --set distill.steps=200
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pet.cli.screen import Screen
+
+    overrides = flag_overrides(flags, assignments)
+    pipeline = pipeline or ("quick" if flags["task"] else "demo")
+    screen = Screen(verbose)
+    summaries = [
+        one
+        for seed in require_different(seeds) or (None,)
+        if (one := run_seed(screen, pipeline, overrides, seed, stage, store, tracker, dry_run))
+    ]
+    if len(summaries) > 1:
+        screen.show_seeds(summaries)
+
+
+def run_seed(
+    screen: Any,
+    pipeline: str,
+    overrides: list[Mapping[str, Any]],
+    seed: int | None,
+    stage: str,
+    store: str,
+    tracker: str,
+    dry_run: bool,
+) -> Mapping[str, Any] | None:
+    """One walk; its summary if it came to that."""
+    from pet.artifacts import Store
+    from pet.pipeline import plan, run_stage
+    from pet.runtime import open_runtime
+    from pet.settings import resolve_settings
+    from pet.stages.work import Work
+
+    settings = resolve_settings(pipeline, *overrides, {} if seed is None else {"seed": seed})
+    work = Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
+    if dry_run:
+        screen.show_plan(plan(work))
+        return None
+    with tracked(screen, tracker, work):
+        artifact = run_stage(work, stage)
+        if artifact is None:
+            return None
+        summary: Mapping[str, Any] = artifact.read_json("summary.json")
+        screen.show_summary(summary, str(artifact.path))
+        if screen.tracker:
+            screen.tracker.summarise(summary)
+        return summary
+
+
+def tracked(screen: Any, kind: str, work: Any) -> Any:
+    """A context in which the screen's numbers go to a tracker."""
+    from pet.tracking import open_tracker
+
+    name = f"{work.draw_label}-{work.model_label}"
+    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, screen.warn)
+    return screen.tracker
+
+
+def flag_overrides(flags: Mapping[str, Any], assignments: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """Flags, then --set, as layers of settings."""
+    from pet.settings import parse_assignment
+
+    places = {
+        "task": ("task", "name"),
+        "data": ("task", "data"),
+        "model": ("model", "name"),
+        "train_examples": ("data", "train_examples"),
+        "device": ("runtime", "device"),
+        "precision": ("runtime", "precision"),
+    }
+    layers: list[Mapping[str, Any]] = [
+        {section: {key: flags[flag]}} for flag, (section, key) in places.items() if flags[flag] is not None
+    ]
+    return layers + [parse_assignment(text) for text in assignments]
+
+
+def require_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds.
+
+    Raises:
+        SettingsError: one is given twice.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError(f"--seed got {', '.join(map(str, seeds))}; give each seed once")
+    return seeds
+
+
+def typed_options() -> str:
+    """What was typed after `pet run`, without --stage, to suggest another stage with the same options."""
+    words, kept, skip = sys.argv[2:], [], False
+    for word in words:
+        if skip or word.startswith("--stage="):
+            skip = False
+        elif word == "--stage":
+            skip = True
+        else:
+            kept.append(word)
+    return shlex.join(kept)

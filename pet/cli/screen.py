@@ -1,0 +1,97 @@
+"""What a person sees while a run goes on: lines, progress bars with rate and time left, and the table at the end."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pet import report
+from pet.pipeline import Step
+from pet.runtime import Advance
+from pet.tracking import Tracker
+
+
+class Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """For example: 57.3 text/s."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s", style="progress.data.speed")
+
+
+class Screen:
+    """A reporter for the terminal: messages and bars on standard error (no bars if it is no terminal), numbers to the
+    tracker, and with `verbose` also to the screen."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.out = Console(soft_wrap=True, highlight=False)
+        self.verbose = verbose
+        self.tracker: Tracker | None = None
+
+    def say(self, message: str) -> None:
+        """One line."""
+        self.err.print(Text(message))
+
+    def warn(self, message: str) -> None:
+        """One line that stands out."""
+        self.err.print(Text(f"Warning: {message}", style="yellow"))
+
+    @contextlib.contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """A bar that disappears when it is full."""
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as progress:
+            task = progress.add_task(label, total=total, unit=unit)
+            yield lambda done: progress.advance(task, done)
+
+    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
+        """To the tracker."""
+        if self.verbose:
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+            self.err.print(Text(f"  {name} step {step}: {shown}", style="dim"))
+        if self.tracker:
+            self.tracker.log(name, values, step)
+
+    def show_summary(self, summary: Mapping[str, Any], path: str) -> None:
+        """The table of one run."""
+        table = Table(title=report.headline(summary), title_justify="left", title_style="bold")
+        table.add_column("")
+        table.add_column(summary["metric"], justify="right")
+        table.add_column("95 % interval", justify="right")
+        for name, score in report.score_rows(summary):
+            style = "bold" if name == report.NAMES["student"] else ""
+            table.add_row(name, f"{score['value']:.1f}", f"{score['low']:.1f} to {score['high']:.1f}", style=style)
+        self.out.print(table)
+        if "soft_labels" in summary["scores"]:
+            self.out.print(report.soft_label_line(summary))
+        self.out.print(f"{report.cost_line(summary)}\nrun: {path}")
+
+    def show_seeds(self, summaries: Sequence[Mapping[str, Any]]) -> None:
+        """The table over several seeds."""
+        table = Table(title="over seeds " + ", ".join(str(one["seed"]) for one in summaries), title_justify="left")
+        for name, justify in (("", "left"), ("mean", "right"), ("std", "right"), ("per seed", "right")):
+            table.add_column(name, justify="left" if justify == "left" else "right")
+        for name, average, deviation, values in report.across_seeds(summaries):
+            each = "  ".join(f"{value:.1f}" for value in values)
+            table.add_row(name, f"{average:.1f}", f"{deviation:.1f}", each)
+        self.out.print(table)
+
+    def show_plan(self, steps: Sequence[Step]) -> None:
+        """What --dry-run says."""
+        for step in steps:
+            state = f"there: {step.found.path}" if step.found else "to be made"
+            self.out.print(Text(f"{step.stage:<9} {step.identity}  {step.name}  ({state})"))
+        todo = sum(step.found is None for step in steps)
+        self.out.print(Text(f"{todo} of {len(steps)} artifacts to be made; nothing was run"))

@@ -1,0 +1,124 @@
+"""A masked language model as an answerer of cloze questions: label scores at the mask, logits at MLM targets.
+
+Shapes: B rows, T tokens, H hidden size, V vocabulary, W label words, L labels, K MLM targets.
+
+Only the hidden states that are asked for go through the LM head, and for label scores only the rows of the label words
+are multiplied: a projection of every position onto the vocabulary is most of the original's cost. How a head is built
+differs by family; HEADS says it for those that are tested against the full logits. Any other family takes the full
+path, slower and right, and `ClozeModel.shortcut` is False.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pet.encoding import Batch, VerbalizerIds
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+Head = tuple[Transform, torch.Tensor, torch.Tensor | None]
+"""Transform of hidden states [..., H] -> [..., E], output embeddings [V, E], bias [V]."""
+
+
+def bert_head(lm: Any) -> Head:
+    """BERT, and DeBERTa-v2 with its legacy head."""
+    return lm.cls.predictions.transform, lm.cls.predictions.decoder.weight, lm.cls.predictions.decoder.bias
+
+
+def roberta_head(lm: Any) -> Head:
+    """RoBERTa and XLM-R."""
+    head = lm.lm_head
+    return (
+        lambda hidden: head.layer_norm(functional.gelu(head.dense(hidden))),
+        head.decoder.weight,
+        head.decoder.bias,
+    )
+
+
+def albert_head(lm: Any) -> Head:
+    """ALBERT: the transform leads to the smaller embedding size."""
+    head = lm.predictions
+    return (
+        lambda hidden: head.LayerNorm(head.activation(head.dense(hidden))),
+        head.decoder.weight,
+        head.decoder.bias,
+    )
+
+
+def deberta_head(lm: Any) -> Head:
+    """DeBERTa-v2 and v3, with the legacy head or the one tied to the input embeddings."""
+    if lm.legacy:
+        return bert_head(lm)
+    head = lm.lm_predictions.lm_head
+    return (
+        lambda hidden: head.LayerNorm(head.transform_act_fn(head.dense(hidden))),
+        lm.deberta.embeddings.word_embeddings.weight,
+        head.bias,
+    )
+
+
+def distilbert_head(lm: Any) -> Head:
+    """DistilBERT."""
+    return (
+        lambda hidden: lm.vocab_layer_norm(lm.activation(lm.vocab_transform(hidden))),
+        lm.vocab_projector.weight,
+        lm.vocab_projector.bias,
+    )
+
+
+def modernbert_head(lm: Any) -> Head:
+    """ModernBERT."""
+    return lm.head, lm.decoder.weight, lm.decoder.bias
+
+
+HEADS: dict[str, Callable[[Any], Head]] = {
+    "albert": albert_head,
+    "bert": bert_head,
+    "deberta-v2": deberta_head,
+    "distilbert": distilbert_head,
+    "modernbert": modernbert_head,
+    "roberta": roberta_head,
+    "xlm-roberta": roberta_head,
+}
+"""config.model_type -> its head. Add a family here and to the equality test in tests/test_cloze.py."""
+
+
+class ClozeModel(nn.Module):
+    """A masked LM with its head taken apart, if its family is known."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+        self.family: str = lm.config.model_type
+        self.shortcut = self.family in HEADS
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """What the head needs at every position: hidden states [B, T, H], or logits [B, T, V] on the full path."""
+        if self.shortcut:
+            return torch.as_tensor(self.lm.base_model(**batch.inputs).last_hidden_state)
+        return torch.as_tensor(self.lm(**batch.inputs).logits)
+
+    def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [..., V] of selected states [..., H]."""
+        if not self.shortcut:
+            return states
+        transform, weight, bias = HEADS[self.family](self.lm)
+        return functional.linear(transform(states), weight, bias)
+
+    def label_scores(
+        self, states: torch.Tensor, mask_positions: torch.Tensor, verbalizers: VerbalizerIds
+    ) -> torch.Tensor:
+        """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3).
+
+        `states`: [B, T, H]; `mask_positions`: [B].
+        """
+        at_mask = states[torch.arange(len(states), device=states.device), mask_positions]  # [B, H]
+        words = verbalizers.words.to(states.device)
+        if self.shortcut:
+            transform, weight, bias = HEADS[self.family](self.lm)
+            logits = functional.linear(transform(at_mask), weight[words], None if bias is None else bias[words])
+        else:
+            logits = at_mask[:, words]  # [B, W]
+        return logits.float() @ verbalizers.averaging.to(states.device)

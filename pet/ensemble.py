@@ -1,0 +1,45 @@
+"""From members' scores to soft labels: weights, pooling, softening. Arrays only; no model and no file.
+
+Shapes: M members, N texts, L labels. A score is a raw logit (P1 section 3.3; the published code pools logits too).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+
+
+def member_weights(accuracies: Array) -> Array:
+    """Weights [M] of the members, proportional to the accuracy [M] of their untuned patterns on the labelled texts.
+
+    Uniform when every accuracy is 0 or unknown (NaN: there are no labelled texts), where the published code divides by
+    zero (fact sheet 3.4). Sums to 1.
+    """
+    weights = np.nan_to_num(np.asarray(accuracies, dtype=np.float64), nan=0.0)
+    if not weights.any():
+        weights = np.ones_like(weights)
+    return np.asarray(weights / weights.sum())
+
+
+def pool_scores(scores: Array, weights: Array) -> Array:
+    """Weighted mean [N, L] of the members' raw scores [M, N, L] (P1 section 3.3)."""
+    return np.asarray(np.tensordot(weights, np.asarray(scores, dtype=np.float64), axes=1))
+
+
+def soften(scores: Array, temperature: float = 1.0) -> Array:
+    """Softmax [N, L] of scores / temperature."""
+    scaled = np.asarray(scores, dtype=np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def agreement(scores: Array) -> float:
+    """Mean share of pairs of members that predict the same label; scores [M, N, L]; 1.0 for a single member."""
+    predicted = scores.argmax(axis=-1)  # [M, N]
+    num_members = len(predicted)
+    if num_members == 1:
+        return 1.0
+    same = [(predicted[i] == predicted[j]).mean() for i in range(num_members) for j in range(i)]
+    return float(np.mean(same))

@@ -1,0 +1,51 @@
+"""The errors a user can cause, as a tree; nothing here knows what raised them.
+
+    PetError
+    +-- SettingsError    a pipeline file, a flag or --set
+    +-- TaskError        a task card, its patterns and verbalizers, or the data it reads
+    +-- ModelError       a model or tokenizer that cannot be used
+    +-- StoreError       the artifact store
+        +-- MissingArtifact   an earlier stage has not been run
+
+Each message is one sentence for the person at the keyboard: what was given, what was expected, what to do. The command
+line prints it and exits with code 2. Mistakes of the programmer are `assert`s, not these.
+"""
+
+from collections.abc import Sequence
+
+
+class PetError(Exception):
+    """Something the user gave cannot be used; the message says what to do."""
+
+
+class SettingsError(PetError):
+    """A setting, pipeline file or flag is wrong."""
+
+
+class TaskError(PetError):
+    """A task card, pattern, verbalizer or data file is wrong."""
+
+
+class ModelError(PetError):
+    """A model or tokenizer is missing, unreachable or of the wrong kind."""
+
+
+class StoreError(PetError):
+    """The artifact store cannot be read or written."""
+
+
+class MissingArtifact(StoreError):
+    """A stage needs an artifact that has not been made."""
+
+
+SHOWN_PROBLEMS = 5
+"""How many problems of one input are listed before the rest is only counted."""
+
+
+def raise_problems(kind: type[PetError], what: str, problems: Sequence[str]) -> None:
+    """Raise `kind` naming every problem of one input (the first few in full); do nothing when there is none."""
+    if not problems:
+        return
+    shown = "; ".join(problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    raise kind(f"{what}: {shown}" + (f"; and {more} more" if more > 0 else ""))

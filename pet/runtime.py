@@ -1,0 +1,141 @@
+"""The machine a run uses: device, precision, random states, memory, and who is told how it goes.
+
+Nothing here changes a result beyond rounding. Progress and tracking are a `Reporter`, handed down from the command
+line, so that no stage knows of terminals or Weights & Biases.
+"""
+
+import contextlib
+import random
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pet.errors import SettingsError
+from pet.settings import RuntimeSettings
+
+BATCH_TOKENS = {"cuda": 65_536, "cpu": 2_048}
+"""Padded tokens per batch when scoring. GPU: shared sketch on one H100; CPU: measured on two AVX2 cores, where larger
+batches fall out of the cache and are slower."""
+
+Advance = Callable[[int], None]
+
+
+class Reporter(Protocol):
+    """Where a stage says how it goes."""
+
+    def say(self, message: str) -> None:
+        """One line for the person watching."""
+
+    def track(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """A progress bar of `total` units; the context's value is called with the units just done."""
+
+    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
+        """Numbers for the tracker, named `name/...`, at training step `step`."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def say(self, message: str) -> None:
+        """Ignore."""
+
+    @contextlib.contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """No bar."""
+        yield lambda done: None
+
+    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, dtype of matrix products (`None`: fp32), padded tokens per scoring batch, reporter."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    batch_tokens: int
+    reporter: Reporter
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Matrix products in `dtype`; a no-op in fp32."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def facts(self) -> dict[str, str]:
+        """Device and precision, for a manifest."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"device": name, "precision": "fp32" if self.dtype is None else "bf16"}
+
+
+def open_runtime(settings: RuntimeSettings, reporter: Reporter | None = None) -> Runtime:
+    """Resolve `auto` and check that the device exists.
+
+    Raises:
+        SettingsError: no such device here.
+    """
+    device = choose_device(settings.device)
+    wants_bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    tokens = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    return Runtime(device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent())
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is what accelerate finds (a GPU if there is one); anything else must exist."""
+    if name == "auto":
+        from accelerate import PartialState
+
+        return torch.device(PartialState().device)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        have = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise SettingsError(f"device {name!r} is not to be had here; use --device auto or one of {have}") from None
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the process's peak memory (Linux; elsewhere the peak is that of the whole process)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak resident memory since the last reset, in bytes, and the same of the GPU if there is one."""
+    peak = {"peak_memory_bytes": resident_peak()}
+    if torch.cuda.is_available():
+        peak["peak_gpu_memory_bytes"] = int(torch.cuda.max_memory_allocated())
+    return peak
+
+
+def resident_peak() -> int:
+    """VmHWM where the kernel tells it (it can be reset), else the lifetime maximum."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

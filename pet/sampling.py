@@ -1,0 +1,166 @@
+"""Which text goes where: drawing labelled texts, pool and test set, and finding texts that stand in two of them.
+
+All draws are functions of (labels, sizes, seed) and return row numbers; nothing here holds a text longer than it looks
+at it, and nothing is written.
+"""
+
+import hashlib
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pet.errors import TaskError
+
+SHINGLE_WORDS = 5
+SKETCH_SIZE = 8
+DUPLICATE_JACCARD = 0.8
+"""Two texts are near-duplicates when this share of their 5-word sequences is common. Candidates share one of their 8
+smallest sequence hashes, which finds a pair at the threshold with probability > 0.99 (bottom-k sketch, Broder 1997)."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A 32-bit seed from anything with a stable text, so that each use of the run's seed has its own stream."""
+    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def divide_evenly(total: int, num_shares: int) -> list[int]:
+    """`total` in `num_shares` shares that differ by at most one, the larger first (10 over 3: 4, 3, 3)."""
+    share, rest = divmod(total, num_shares)
+    return [share + (index < rest) for index in range(num_shares)]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Row numbers of the labelled texts, the pool and the test set (of the test side, if the source has one)."""
+
+    train: list[int]
+    pool: list[int]
+    test: list[int]
+
+
+def draw_by_seed(
+    labels: Sequence[str | None],
+    names: Sequence[str],
+    train_examples: int,
+    pool_size: int,
+    test_size: int | None,
+    seed: int,
+    test_rows: int | None = None,
+) -> Draw:
+    """Recipe `fixed`: labelled texts balanced over the labels, then the pool from what is left, whatever its label.
+
+    `labels`: label per row of the train side, `None` where unknown; `names`: the task's labels.
+    `test_rows`: number of rows on the test side; `None` when the source has no test set, which is then drawn from the
+    train side before everything else.
+
+    Raises:
+        TaskError: a label has too few texts, or nothing is left for the pool or the test set.
+    """
+    rng = np.random.default_rng(derive_seed("draw", seed))
+    order = [int(row) for row in rng.permutation(len(labels))]
+    if test_rows is None:
+        labelled = [row for row in order if labels[row] is not None]
+        size = len(labelled) // 2 if test_size is None else test_size
+        test = labelled[:size]
+        taken = set(test)
+        order = [row for row in order if row not in taken]
+    else:
+        test = [int(row) for row in rng.permutation(test_rows)[:test_size]]
+    train = take_per_label(order, labels, names, divide_evenly(train_examples, len(names)))
+    taken = set(train)
+    pool = [row for row in order if row not in taken][:pool_size]
+    return checked(Draw(train, pool, sorted(test)), test_size)
+
+
+def draw_first(
+    labels: Sequence[str | None],
+    names: Sequence[str],
+    train_examples: int,
+    pool_per_label: int,
+    test_size: int | None,
+    test_rows: int,
+) -> Draw:
+    """Recipe `paper`: the first texts of each label in file order; the pool holds the labelled texts too (P1 App C).
+
+    Raises:
+        TaskError: as `draw_by_seed`.
+    """
+    order = range(len(labels))
+    train = take_per_label(order, labels, names, divide_evenly(train_examples, len(names)))
+    by_label: dict[str | None, list[int]] = defaultdict(list)
+    for row in order:
+        by_label[labels[row]].append(row)
+    pool = sorted(row for name in names for row in by_label[name][:pool_per_label])
+    return checked(Draw(train, pool, list(range(test_rows))[:test_size]), test_size)
+
+
+def take_per_label(
+    order: Iterable[int], labels: Sequence[str | None], names: Sequence[str], sizes: Sequence[int]
+) -> list[int]:
+    """The first `sizes[i]` rows of label `names[i]` in `order`, for every label; sorted by place in `order`.
+
+    Raises:
+        TaskError: names every label that has too few.
+    """
+    wanted = dict(zip(names, sizes, strict=True))
+    left = dict(wanted)
+    taken = []
+    for row in order:
+        name = labels[row]
+        if name is not None and left[name] > 0:
+            left[name] -= 1
+            taken.append(row)
+    short = [f"{name!r} has {wanted[name] - left[name]}, needs {wanted[name]}" for name in names if left[name]]
+    if short:
+        raise TaskError(
+            f"{sum(sizes)} training examples need more labelled texts than there are: {', '.join(short)}; "
+            "lower --train-examples or label more texts"
+        )
+    return taken
+
+
+def checked(draw: Draw, test_size: int | None) -> Draw:
+    """The draw, if pool and test set have at least one text each and the test set the size asked for."""
+    if not draw.pool:
+        raise TaskError("no texts are left for the unlabelled pool; lower data.test or --train-examples, or add texts")
+    if not draw.test or (test_size is not None and len(draw.test) < test_size):
+        wanted = test_size or 1
+        raise TaskError(
+            f"the test set has {len(draw.test)} labelled texts, data.test asks for {wanted}; lower data.test"
+        )
+    return draw
+
+
+# ---- texts that stand in two splits --------------------------------------------------------------------------------
+
+
+def shingles(text: str) -> frozenset[int]:
+    """Hashes of all 5-word sequences of a text, its case and punctuation ignored; of all its words if it is shorter."""
+    words = re.findall(r"\w+", text.casefold())
+    starts = range(max(1, len(words) - SHINGLE_WORDS + 1))
+    return frozenset(zlib.crc32(" ".join(words[start : start + SHINGLE_WORDS]).encode()) for start in starts)
+
+
+def find_near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (row of `left`, row of `right`) of texts that say nearly the same (Jaccard of 5-word sequences >= 0.8)."""
+    left_sets = [shingles(text) for text in left]
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row, found in enumerate(left_sets):
+        for value in sorted(found)[:SKETCH_SIZE]:
+            rows_of[value].append(row)
+    pairs = []
+    for other, text in enumerate(right):
+        found = shingles(text)
+        candidates = {row for value in sorted(found)[:SKETCH_SIZE] for row in rows_of.get(value, ())}
+        pairs += [(row, other) for row in sorted(candidates) if jaccard(left_sets[row], found) >= DUPLICATE_JACCARD]
+    return pairs
+
+
+def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    """|intersection| / |union|."""
+    return len(one & other) / len(one | other)

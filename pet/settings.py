@@ -1,0 +1,353 @@
+"""Every setting of a run, each with one default, its unit and its source; and the files that hold settings.
+
+Defaults are the numbers of the paper (Schick & Schuetze 2021, arXiv 2001.07676, "P1"). Recipe `fixed` (the default)
+uses them with this project's corrections; recipe `paper` changes back, one by one, what the published code did
+(RECIPES, below). A value is looked for in this order, the last one found wins:
+
+    default of the field  <-  recipe  <-  pipeline file  <-  command-line flag  <-  --set
+
+Nothing here reads a task card or knows what a stage does with a setting.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pet.errors import PetError, SettingsError, raise_problems
+
+M = TypeVar("M", bound=BaseModel)
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Concern(BaseModel):
+    """One group of settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskSettings(Concern):
+    """Which task card, and where its texts are."""
+
+    name: str = Field("bbc", description="a shipped task card (`bbc`, `agnews`, ...) or the path of a task.yaml")
+    data: str | None = Field(None, description="folder with the card's files; default: the card's own source")
+
+
+class ModelSettings(Concern):
+    """Which masked language model, and how much text it sees."""
+
+    name: str = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; default: main")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        256, description="tokens a row may have, pattern and special tokens included (P1 Tab 5: 256)"
+    )
+
+
+class DataSettings(Concern):
+    """Sizes of the three splits and how they are drawn."""
+
+    train_examples: Annotated[int, Field(ge=0)] = Field(
+        10, description="labelled texts, divided evenly over the labels (P1 section 4: 10, 50, 100, 1000); 0: none"
+    )
+    pool_per_label: Count = Field(
+        10_000, description="unlabelled pool: this many texts times the number of labels (P1 App C: 10,000)"
+    )
+    test: Count | None = Field(None, description="test texts, at most; default: all (P1 Tab 6)")
+    draw: Literal["seed", "first"] = Field(
+        "seed",
+        description="`seed`: labelled texts and pool are drawn by the run's seed and do not overlap; "
+        "`first`: the first texts of each label in file order, labelled texts also in the pool (P1 App C)",
+    )
+
+
+class Optimisation(Concern):
+    """What every training loop shares: AdamW, linear decay, clipping (P1 Tab 5)."""
+
+    steps: Count = Field(1000, description="optimizer steps, counted after accumulation")
+    accumulation: Count = Field(1, description="micro-batches per optimizer step")
+    learning_rate: Positive = Field(1e-5, description="peak learning rate of AdamW (P1 Tab 5)")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up before the decay to 0")
+    weight_decay: NonNegative = Field(0.01, description="not applied to biases and norm weights (P1 Tab 5)")
+    adam_epsilon: Positive = Field(1e-8, description="epsilon of AdamW (P1 Tab 5)")
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm (P1 Tab 5)")
+    frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="embeddings and this many lower layers are not trained; default: all are (P1). Cheaper on a CPU, "
+        "and with ten labels no worse (measured, results/LOG.md)",
+    )
+
+
+class FinetuneSettings(Optimisation):
+    """Members: one masked language model per pattern and repetition."""
+
+    patterns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="numbers of the card's patterns to use; default: all"
+    )
+    repetitions: Count = Field(3, description="members per pattern, differing in their random state (P1 section 4)")
+    labelled_batch: Count = Field(4, description="labelled rows per micro-batch (P1 Tab 5: 1, accumulated 4 times)")
+    unlabelled_batch: Annotated[int, Field(ge=0)] = Field(
+        12, description="pool rows per micro-batch for the auxiliary MLM loss (P1 Tab 5: 3, accumulated 4 times)"
+    )
+    alpha: Annotated[float, Field(ge=0, lt=1)] = Field(
+        1e-4, description="loss = (1 - alpha) label loss + alpha MLM loss (P1 section 3.2); 0: no MLM loss"
+    )
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of MLM targets (P1 Tab 5)")
+    mask_targets: Literal["content", "any"] = Field(
+        "content",
+        description="`content`: never padding, special tokens or the pattern's mask (P1 section 3.2); "
+        "`any`: any token but the special ones around the text, rows padded to max_length (published code)",
+    )
+    truncation: Literal["longest-first", "last-part"] = Field(
+        "longest-first",
+        description="`longest-first`: texts, before the pattern is applied (P1 section 4); "
+        "`last-part`: from the last text of the longer segment (published code)",
+    )
+
+
+class LabelSettings(Concern):
+    """Pooling of the members' scores into soft labels."""
+
+    weighting: Literal["accuracy", "uniform"] = Field(
+        "accuracy",
+        description="weight of a member: accuracy of its untuned pattern on the labelled texts (P1 section 3.3), "
+        "or the same for all",
+    )
+
+
+class DistillSettings(Optimisation):
+    """The student: a plain classifier trained on the soft labels."""
+
+    steps: Count = Field(5000, description="optimizer steps (P1 Tab 5)")
+    model: str | None = Field(None, description="the student's model, may be a smaller one; default: model.name")
+    batch: Count = Field(16, description="pool texts per micro-batch (P1 Tab 5: 4, accumulated 4 times)")
+    temperature: Positive = Field(
+        2.0, description="softens student and teacher; the loss is multiplied by its square (P1 Tab 5)"
+    )
+
+
+class BaselineSettings(Optimisation):
+    """Supervised baselines on the same labelled texts: a fine-tuned classifier and a linear probe."""
+
+    steps: Count = Field(250, description="optimizer steps of the fine-tuned classifier (P1 Tab 5)")
+    model: str | None = Field(None, description="model of the fine-tuned classifier; default: model.name")
+    batch: Count = Field(16, description="labelled texts per micro-batch (P1 Tab 5: 4, accumulated 4 times)")
+    probe_c: Positive = Field(1.0, description="inverse L2 strength of the linear probe (scikit-learn's default)")
+
+
+class RuntimeSettings(Concern):
+    """Where and how fast: changes no result beyond rounding, so it is part of no identity."""
+
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products; `auto`: bf16 on a GPU that has it, else fp32; weights stay fp32"
+    )
+    batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
+        None, description="padded tokens per batch when scoring; default: 65,536 on a GPU, 2,048 on a CPU (measured)"
+    )
+
+
+class Settings(Concern):
+    """Everything that describes one run."""
+
+    recipe: Literal["fixed", "paper"] = Field("fixed", description="which defaults (module text)")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the draw and of every training")
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    label: LabelSettings = LabelSettings()
+    distill: DistillSettings = DistillSettings()
+    baseline: BaselineSettings = BaselineSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "fixed": {},
+    "paper": {
+        "data": {"draw": "first"},
+        "finetune": {
+            "labelled_batch": 1,
+            "unlabelled_batch": 3,
+            "accumulation": 4,
+            "mask_targets": "any",
+            "truncation": "last-part",
+        },
+        "distill": {"batch": 4, "accumulation": 4},
+        "baseline": {"batch": 4, "accumulation": 4},
+    },
+}
+"""What each recipe changes: sizes from P1 Tab 5, the rest is how the published code ran (see the fields)."""
+
+
+# ---- files that hold settings: task cards and pipelines ------------------------------------------------------------
+
+
+def shipped_folder(kind: Literal["data", "pipelines"]) -> Path:
+    """Where the shipped task cards (`data`) or pipelines lie: in the checkout, or inside the installed package."""
+    package = Path(__file__).parent
+    installed = package / "shipped" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def shipped_names(kind: Literal["data", "pipelines"]) -> list[str]:
+    """Names of all shipped task cards or pipelines, sorted."""
+    folder = shipped_folder(kind)
+    found = folder.glob("*/task.yaml") if kind == "data" else folder.glob("*.yaml")
+    return sorted(path.parent.name if kind == "data" else path.stem for path in found)
+
+
+def find_file(kind: Literal["data", "pipelines"], name: str, error: type[PetError] = SettingsError) -> Path:
+    """The file of a task card or pipeline given by shipped name or by path.
+
+    Raises:
+        error: there is neither; the sentence lists the shipped names.
+    """
+    given = Path(name).expanduser()
+    if kind == "data" and given.is_dir() and (given / "task.yaml").is_file():
+        return given / "task.yaml"
+    if given.suffix in (".yaml", ".yml") and given.is_file():
+        return given
+    names = shipped_names(kind)
+    if name in names:
+        return shipped_folder(kind) / (f"{name}/task.yaml" if kind == "data" else f"{name}.yaml")
+    word = "task" if kind == "data" else "pipeline"
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)} or the path of a YAML file"
+    raise error(f"unknown {word} {name!r}; {hint}")
+
+
+def read_yaml(path: Path, error: type[PetError]) -> dict[str, Any]:
+    """A YAML file as a dictionary; raises `error` when it cannot be read, parsed, or is no mapping."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path} cannot be read as UTF-8 text: {problem}") from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(problem, "problem", None) or "not YAML"
+        raise error(f"{path}{line} is not valid YAML ({reason}); correct it there") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise error(f"{path} holds a {type(found).__name__}; expected a mapping of names to values")
+    return found
+
+
+def read_extended(
+    path: Path,
+    kind: Literal["data", "pipelines"],
+    combine: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+    error: type[PetError],
+    extending: tuple[Path, ...] = (),
+) -> dict[str, Any]:
+    """A YAML file laid over the one it `extends`, by `combine`. `extending`: the files that led here.
+
+    Raises:
+        error: as `read_yaml`, or a file that extends itself.
+    """
+    if path in extending:
+        raise error(f"{path} extends itself; name another file in `extends:`")
+    values = read_yaml(path, error)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    below = read_extended(find_file(kind, str(base), error), kind, combine, error, (*extending, path))
+    return combine(below, values)
+
+
+def parse_model(model: type[M], values: Mapping[str, Any], what: str, error: type[PetError]) -> M:
+    """Validate `values` as `model`; every problem in one sentence, raised as `error`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as invalid:
+        problems = [describe_problem(model, problem) for problem in invalid.errors()]
+    raise_problems(error, what, problems)
+    raise AssertionError("a validation error without a problem")
+
+
+def describe_problem(model: type[BaseModel], problem: Any) -> str:
+    """One pydantic error as words: the dotted key, what is wrong, the nearest known key."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        given = problem.get("input")
+        shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (given: {given!r})"
+        return f"{key or 'the file'}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
+    known = known_keys(model)
+    prefix, _, name = key.rpartition(".")
+    siblings = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == prefix}
+    # Names are compared without their prefix: with it, anything in a section looks like its neighbours.
+    near = [siblings[one] for one in difflib.get_close_matches(name, siblings, n=1)]
+    near = near or [one for one in known if one.endswith(f".{name}")]
+    listed = ", ".join(siblings.values())
+    hint = f"did you mean {near[0]!r}?" if near else f"expected one of {listed}" if listed else "correct or remove it"
+    return f"unknown setting {key!r}; {hint}"
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted names of the fields of `model`, nested ones included."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        for one in (field.annotation, *get_args(field.annotation)):  # the arguments: `FilesSource | None`
+            if isinstance(one, type) and issubclass(one, BaseModel):
+                keys += known_keys(one, f"{prefix}{name}.")
+    return keys
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries laid over each other; later layers win."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            old = result.get(key)
+            result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def lay_sections(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge` for pipelines: a section that is named and left empty is `None` in YAML and says nothing."""
+    return merge(*({key: value for key, value in layer.items() if value is not None} for layer in layers))
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`finetune.steps=100` -> {"finetune": {"steps": 100}}; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SettingsError(f"--set got {text!r}; expected NAME=VALUE, for example --set finetune.steps=100")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SettingsError(f"--set {key}: {value!r} is not a YAML value; quote it") from None
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any]) -> Settings:
+    """Defaults, recipe, pipeline file and overrides as one `Settings`.
+
+    `pipeline`: a shipped name or a path; `None` uses defaults only.
+
+    Raises:
+        SettingsError: unknown pipeline, unreadable file, unknown key or a value out of range; names every problem.
+    """
+    source = find_file("pipelines", pipeline) if pipeline else None
+    file = read_extended(source, "pipelines", lay_sections, SettingsError) if source else {}
+    given = lay_sections(file, *overrides)
+    recipe = given.get("recipe", "fixed")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise SettingsError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
+    what = f"pipeline {source}" if source and not any(overrides) else "settings"
+    return parse_model(Settings, merge(RECIPES[recipe], given), what, SettingsError)
+
+
+def settings_yaml(settings: BaseModel) -> str:
+    """The resolved settings as a YAML file that can be handed back as a pipeline."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,77 @@
+"""baseline: what the labelled texts alone are worth. Run by `evaluate`; kept apart so that a table can reuse it.
+
+Two supervised classifiers on the same draw: one fine-tuned as a whole, and a linear probe (scikit-learn's logistic
+regression) on frozen features of the student's encoder. Writes scores.safetensors (supervised, probe: test scores
+[N, L]) and training.json.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet.artifacts import Artifact, Key
+from pet.losses import label_loss
+from pet.sampling import derive_seed
+from pet.stages import prepare
+from pet.stages.classifier import Classifier
+from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
+from pet.training import TrainingReport
+
+STAGE = "baseline"
+VERSION = 1
+
+
+def key(work: Work, prepared: Artifact) -> Key:
+    """Depends on the draw, the model and how the baselines are trained."""
+    settings = {
+        "model": work.model_identity(work.settings.baseline.model),
+        "probe_model": work.model_identity(work.settings.distill.model),
+        "baseline": training_settings(work.settings.baseline, work.settings, "model"),
+        "seed": work.settings.seed,
+    }
+    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
+
+
+def run(work: Work, prepared: Artifact) -> Artifact:
+    """Train both baselines, or reuse them. There must be labelled texts."""
+    found = work.reuse(key(work, prepared), "baseline")
+    if found:
+        return found
+    begin(work, "evaluate: training the supervised baselines")
+    splits = prepare.load(prepared)
+    gold = label_numbers(splits.train, work.card.labels)
+    with work.store.publish(
+        key(work, prepared), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed
+    ) as draft:
+        probe = score_probe(work, splits, gold)
+        supervised, report = score_supervised(work, splits, gold)
+        write_scores(draft, {"supervised": supervised, "probe": probe})
+        draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
+        finish(work, draft)
+    return work.published(key(work, prepared))
+
+
+def score_supervised(
+    work: Work, splits: prepare.Splits, gold: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], TrainingReport]:
+    """Test scores [N, L] of a classifier fine-tuned on the labelled texts."""
+    settings = work.settings.baseline
+    classifier = Classifier(work, settings.model, derive_seed("baseline", work.settings.seed))
+    rows = classifier.encode(splits.train)
+    report = classifier.train(rows, torch.from_numpy(gold), label_loss, settings, "supervised")
+    return classifier.score(classifier.encode(splits.test), "supervised on test"), report
+
+
+def score_probe(work: Work, splits: prepare.Splits, gold: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Test scores [N, L] of a logistic regression on the student's encoder before any training."""
+    from sklearn.linear_model import LogisticRegression
+
+    encoder = Classifier(work, work.settings.distill.model, work.settings.seed)
+    seen, unseen = (
+        encoder.features(encoder.encode(texts), f"probe on {split}")
+        for split, texts in (("train", splits.train), ("test", splits.test))
+    )
+    probe = LogisticRegression(C=work.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
+    scores = np.full((len(unseen), len(work.card.labels)), -np.inf, dtype=np.float32)
+    scores[:, probe.classes_] = probe.predict_log_proba(unseen)
+    return scores

@@ -1,0 +1,78 @@
+"""distill: train the student, a plain classifier, on the soft labels of the pool (P1 section 3.3, step 3).
+
+Only the pool is used: the labelled texts taught the members already. Writes student/ (a transformers checkpoint with
+label names and tokenizer), scores.safetensors (test: raw scores [N, L]) and training.json.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet import models
+from pet.artifacts import Artifact, Key
+from pet.losses import distillation_loss
+from pet.sampling import derive_seed
+from pet.stages import label, prepare
+from pet.stages.classifier import Classifier
+from pet.stages.work import Work, begin, finish, training_settings, write_scores
+from pet.training import TrainingReport
+
+STAGE = "distill"
+VERSION = 1
+
+
+def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
+    """Depends on the soft labels, the texts, the model and how it is trained."""
+    settings = {
+        "model": work.model_identity(work.settings.distill.model),
+        "distill": training_settings(work.settings.distill, work.settings, "model"),
+        "seed": work.settings.seed,
+    }
+    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, "label": labelled.identity})
+
+
+def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
+    """Train the student, or reuse it."""
+    found = work.reuse(key(work, prepared, labelled), "distill")
+    if found:
+        return found
+    begin(work, "distill: training the student on the soft labels")
+    splits = prepare.load(prepared)
+    teacher = label.load_scores(labelled, work.card.labels)
+    with work.store.publish(
+        key(work, prepared, labelled), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed
+    ) as draft:
+        student, report = train_student(work, splits, teacher)
+        scores = student.score(student.encode(splits.test), "student on test")
+        with models.quiet_transformers():
+            student.model.save_pretrained(draft.path / "student")
+            student.speller.tokenizer.save_pretrained(draft.path / "student")
+        write_scores(draft, {"test": scores})
+        draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
+        finish(work, draft)
+    return work.published(key(work, prepared, labelled))
+
+
+def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
+    """The student from the store.
+
+    Raises:
+        MissingArtifact: it has not been trained; says which command does.
+    """
+    return work.store.need(key(work, prepared, labelled), "the student", work.command(STAGE))
+
+
+def train_student(
+    work: Work, splits: prepare.Splits, teacher: NDArray[np.floating[Any]]
+) -> tuple[Classifier, TrainingReport]:
+    """The student, trained on pool texts and the teacher's raw scores [N, L]."""
+    settings = work.settings.distill
+    student = Classifier(work, settings.model, derive_seed("distill", work.settings.seed))
+
+    def loss(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return distillation_loss(scores, wanted, settings.temperature)
+
+    targets = torch.from_numpy(teacher).float()
+    return student, student.train(student.encode(splits.pool), targets, loss, settings, "student")

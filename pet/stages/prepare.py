@@ -1,0 +1,161 @@
+"""prepare: read the task's texts and draw labelled texts, unlabelled pool and test set by the run's seed.
+
+Writes train.parquet, pool.parquet, test.parquet (id, fields; label where it may be known), pool_gold.parquet (the
+labels of the pool, where the source has them: opened by `evaluate` alone) and report.json (sizes, near-duplicates).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pet.artifacts import Artifact, Draft, Key, digest_json
+from pet.errors import TaskError
+from pet.examples import Texts, concatenate
+from pet.sampling import Draw, draw_by_seed, draw_first, find_near_duplicates
+from pet.stages.work import Work, begin, finish
+from pet.tasks import read_texts, write_texts
+
+STAGE = "prepare"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The texts of one draw. `pool` has no labels."""
+
+    train: Texts
+    pool: Texts
+    test: Texts
+
+
+def key(work: Work) -> Key:
+    """Depends on the texts themselves, the labels, the sizes and the seed; not on where the texts were read from."""
+    settings = work.settings
+    return Key(
+        STAGE,
+        VERSION,
+        {
+            "texts": {split: digest_texts(texts) for split, texts in work.source.items()},
+            "labels": list(work.card.labels),
+            "data": settings.data.model_dump(mode="json"),
+            "seed": settings.seed if settings.data.draw == "seed" else None,
+        },
+        {},
+    )
+
+
+def run(work: Work) -> Artifact:
+    """Draw the splits, or reuse them.
+
+    Raises:
+        TaskError: the source is unusable or has too few texts for the sizes asked for.
+    """
+    found = work.reuse(key(work), "prepare")
+    if found:
+        return found
+    begin(work, f"prepare: drawing the texts of {work.card.name!r}")
+    splits, gold = draw_splits(work)
+    with work.store.publish(key(work), work.draw_label, seed=work.settings.seed) as draft:
+        write_splits(draft, splits, gold)
+        report = describe_splits(splits)
+        draft.write_json("report.json", report)
+        finish(work, draft)
+    work.runtime.reporter.say(f"prepare: {summarise(report)}")
+    return work.published(key(work))
+
+
+def need(work: Work) -> Artifact:
+    """The splits from the store.
+
+    Raises:
+        MissingArtifact: they have not been drawn; says which command does.
+    """
+    return work.store.need(key(work), "the splits", work.command(STAGE))
+
+
+def load(artifact: Artifact) -> Splits:
+    """The splits of a prepare artifact."""
+    return Splits(*(read_texts(artifact.path / f"{split}.parquet") for split in ("train", "pool", "test")))
+
+
+def sizes(artifact: Artifact) -> dict[str, int]:
+    """Number of texts per split."""
+    return dict(artifact.read_json("report.json")["sizes"])
+
+
+def load_pool_gold(artifact: Artifact) -> list[str | None]:
+    """The pool's hidden labels, `None` where unknown. For evaluation only."""
+    return read_texts(artifact.path / "pool_gold.parquet").labels
+
+
+def draw_splits(work: Work) -> tuple[Splits, list[str | None]]:
+    """Splits and the pool's hidden labels."""
+    data, labels = work.settings.data, work.card.labels
+    source = work.source
+    side = concatenate([source[split] for split in ("train", "unlabelled") if split in source])
+    test_side = labelled_only(source["test"]) if "test" in source else None
+    if data.draw == "first":
+        if test_side is None:
+            raise TaskError(f"task {work.card.name!r} has no test split, as data.draw=first needs; use data.draw=seed")
+        draw = draw_first(side.labels, labels, data.train_examples, data.pool_per_label, data.test, len(test_side))
+    else:
+        draw = draw_by_seed(
+            side.labels,
+            labels,
+            data.train_examples,
+            data.pool_per_label * len(labels),
+            data.test,
+            work.settings.seed,
+            None if test_side is None else len(test_side),
+        )
+    return take_splits(side, test_side, draw)
+
+
+def take_splits(side: Texts, test_side: Texts | None, draw: Draw) -> tuple[Splits, list[str | None]]:
+    """The drawn texts; the pool loses its labels here and nowhere else."""
+    pool = side.take(draw.pool)
+    splits = Splits(
+        side.take(draw.train), pool.unlabelled(), (side if test_side is None else test_side).take(draw.test)
+    )
+    return splits, pool.labels
+
+
+def labelled_only(texts: Texts) -> Texts:
+    """Test texts without a label cannot be scored."""
+    return texts.take([row for row, label in enumerate(texts.labels) if label is not None])
+
+
+def write_splits(draft: Draft, splits: Splits, gold: list[str | None]) -> None:
+    """One Parquet file per split."""
+    write_texts(draft.path / "train.parquet", splits.train)
+    write_texts(draft.path / "pool.parquet", splits.pool, labelled=False)
+    write_texts(draft.path / "test.parquet", splits.test)
+    write_texts(draft.path / "pool_gold.parquet", Texts(splits.pool.ids, {}, gold))
+
+
+def describe_splits(splits: Splits) -> dict[str, Any]:
+    """Sizes, and how many test texts say nearly the same as a labelled or a pool text."""
+    joined = {
+        name: [texts.joined(row) for row in range(len(texts))]
+        for name, texts in (("train", splits.train), ("pool", splits.pool), ("test", splits.test))
+    }
+    return {
+        "sizes": {name: len(texts) for name, texts in joined.items()},
+        "near_duplicates": {
+            f"{right}_of_{left}": len({row for _, row in find_near_duplicates(joined[left], joined[right])})
+            for left, right in (("train", "test"), ("pool", "test"), ("train", "pool"))
+        },
+    }
+
+
+def summarise(report: dict[str, Any]) -> str:
+    """The report in one line."""
+    sizes, near = report["sizes"], report["near_duplicates"]
+    line = f"{sizes['train']} labelled, {sizes['pool']} pool, {sizes['test']} test texts"
+    if near["test_of_train"] or near["test_of_pool"]:
+        line += f"; {near['test_of_train']} test texts nearly repeat a labelled one, {near['test_of_pool']} a pool text"
+    return line
+
+
+def digest_texts(texts: Texts) -> str:
+    """Digest of ids, fields and labels."""
+    return digest_json([texts.ids, texts.fields, texts.labels])

@@ -1,0 +1,156 @@
+"""What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from pet import models
+from pet.artifacts import Artifact, Draft, Key, Store
+from pet.encoding import Speller
+from pet.errors import SettingsError, StoreError
+from pet.examples import Texts
+from pet.patterns import PVP
+from pet.runtime import Runtime, peak_memory, reset_peak_memory
+from pet.settings import ModelSettings, Settings
+from pet.tasks import TaskCard, load_card, load_texts
+
+SCORES = "scores.safetensors"
+
+
+class Work:
+    """One walk through the stages. `invocation`: what was typed after `pet run`, without --stage, for messages."""
+
+    def __init__(self, settings: Settings, store: Store, runtime: Runtime, invocation: str = "") -> None:
+        self.settings = settings
+        self.store = store
+        self.runtime = runtime
+        self.invocation = invocation
+
+    def command(self, stage: str) -> str:
+        """The command that runs one stage of this walk."""
+        return f"pet run --stage {stage} {self.invocation}".strip()
+
+    @cached_property
+    def _card(self) -> tuple[TaskCard, Path]:
+        return load_card(self.settings.task.name)
+
+    @property
+    def card(self) -> TaskCard:
+        """The task card."""
+        return self._card[0]
+
+    @cached_property
+    def source(self) -> dict[str, Texts]:
+        """All texts of the task by split, as the source has them."""
+        return load_texts(*self._card, data=self.settings.task.data)
+
+    @cached_property
+    def pvps(self) -> list[PVP]:
+        """The patterns of this walk.
+
+        Raises:
+            SettingsError: `finetune.patterns` names one that the card does not have.
+        """
+        pvps = self.card.pvps()
+        chosen = self.settings.finetune.patterns
+        if chosen is None:
+            return pvps
+        unknown = [number for number in chosen if number >= len(pvps)]
+        if unknown or not chosen:
+            raise SettingsError(
+                f"finetune.patterns {list(chosen)}: task {self.card.name!r} has patterns 0 to {len(pvps) - 1}; "
+                "name at least one of them"
+            )
+        return [pvps[number] for number in chosen]
+
+    @cached_property
+    def speller(self) -> Speller:
+        """The tokenizer of the members."""
+        return self.speller_of(None)
+
+    def speller_of(self, model: str | None) -> Speller:
+        """The tokenizer of another model (`None`: model.name)."""
+        settings = self.model_settings(model)
+        return Speller(models.load_tokenizer(settings), settings.name)
+
+    def model_settings(self, model: str | None) -> ModelSettings:
+        """The settings of another model (`None`: model.name), read to the same length."""
+        base = self.settings.model
+        return base if model in (None, base.name) else base.model_copy(update={"name": model, "revision": None})
+
+    def model_identity(self, model: str | None = None) -> dict[str, Any]:
+        """What training starts from, for identities."""
+        settings = self.model_settings(model)
+        return {"weights": models.fingerprint(settings), "max_length": settings.max_length}
+
+    @property
+    def model_label(self) -> str:
+        """The model's name as part of a folder name."""
+        return Path(self.settings.model.name).name.lower()
+
+    @property
+    def draw_label(self) -> str:
+        """Task, number of labelled texts and seed, as part of a folder name."""
+        return f"{self.card.name}-n{self.settings.data.train_examples}-s{self.settings.seed}"
+
+    def reuse(self, key: Key, what: str) -> Artifact | None:
+        """A published artifact, said to be reused; `None` when it has to be made."""
+        found = self.store.find(key)
+        if found is not None:
+            self.runtime.reporter.say(f"{what}: reused {found.path}")
+        return found
+
+    def published(self, key: Key) -> Artifact:
+        """What has just been published."""
+        found = self.store.find(key)
+        assert found is not None, key
+        return found
+
+
+def training_settings(settings: BaseModel, runtime: Settings, *left_out: str) -> dict[str, Any]:
+    """Settings of a training stage as they enter its identity: all but `left_out`, and the precision asked for."""
+    return {**settings.model_dump(mode="json", exclude=set(left_out)), "precision": runtime.runtime.precision}
+
+
+def begin(work: Work, what: str) -> None:
+    """Say that something is being made, and start measuring its memory."""
+    work.runtime.reporter.say(what)
+    reset_peak_memory()
+
+
+def finish(work: Work, draft: Draft) -> None:
+    """Note device, precision and peak memory in the manifest."""
+    draft.note(**work.runtime.facts(), **peak_memory())
+
+
+def label_numbers(texts: Texts, labels: Sequence[str]) -> NDArray[np.int64]:
+    """The labels of texts as numbers [N], in the card's order; every text must have one."""
+    number = {label: index for index, label in enumerate(labels)}
+    return np.asarray([number[label] for label in texts.labels if label is not None], dtype=np.int64)
+
+
+def write_scores(draft: Draft, scores: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write score arrays [N, L] by split name."""
+    save_file(
+        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in scores.items()}, draft.path / SCORES
+    )
+
+
+def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
+    """Read what `write_scores` wrote.
+
+    Raises:
+        StoreError: the file is missing or damaged; says what to do.
+    """
+    path = artifact.path / SCORES
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as problem:
+        raise StoreError(f"{path} cannot be read ({problem}); remove {artifact.path} and run its stage again") from None
