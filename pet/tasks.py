@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +258,8 @@ def build_texts(card: TaskCard, source: Source, split: str, rows: Iterable[Row])
         except ValueError as problem:
             problems.append(f"{row.where}: {problem}")
     raise_problems(TaskError, f"task {card.name!r}, {split} texts", problems)
+    problems = [f"id {name!r} stands in {count} rows" for name, count in Counter(texts.ids).items() if count > 1]
+    raise_problems(TaskError, f"task {card.name!r}, {split} texts need different ids", problems)
     if not len(texts):
         raise TaskError(f"task {card.name!r} has no {split} texts; check the files or the `where:` of its card")
     return texts

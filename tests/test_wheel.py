@@ -1,0 +1,37 @@
+"""The wheel carries everything a run needs, and one function finds it there."""
+
+import subprocess
+import sys
+import zipfile
+
+from hatchling.builders.wheel import WheelBuilder
+
+from pet.settings import shipped_folder, shipped_names
+
+ROOT = shipped_folder("data").parent
+
+
+def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(tmp_path):
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    program = (
+        "from pet.settings import shipped_folder, shipped_names, resolve_settings\n"
+        "from pet.tasks import load_card\n"
+        "from pet.models import MINI_ADAPTER\n"
+        "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
+        "assert MINI_ADAPTER.is_file()\n"
+        "[load_card(name) for name in shipped_names('data')]\n"
+        "[resolve_settings(name) for name in shipped_names('pipelines')]\n"
+        "print(*shipped_names('data'), *shipped_names('pipelines'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == shipped_names("data") + shipped_names("pipelines")
