@@ -18,7 +18,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -130,9 +130,8 @@ class Store:
         """
         artifact = self.find(key)
         if artifact is None:
-            raise MissingArtifact(
-                f"{what} ({key.stage}/...-{key.identity}) is not in {self.root}; make it with: {command}"
-            )
+            place = f"{key.stage}/...-{key.identity}"
+            raise MissingArtifact(f"no {what} in {self.root} ({place}); run first: {command}")
         return artifact
 
     @contextmanager
@@ -174,7 +173,8 @@ class Store:
         """
         probe = self._make_draft_folder(Key("probe", 0, {}, {}))
         probe.rmdir()
-        probe.parent.rmdir()
+        with suppress(OSError):  # another run may be probing, or one was killed while it did
+            probe.parent.rmdir()
 
 
 def rename(draft: Path, final: Path) -> None:

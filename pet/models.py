@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from pet.artifacts import digest_file, digest_json
 from pet.errors import ModelError, SettingsError
 from pet.settings import ModelSettings
+from pet.tasks import hub_reachable
 
 MINI, MINI_ENCODER = "mini", "mini-encoder"
 EMBEDDED = (MINI, MINI_ENCODER)
@@ -34,7 +35,7 @@ MINI_ADAPTER = Path(__file__).parent / "mini" / "adapter.safetensors"
 MINI_SCALE = 2.0
 """LoRA scale of the adapter (`mini/README.md`)."""
 
-WEIGHT_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """What a local model folder is identified by."""
 
 
@@ -45,13 +46,16 @@ def load_tokenizer(model: ModelSettings) -> Any:
     """The model's tokenizer.
 
     Raises:
-        ModelError: not found or not reachable.
+        ModelError: not found, not reachable, or without a vocabulary.
     """
     from transformers import AutoTokenizer
 
-    where, revision = locate(model)
+    where, from_hub = locate(model)
     with readable_errors(model), quiet_transformers():
-        return AutoTokenizer.from_pretrained(where, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(where, **from_hub)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where files are missing
+        raise ModelError(f"model {model.name!r} has no tokenizer files; put those of its base model beside its weights")
+    return tokenizer
 
 
 def load_masked_lm(model: ModelSettings) -> Any:
@@ -66,10 +70,10 @@ def load_masked_lm(model: ModelSettings) -> Any:
     if model.name == MINI:
         lm = load_mini()
     else:
-        where, revision = locate(model)
+        where, from_hub = locate(model)
         with readable_errors(model), quiet_transformers():
             lm, info = AutoModelForMaskedLM.from_pretrained(
-                where, revision=revision, dtype=torch.float32, output_loading_info=True
+                where, dtype=torch.float32, output_loading_info=True, **from_hub
             )
         missing = sorted(info["missing_keys"])
         if missing:
@@ -90,14 +94,14 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    where, revision = locate(model)
+    where, from_hub = locate(model)
     with readable_errors(model), quiet_transformers():
         names = dict(enumerate(labels))
         config = AutoConfig.from_pretrained(
-            where, revision=revision, id2label=names, label2id={name: number for number, name in names.items()}
+            where, id2label=names, label2id={name: number for number, name in names.items()}, **from_hub
         )
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            where, revision=revision, config=config, dtype=torch.float32
+            where, config=config, dtype=torch.float32, **from_hub
         )
     if model.name == MINI:
         adapted = {name: value for name, value in mini_weights().items() if name.startswith("bert.")}
@@ -123,24 +127,25 @@ def fingerprint(model: ModelSettings) -> str:
     from transformers import AutoConfig
 
     with readable_errors(model), quiet_transformers():
-        config = AutoConfig.from_pretrained(model.name, revision=model.revision)
+        where, from_hub = locate(model)
+        config = AutoConfig.from_pretrained(where, **from_hub)
     return f"{model.name}@{getattr(config, '_commit_hash', None) or model.revision}"
 
 
-def locate(model: ModelSettings) -> tuple[str, str | None]:
-    """Folder or hub id, and revision.
+def locate(model: ModelSettings) -> tuple[str, dict[str, Any]]:
+    """Folder or hub id, and what transformers is told about the hub.
 
     Raises:
         ModelError: the name is a path and there is no such folder.
     """
     if model.name in EMBEDDED:
-        return str(mini_folder()), None
+        return str(mini_folder()), {}
     folder = Path(model.name).expanduser()
     if folder.is_dir():
-        return str(folder), None
+        return str(folder), {}
     if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
         raise ModelError(f"model {model.name!r}: there is no such folder; give a folder, a hub id or `{MINI}`")
-    return model.name, model.revision
+    return model.name, {"revision": model.revision, "local_files_only": not hub_reachable()}
 
 
 @contextmanager
@@ -162,7 +167,7 @@ def explain(text: str) -> str:
     lower = text.lower()
     if "unrecognized configuration class" in lower:
         return " is not a masked LM; give an encoder such as RoBERTa, XLM-R, BERT, ALBERT, DeBERTa or ModernBERT"
-    if "couldn't connect" in lower or "offline" in lower or "cannot be reached" in lower or "connection" in lower:
+    if any(sign in lower for sign in ("couldn't connect", "offline", "local_files_only", "cannot find", "connection")):
         return (
             ": the hub cannot be reached and the model is not in the local cache; "
             f"check the connection and the name, give a folder, or use --model {MINI}"

@@ -10,12 +10,16 @@ import gzip
 import importlib.util
 import io
 import json
+import os
+import socket
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -455,6 +459,8 @@ def hub_splits(task: str, source: HubSource) -> dict[str, Iterable[Row]]:
     Raises:
         TaskError: the hub cannot be reached and the cache does not have it, or there is no such dataset or split.
     """
+    if not hub_reachable():
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read by datasets when it is imported
     import datasets
 
     datasets.disable_progress_bars()
@@ -473,6 +479,19 @@ def hub_splits(task: str, source: HubSource) -> dict[str, Iterable[Row]]:
             ) from None
         found[split] = hub_rows(name, table)
     return found
+
+
+@cache
+def hub_reachable() -> bool:
+    """Whether the hub's name resolves. If not, its libraries would try again for a minute; the local cache is read at
+    once instead."""
+    from huggingface_hub import constants
+
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return not constants.HF_HUB_OFFLINE
 
 
 def hub_rows(split: str, table: Any) -> Iterator[Row]:

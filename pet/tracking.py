@@ -57,6 +57,10 @@ def open_tracker(kind: str, name: str, config: Mapping[str, Any], folder: Path, 
         raise SettingsError(f"unknown tracker {kind!r}; expected one of {', '.join(KINDS)}")
     backend: Any = None
     try:
+        if kind != "none":
+            from accelerate import PartialState
+
+            PartialState()  # accelerate's trackers report through it, and a run on a named device has not made it
         if kind == "wandb":
             backend = start_wandb(name, config, folder, warn)
         elif kind == "tensorboard":
@@ -94,8 +98,19 @@ def start_tensorboard(name: str, config: Mapping[str, Any], folder: Path) -> Any
 
     backend = TensorBoardTracker(name, logging_dir=str(folder / "tensorboard"))
     backend.start()
-    backend.store_init_configuration(dict(config))
+    backend.store_init_configuration(flatten(config))
     return _Stepping(backend)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings as `section.field` -> value, the only kind TensorBoard takes; what is no number becomes text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float) else str(value)
+    return flat
 
 
 class _Stepping:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 WORDS = (
@@ -60,7 +60,7 @@ def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
     """Like RoBERTa's: a word's first token carries the space before it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    specials = ["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)]
     trainer = trainers.BpeTrainer(
         vocab_size=700,
         special_tokens=specials,
@@ -92,8 +92,6 @@ def unigram_tokenizer() -> PreTrainedTokenizerFast:
 
 def named(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """With RoBERTa's names of special tokens; its mask takes the space before it."""
-    from tokenizers import AddedToken
-
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

@@ -61,7 +61,7 @@ def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
     Raises:
         MissingArtifact: it has not been trained; says which command does.
     """
-    return work.store.need(key(work, prepared, labelled), "the student", work.command(STAGE))
+    return work.store.need(key(work, prepared, labelled), "student of these settings", work.command(STAGE))
 
 
 def train_student(

@@ -125,7 +125,7 @@ def need(work: Work, prepared: Artifact) -> Members:
     untuned, members = plans(work)
 
     def find(plan: Plan) -> Artifact:
-        return work.store.need(key(work, prepared, plan), f"member {plan.label}", work.command(STAGE))
+        return work.store.need(key(work, prepared, plan), f"member {plan.label} of these settings", work.command(STAGE))
 
     asked = {plan.pvp.number: find(plan) for plan in untuned}
     return Members(asked, members, [find(plan) for plan in members])

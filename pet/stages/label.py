@@ -60,7 +60,7 @@ def need(work: Work, prepared: Artifact, members: Members) -> Artifact:
     Raises:
         MissingArtifact: they have not been made; says which command makes them.
     """
-    return work.store.need(key(work, prepared, members), "the soft labels", work.command(STAGE))
+    return work.store.need(key(work, prepared, members), "soft labels of these settings", work.command(STAGE))
 
 
 def weigh(work: Work, members: Members) -> Array:

@@ -28,13 +28,14 @@ class Splits:
 
 
 def key(work: Work) -> Key:
-    """Depends on the texts themselves, the labels, the sizes and the seed; not on where the texts were read from."""
+    """Depends on the texts themselves, fields and labels in order, sizes and seed; not on where they were read from."""
     settings = work.settings
     return Key(
         STAGE,
         VERSION,
         {
             "texts": {split: digest_texts(texts) for split, texts in work.source.items()},
+            "fields": list(work.card.fields),
             "labels": list(work.card.labels),
             "data": settings.data.model_dump(mode="json"),
             "seed": settings.seed if settings.data.draw == "seed" else None,
@@ -69,7 +70,7 @@ def need(work: Work) -> Artifact:
     Raises:
         MissingArtifact: they have not been drawn; says which command does.
     """
-    return work.store.need(key(work), "the splits", work.command(STAGE))
+    return work.store.need(key(work), "splits of these settings", work.command(STAGE))
 
 
 def load(artifact: Artifact) -> Splits:

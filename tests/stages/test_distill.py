@@ -1,0 +1,175 @@
+"""distill: the student learns the soft labels of the pool, from the pool alone, and loads like any classifier."""
+
+import numpy as np
+import pytest
+import torch
+from rows import LABELS, digest, files_of, find_one, open_work, pet_run, read_json, save_lively
+from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pet.artifacts import Artifact
+from pet.stages import distill, finetune, label, prepare
+from pet.stages.classifier import Classifier, mean_features
+from pet.stages.prepare import Splits
+from pet.tasks import read_texts
+
+CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def classify(folder, texts):
+    """Scores [N, L] as a user of transformers would compute them."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(texts.fields["headline"], texts.fields["body"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        return model(**inputs).logits.numpy(), model.config
+
+
+def redistill(done, folder, **sections):
+    """A student of the finished run's soft labels in another store, with other settings."""
+    work, there = open_work(done.ground, folder, **sections), open_work(done.ground, done.store)
+    prepared = prepare.need(there)
+    return distill.run(work, prepared, label.need(there, prepared, finetune.need(there, prepared)))
+
+
+def test_the_artifact_holds_the_student_its_scores_and_how_it_was_trained(done):
+    folder = done.one("distill")
+    assert files_of(folder) == {
+        "manifest.json",
+        "scores.safetensors",
+        "training.json",
+        *(f"student/{name}" for name in CHECKPOINT),
+    }
+    assert {name: array.shape for name, array in load_file(folder / "scores.safetensors").items()} == {"test": (20, 3)}
+    training = read_json(folder / "training.json")
+    assert training["steps"] == [3]
+    assert set(training["losses"]) == {"loss"}
+
+
+def test_the_student_loads_in_transformers_gives_its_scores_and_knows_the_labels(done):
+    folder = done.one("distill")
+    scores, config = classify(folder / "student", read_texts(done.one("prepare") / "test.parquet"))
+    np.testing.assert_allclose(scores, load_file(folder / "scores.safetensors")["test"], rtol=1e-5, atol=1e-5)
+    assert [config.id2label[number] for number in range(3)] == LABELS
+
+
+def test_the_same_settings_give_the_same_student_in_another_store(done, tmp_path):
+    again = redistill(done, tmp_path)
+    assert again.path.name == done.one("distill").name
+    for name in files_of(again.path) - {"manifest.json"}:
+        assert digest(again.path / name) == digest(done.one("distill") / name), name
+
+
+def test_its_identity_holds_every_setting_of_its_training_and_none_of_the_members(done):
+    settings = read_json(done.one("distill") / "manifest.json")["settings"]
+    work = open_work(done.ground, done.store)
+    assert settings["distill"] == work.settings.distill.model_dump(mode="json", exclude={"model"}) | {
+        "precision": "auto"
+    }
+    assert set(settings) == {"model", "distill", "seed"}
+
+
+def test_only_the_pool_teaches_the_student(done, tmp_path):
+    """Labelled texts that say something else leave the student as it is."""
+    work = open_work(done.ground, tmp_path)
+    there = prepare.need(open_work(done.ground, done.store))
+    splits = prepare.load(there)
+    teacher = np.random.default_rng(0).normal(size=(len(splits.pool), 3))
+    other = Splits(splits.test, splits.pool, splits.test)
+    one, _ = distill.train_student(work, splits, teacher)
+    two, _ = distill.train_student(work, other, teacher)
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, two.model.state_dict()[name]), name
+
+
+def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square(done, tmp_path, monkeypatch):
+    """One step on the whole pool, against a reference in float64 from the student's own first scores."""
+    temperature = 3.0
+    settings = {"steps": 1, "batch": 30, "temperature": temperature}
+    work = open_work(done.ground, tmp_path, distill=settings)
+    splits = prepare.load(prepare.need(open_work(done.ground, done.store)))
+    teacher = np.random.default_rng(0).normal(size=(30, 3)) * 2
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: self)  # no dropout
+    seed = distill.derive_seed("distill", work.settings.seed)
+    fresh = Classifier(work, None, seed)
+    student = fresh.score(fresh.encode(splits.pool), "fresh").astype(float)
+    _, report = distill.train_student(work, splits, teacher)
+
+    def soften(scores):
+        powers = np.exp(scores / temperature)
+        return powers / powers.sum(1, keepdims=True)
+
+    expected = (soften(teacher) * np.log(soften(teacher) / soften(student))).sum(1).mean() * temperature**2
+    assert report.losses["loss"] == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_a_student_of_clear_soft_labels_learns_them(done, tmp_path):
+    work = open_work(done.ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 2e-3})
+    prepared = prepare.need(open_work(done.ground, done.store))
+    splits = prepare.load(prepared)
+    topic = {row: splits.pool.joined(row).split() for row in range(30)}
+    wanted = np.asarray([LABELS.index(best_topic(words)) for words in topic.values()])
+    student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted])
+    losses = report.losses["loss"]
+    assert report.steps == list(range(10, 90, 10))
+    assert losses[-1] < 0.3 * losses[0]
+    predicted = student.score(student.encode(splits.pool), "pool").argmax(1)
+    assert (predicted == wanted).mean() > 0.9
+
+
+def best_topic(words):
+    from rows import TOPICS
+
+    return max(LABELS, key=lambda name: sum(word in TOPICS[name] for word in words))
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    return save_lively(tmp_path_factory.mktemp("roberta"), "roberta")
+
+
+def test_the_student_may_be_another_model_than_the_members(done, tmp_path, roberta):
+    artifact = redistill(done, tmp_path, distill={"model": str(roberta)})
+    scores, config = classify(artifact.path / "student", read_texts(done.one("prepare") / "test.parquet"))
+    assert config.model_type == "roberta"
+    np.testing.assert_allclose(scores, load_file(artifact.path / "scores.safetensors")["test"], rtol=1e-5, atol=1e-5)
+
+
+def test_only_student_and_what_follows_depend_on_the_student_s_model(done, roberta):
+    result = pet_run(done.ground, done.store, "--dry-run", "--set", f"distill.model={roberta}")
+    made = [line for line in result.stdout.splitlines() if line.endswith("(to be made)")]
+    assert [line.split()[0] for line in made] == ["distill", "evaluate", "evaluate"]
+
+
+def test_frozen_layers_of_the_student_keep_their_weights(done, tmp_path, tmp_path_factory):
+    from rows import lively_model
+
+    artifact = redistill(done, tmp_path, distill={"frozen_layers": 2})
+    before = load_file(lively_model(tmp_path_factory.getbasetemp()) / "model.safetensors")
+    after = load_file(artifact.path / "student" / "model.safetensors")
+    assert all(np.array_equal(after[name], before[name]) for name in before if name.startswith("bert."))
+    assert "classifier.weight" in after
+
+
+def test_features_are_the_mean_over_a_row_s_tokens_at_unit_length():
+    states = torch.randn(2, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = mean_features(states, mask)
+    for row, size in ((0, 3), (1, 5)):
+        mean = states[row, :size].double().mean(0)
+        torch.testing.assert_close(found[row].double(), mean / mean.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_features_do_not_depend_on_which_rows_share_a_batch(done, tmp_path):
+    """Short rows are padded next to long ones; the padding counts for nothing."""
+    splits = prepare.load(prepare.need(open_work(done.ground, done.store)))
+    found = []
+    for budget in (64, 2048):
+        encoder = Classifier(open_work(done.ground, tmp_path, runtime={"batch_tokens": budget}), None, 0)
+        found.append(encoder.features(encoder.encode(splits.test), "test"))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_is_found_again_only_under_its_identity(done):
+    artifact = Artifact(done.one("distill"), read_json(done.one("distill") / "manifest.json"))
+    assert find_one(done.store, "distill", artifact.identity) == artifact.path

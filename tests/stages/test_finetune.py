@@ -1,0 +1,407 @@
+"""finetune: what each member writes, that nothing but its own settings decides what it becomes, and its losses."""
+
+import copy
+import json
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rows import (
+    LABELS,
+    MAX_LENGTH,
+    PATTERNS,
+    digest,
+    files_of,
+    find_all,
+    find_one,
+    lay_ground,
+    lively_model,
+    open_work,
+    pet_run,
+    read_json,
+    save_lively,
+)
+from safetensors.numpy import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from pet.errors import SettingsError, StoreError
+from pet.stages import finetune, prepare
+from pet.stages.finetune import Bench, Plan, draw_batches, member_losses
+from pet.stages.work import read_scores
+from pet.tasks import read_texts
+
+SCORES = "scores.safetensors"
+CHECKPOINT = {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json"}
+MEMBERS = ["p0-r0", "p0-r1", "p1-r0", "p1-r1"]
+
+
+def scores_of(folder):
+    return load_file(folder / SCORES)
+
+
+# ---- what is written -----------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_untuned_artifact_a_pattern_and_one_member_a_pattern_and_repetition(done):
+    names = {folder.name.split("-lively-")[1].rsplit("-", 1)[0] for folder in find_all(done.store, "finetune")}
+    assert names == {"p0-untuned", "p1-untuned", *MEMBERS}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_member_writes_scores_training_and_a_checkpoint(done, member):
+    folder = done.one("finetune", member)
+    assert files_of(folder) == {"manifest.json", SCORES, "training.json", *CHECKPOINT}
+    assert {name: array.shape for name, array in scores_of(folder).items()} == {
+        "train": (12, 3),
+        "pool": (30, 3),
+        "test": (20, 3),
+    }
+    training = read_json(folder / "training.json")
+    assert training["steps"] == [2]
+    assert set(training["losses"]) == {"loss", "label_loss", "mlm_loss"}
+
+
+@pytest.mark.parametrize("pattern", [0, 1])
+def test_an_untuned_pattern_writes_scores_but_no_weights_and_leaves_the_pool_alone(done, pattern):
+    folder = done.one("finetune", f"p{pattern}-untuned")
+    assert files_of(folder) == {"manifest.json", SCORES, "training.json"}
+    assert set(scores_of(folder)) == {"train", "test"}
+    assert set(read_json(folder / "training.json")) == {"train_accuracy"}
+
+
+@pytest.mark.parametrize("member", ["p0-untuned", "p1-r1"])
+def test_the_accuracy_on_the_labelled_texts_is_that_of_the_scores(done, member):
+    folder = done.one("finetune", member)
+    gold = read_texts(done.one("prepare") / "train.parquet").labels
+    predicted = [LABELS[number] for number in scores_of(folder)["train"].argmax(-1)]
+    right = sum(one == other for one, other in zip(gold, predicted, strict=True))
+    assert read_json(folder / "training.json")["train_accuracy"] == pytest.approx(right / len(gold))
+
+
+def ask(folder, pattern, texts):
+    """Scores [N, L] as a user of transformers would compute them: fill the pattern, tokenise it as a whole, read the
+    full logits at the mask."""
+    lm, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    words = tokenizer.convert_tokens_to_ids(LABELS)
+    found = []
+    for headline, body in zip(texts.fields["headline"], texts.fields["body"], strict=True):
+        segments = pattern.format(mask="[MASK]", headline=headline, body=body).split(" || ")
+        inputs = tokenizer(*segments, return_tensors="pt")
+        place = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+        with torch.inference_mode():
+            found.append(lm(**inputs).logits[0, place, words].numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("split", ["train", "pool", "test"])
+def test_a_member_s_checkpoint_loads_in_transformers_and_gives_its_scores(done, number, split):
+    folder = done.one("finetune", f"p{number}-r1")
+    texts = read_texts(done.one("prepare") / f"{split}.parquet")
+    np.testing.assert_allclose(
+        ask(folder / "model", PATTERNS[number], texts), scores_of(folder)[split], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_scores_of_an_untuned_pattern_are_those_of_the_model_itself(done, tmp_path_factory, number):
+    model = lively_model(tmp_path_factory.getbasetemp())
+    texts = read_texts(done.one("prepare") / "test.parquet")
+    untuned = scores_of(done.one("finetune", f"p{number}-untuned"))["test"]
+    np.testing.assert_allclose(ask(model, PATTERNS[number], texts), untuned, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"), [("prepare", ""), ("finetune", "p1-untuned"), ("finetune", "p0-r0"), ("distill", "")]
+)
+def test_a_manifest_says_what_was_made_from_what_and_how(done, stage, part):
+    folder = done.one(stage, part)
+    manifest = read_json(folder / "manifest.json")
+    assert folder.name == f"{manifest['label']}-{manifest['identity']}"
+    assert (manifest["stage"], manifest["seed"], manifest["device"]) == (stage, 0, "cpu")
+    assert manifest["precision"] == "fp32"
+    assert manifest["peak_memory_bytes"] > 2**20
+    assert manifest["seconds"] >= 0
+    assert {"torch", "transformers"} <= set(manifest["packages"])
+    prepared = read_json(done.one("prepare") / "manifest.json")["identity"]
+    assert manifest["inputs"].get("prepare") == (None if stage == "prepare" else prepared)
+
+
+@pytest.mark.parametrize("stage", ["prepare", "finetune", "label", "distill", "baseline", "evaluate", "run"])
+def test_a_manifest_lists_every_file_with_its_size_and_digest(done, stage):
+    for folder in find_all(done.store, stage):
+        listed = read_json(folder / "manifest.json")["files"]
+        assert {one["path"] for one in listed} == files_of(folder) - {"manifest.json"}
+        for one in listed:
+            path = folder / one["path"]
+            assert (one["size"], one["sha256"]) == (path.stat().st_size, digest(path)), path
+
+
+# ---- what decides what a member becomes ----------------------------------------------------------------------------
+
+
+def test_training_changes_the_weights_and_the_scores(done, tmp_path_factory):
+    folder = done.one("finetune", "p0-r0")
+    before = load_file(lively_model(tmp_path_factory.getbasetemp()) / "model.safetensors")
+    after = load_file(folder / "model" / "model.safetensors")
+    assert set(after) == set(before)
+    unchanged = [name for name in after if np.array_equal(before[name], after[name])]
+    assert unchanged == []
+    assert not np.allclose(scores_of(folder)["test"], scores_of(done.one("finetune", "p0-untuned"))["test"])
+
+
+def test_two_repetitions_of_a_pattern_differ(done):
+    one, other = (scores_of(done.one("finetune", f"p0-r{repetition}"))["pool"] for repetition in (0, 1))
+    assert not np.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("patterns", ["[1]", "[1, 0]"])
+def test_a_member_does_not_depend_on_which_others_are_made_or_in_which_order(done, tmp_path, patterns):
+    """In a fresh store: the same identities, and the same bytes as in the whole run."""
+    pet_run(done.ground, tmp_path, "--stage", "prepare")
+    pet_run(done.ground, tmp_path, "--stage", "finetune", "--set", f"finetune.patterns={patterns}")
+    made = find_all(tmp_path, "finetune")
+    assert len(made) == 3 * len(json.loads(patterns))
+    for folder in made:
+        for name in files_of(folder) - {"manifest.json"}:
+            assert digest(folder / name) == digest(done.store / "finetune" / folder.name / name), (folder.name, name)
+
+
+def test_another_seed_trains_another_member_even_on_the_same_draw(done, tmp_path):
+    """Drawing `first`, so that the seed only moves the training."""
+    options = ["--set", "data.draw=first", "--set", "finetune.repetitions=1", "--set", "finetune.patterns=[0]"]
+    for seed in (0, 1):
+        pet_run(done.ground, tmp_path, "--stage", "prepare", "--seed", seed, *options)
+        pet_run(done.ground, tmp_path, "--stage", "finetune", "--seed", seed, *options)
+    assert len(find_all(tmp_path, "prepare")) == 1
+    assert len(find_all(tmp_path, "finetune", "untuned")) == 1
+    zero, one = (scores_of(find_one(tmp_path, "finetune", f"-s{seed}-lively-p0-r0"))["pool"] for seed in (0, 1))
+    assert not np.allclose(zero, one, atol=1e-4)
+
+
+def test_members_are_made_again_where_the_card_asks_otherwise(done, tmp_path):
+    """Another word for a label, another identity; the texts stay."""
+    shutil.copytree(done.ground.folder, tmp_path / "ground")
+    card = yaml.safe_load((tmp_path / "ground" / "task.yaml").read_text())
+    card["verbalizers"]["default"]["tech"] = ["code"]
+    (tmp_path / "ground" / "task.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    result = pet_run(done.ground, done.store, "--dry-run", "--task", tmp_path / "ground")
+    states = {line.split()[0]: line.endswith("(to be made)") for line in result.stdout.splitlines()[:-1]}
+    assert states == {"prepare": False, "finetune": True, "label": True, "distill": True, "evaluate": True}
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_bench(done):
+    """A bench over the finished run's splits, with finetune settings of one's own."""
+
+    def open_it(**settings):
+        work = open_work(done.ground, done.store, finetune=settings)
+        return Bench(work, prepare.need(work))
+
+    return open_it
+
+
+def batches_of(bench, number, pattern=0):
+    """The first micro-batches of a pattern's members, and the pattern asked."""
+    asked = bench.ask(bench.work.pvps[pattern])
+    drawn = draw_batches(bench, asked, bench.work.settings.finetune, np.random.default_rng(0))
+    return list(islice(drawn, number)), asked
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 0.3])
+@pytest.mark.parametrize("pattern", [0, 1])
+def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, alpha, pattern):
+    """L = (1 - alpha) CE + alpha MLM (P1 section 3.2), from a separate forward pass without any shortcut."""
+    bench = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
+    (given,), asked = batches_of(bench, 1, pattern)
+    found = member_losses(bench.cloze, given, asked.verbalizers, alpha)
+
+    lm = copy.deepcopy(bench.cloze.lm).double()
+    with torch.inference_mode():
+        logits = lm(**given.batch.inputs).logits
+    assert (logits.dtype, logits.shape[0], len(given.labels)) == (torch.float64, 9, 4)
+    words = bench.work.speller.tokenizer.convert_tokens_to_ids(LABELS)
+    label = 0.0
+    for row, gold in enumerate(given.labels.tolist()):
+        scores = logits[row, given.batch.mask_positions[row], words]
+        label -= float(scores.log_softmax(-1)[gold]) / 4
+    mlm, (rows, columns) = 0.0, given.target_places.tolist()
+    assert len(rows) > 5
+    for row, column, target in zip(rows, columns, given.targets.tolist(), strict=True):
+        mlm -= float(logits[row, column].log_softmax(-1)[target]) / len(rows)
+
+    assert float(found["label_loss"].detach()) == pytest.approx(label, rel=1e-5)
+    assert float(found["mlm_loss"].detach()) == pytest.approx(mlm, rel=1e-5)
+    assert float(found["loss"].detach()) == pytest.approx((1 - alpha) * label + alpha * mlm, rel=1e-5)
+
+
+@pytest.mark.parametrize("targets", ["content", "any"])
+def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, targets):
+    bench = open_bench(mask_targets=targets, mask_probability=0.9)
+    batches, asked = batches_of(bench, 4)
+    seen = []
+    for given in batches:
+        size = len(given.labels)
+        assert given.target_places[0].min() >= size
+        for row in range(size):
+            ids = given.batch.input_ids[row][given.batch.attention_mask[row].bool()].numpy()
+            seen.append(next(n for n, one in enumerate(asked.rows["train"].ids) if np.array_equal(one, ids)))
+            assert int(given.labels[row]) == bench.labels[seen[-1]]
+    assert sorted(seen) == list(range(12)), "one pass over the twelve labelled texts"
+
+
+@pytest.mark.parametrize("pattern", [0, 1])
+def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_bench, pattern):
+    """Neither padding nor special tokens nor the pattern's mask, however many tokens are hidden (P1 section 3.2)."""
+    bench = open_bench(mask_targets="content", mask_probability=0.999, unlabelled_batch=6)
+    specials = set(bench.work.speller.tokenizer.all_special_ids)
+    batches, _ = batches_of(bench, 10, pattern)
+    for given in batches:
+        assert not set(given.targets.tolist()) & specials
+        rows, columns = given.target_places
+        assert given.batch.attention_mask[rows, columns].all()
+        assert (columns != given.batch.mask_positions[rows]).all()
+        for row in range(3, 9):
+            place = given.batch.mask_positions[row]
+            assert given.batch.input_ids[row, place] == bench.work.speller.mask_id, "the mask is still there"
+    assert sum(len(given.targets) for given in batches) > 500
+
+
+def test_content_targets_are_the_hidden_tokens_themselves(open_bench):
+    bench = open_bench(mask_probability=0.5)
+    (given,), asked = batches_of(bench, 1)
+    originals = {tuple(ids.tolist()) for ids in asked.rows["pool"].ids}
+    rows, columns = given.target_places
+    restored = given.batch.input_ids.clone()
+    restored[rows, columns] = given.targets
+    for row in range(3, 6):
+        assert tuple(restored[row][given.batch.attention_mask[row].bool()].tolist()) in originals
+    hidden = given.batch.input_ids[rows, columns]
+    assert (hidden == bench.work.speller.mask_id).float().mean() > 0.5
+
+
+def test_any_targets_are_what_the_published_code_masks(open_bench):
+    """Rows padded to max_length; padding and the pattern's mask are targets, the frame never is (fact sheet 2.4-2)."""
+    bench = open_bench(mask_targets="any", mask_probability=0.5, unlabelled_batch=6)
+    tokenizer = bench.work.speller.tokenizer
+    batches, _ = batches_of(bench, 10)
+    targets = torch.cat([given.targets for given in batches])
+    assert {given.batch.input_ids.shape[1] for given in batches} == {MAX_LENGTH}
+    assert (targets == tokenizer.pad_token_id).float().mean() > 0.3
+    assert (targets == tokenizer.mask_token_id).sum() > 10
+    assert not set(targets.tolist()) & {tokenizer.cls_token_id, tokenizer.sep_token_id}
+
+
+@pytest.mark.parametrize("off", [{"alpha": 0}, {"unlabelled_batch": 0}])
+@pytest.mark.parametrize("targets", ["content", "any"])
+def test_without_alpha_or_unlabelled_rows_there_is_no_mlm_loss(open_bench, off, targets):
+    bench = open_bench(mask_targets=targets, **off)
+    (given,), asked = batches_of(bench, 1)
+    assert len(given.batch.input_ids) == len(given.labels) == 3
+    assert len(given.targets) == 0
+    found = member_losses(bench.cloze, given, asked.verbalizers, bench.work.settings.finetune.alpha)
+    assert set(found) == {"loss", "label_loss"}
+    assert found["loss"] is found["label_loss"]
+
+
+def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench):
+    bench = open_bench(mask_probability=1e-9)
+    (given,), asked = batches_of(bench, 1)
+    found = member_losses(bench.cloze, given, asked.verbalizers, 0.5)
+    assert float(found["mlm_loss"].detach()) == 0
+    found["loss"].backward()
+
+
+def test_the_label_loss_falls_when_a_member_is_trained_for_long_enough(done, tmp_path):
+    settings = {"steps": 60, "patterns": [0], "repetitions": 1, "learning_rate": 2e-3, "labelled_batch": 6}
+    work = open_work(done.ground, tmp_path, finetune=settings)
+    members = finetune.run(work, prepare.run(work))
+    training = members.tuned[0].read_json("training.json")
+    assert training["steps"] == [10, 20, 30, 40, 50, 60]
+    assert training["losses"]["label_loss"][-1] < 0.3 * training["losses"]["label_loss"][0]
+    assert training["train_accuracy"] > 0.9
+
+
+# ---- frozen layers, other families ---------------------------------------------------------------------------------
+
+
+def test_frozen_layers_keep_their_weights_and_the_others_move(done, tmp_path, tmp_path_factory):
+    pet_run(done.ground, tmp_path, "--stage", "prepare")
+    options = ["--set", "finetune.frozen_layers=1", "--set", "finetune.repetitions=1"]
+    pet_run(done.ground, tmp_path, "--stage", "finetune", *options)
+    before = load_file(lively_model(tmp_path_factory.getbasetemp()) / "model.safetensors")
+    for member in ("p0-r0", "p1-r0"):
+        after = load_file(find_one(tmp_path, "finetune", member) / "model" / "model.safetensors")
+        moved = {name for name in after if not np.array_equal(before[name], after[name])}
+        frozen = {name for name in after if ".embeddings." in name or ".layer.0." in name}
+        assert moved == set(after) - frozen
+
+
+def test_more_frozen_layers_than_there_are_is_refused(done, tmp_path):
+    work = open_work(done.ground, tmp_path, finetune={"frozen_layers": 3})
+    prepared = prepare.run(work)
+    with pytest.raises(SettingsError, match="frozen_layers is 3, but this bert model has 2 layers"):
+        finetune.run(work, prepared)
+
+
+@pytest.fixture(scope="module")
+def electra(tmp_path_factory):
+    return save_lively(tmp_path_factory.mktemp("electra"), "electra", embedding_size=16)
+
+
+def test_an_unknown_family_is_said_to_be_slower_and_gives_the_same_scores(done, tmp_path, electra):
+    ground = lay_ground(tmp_path / "ground", electra, finetune={"repetitions": 1, "patterns": [0]})
+    pet_run(ground, tmp_path, "--stage", "prepare")
+    result = pet_run(ground, tmp_path, "--stage", "finetune")
+    assert "model family 'electra' is not known to pet; taking full vocabulary logits (slower)" in result.stderr
+    folder = find_one(tmp_path, "finetune", "p0-r0")
+    texts = read_texts(find_one(tmp_path, "prepare") / "test.parquet")
+    expected = ask(folder / "model", PATTERNS[0], texts)
+    np.testing.assert_allclose(expected, scores_of(folder)["test"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["roberta", "albert", "modernbert"])
+def test_other_families_take_the_same_way(tmp_path, family):
+    model = save_lively(tmp_path / family, family)
+    ground = lay_ground(tmp_path / "ground", model, finetune={"repetitions": 1, "patterns": [1], "steps": 1})
+    pet_run(ground, tmp_path, "--stage", "prepare")
+    result = pet_run(ground, tmp_path, "--stage", "finetune")
+    assert "not known to pet" not in result.stderr
+    assert scores_of(find_one(tmp_path, "finetune", "p1-r0"))["pool"].shape == (30, 3)
+
+
+# ---- without labels, and what is missing or damaged ----------------------------------------------------------------
+
+
+def test_without_labelled_texts_the_untuned_patterns_are_the_ensemble(done, tmp_path):
+    work = open_work(done.ground, tmp_path, data={"train_examples": 0})
+    members = finetune.run(work, prepare.run(work))
+    assert [plan.label for plan in members.plans] == ["p0-untuned", "p1-untuned"]
+    assert [one.identity for one in members.tuned] == [one.identity for one in members.untuned.values()]
+    for one in members.tuned:
+        assert {"pool", "test"} <= set(read_scores(one))
+        assert one.read_json("training.json") == {"train_accuracy": None}
+
+
+@pytest.mark.parametrize("chosen", [[], [2], [0, 7]])
+def test_a_pattern_the_card_does_not_have_is_refused(done, tmp_path, chosen):
+    work = open_work(done.ground, tmp_path, finetune={"patterns": chosen})
+    with pytest.raises(SettingsError, match="task 'topics' has patterns 0 to 1; name at least one of them"):
+        finetune.plans(work)
+
+
+def test_a_damaged_score_file_is_named_with_what_to_do(done, tmp_path):
+    shutil.copytree(done.one("finetune", "p0-r0"), tmp_path / "member")
+    work = open_work(done.ground, done.store)
+    (tmp_path / "member" / SCORES).write_bytes(b"no scores")
+    plan = Plan(work.pvps[0], 0)
+    artifact = work.published(finetune.key(work, prepare.need(work), plan))
+    damaged = type(artifact)(tmp_path / "member", artifact.manifest)
+    with pytest.raises(StoreError, match=r"cannot be read .*; remove .*member and run its stage again"):
+        read_scores(damaged)

@@ -1,0 +1,125 @@
+"""label: the soft labels against a reference in float64 that knows only the members' files."""
+
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from rows import LABELS, files_of, open_work, read_json
+from safetensors.numpy import load_file
+
+from pet.artifacts import Artifact
+from pet.stages import finetune, label, prepare
+from pet.tasks import read_texts
+
+MEMBERS = {"p0-r0": 0, "p0-r1": 0, "p1-r0": 1, "p1-r1": 1}
+"""Member -> its pattern."""
+
+
+def accuracy_of(done, pattern):
+    return read_json(done.one("finetune", f"p{pattern}-untuned") / "training.json")["train_accuracy"]
+
+
+def reference(done, weights):
+    """Weighted mean of the members' raw scores on the pool, and its softmax."""
+    scores = sum(
+        weight / sum(weights) * load_file(done.one("finetune", member) / "scores.safetensors")["pool"].astype(float)
+        for member, weight in zip(MEMBERS, weights, strict=True)
+    )
+    powers = np.exp(scores)
+    return scores, powers / powers.sum(1, keepdims=True)
+
+
+def read_soft_labels(folder):
+    table = pyarrow.parquet.read_table(folder / "soft_labels.parquet")
+    scores, probabilities = (
+        np.stack([table[f"{kind}_{name}"].to_numpy() for name in LABELS], axis=1) for kind in ("score", "probability")
+    )
+    return table, scores, probabilities
+
+
+def test_the_artifact_holds_the_soft_labels_and_the_ensemble_and_nothing_else(done):
+    assert files_of(done.one("label")) == {"manifest.json", "soft_labels.parquet", "ensemble.json"}
+
+
+def test_soft_labels_are_the_members_scores_weighted_by_their_untuned_accuracy(done):
+    accuracies = [accuracy_of(done, pattern) for pattern in MEMBERS.values()]
+    assert len(set(accuracies)) == 2, "the two patterns must differ for this test to see anything"
+    scores, probabilities = reference(done, accuracies)
+    table, found_scores, found_probabilities = read_soft_labels(done.one("label"))
+    np.testing.assert_allclose(found_scores, scores, rtol=1e-12)
+    np.testing.assert_allclose(found_probabilities, probabilities, rtol=1e-12)
+    assert table["label"].to_pylist() == [LABELS[number] for number in probabilities.argmax(1)]
+
+
+def relabel(done, folder, **sections):
+    """The finished run's members pooled into another store, with other settings."""
+    work, there = open_work(done.ground, folder, **sections), open_work(done.ground, done.store, **sections)
+    prepared = prepare.need(there)
+    return label.run(work, prepared, finetune.need(there, prepared))
+
+
+def test_uniform_weighting_is_the_plain_mean(done, tmp_path):
+    scores, probabilities = reference(done, [1, 1, 1, 1])
+    artifact = relabel(done, tmp_path, label={"weighting": "uniform"})
+    _, found_scores, found_probabilities = read_soft_labels(artifact.path)
+    np.testing.assert_allclose(found_scores, scores, rtol=1e-12)
+    np.testing.assert_allclose(found_probabilities, probabilities, rtol=1e-12)
+    assert {one["weight"] for one in artifact.read_json("ensemble.json")["members"]} == {0.25}
+    assert artifact.identity not in done.one("label").name, "another weighting is another artifact"
+
+
+def test_the_order_of_the_patterns_does_not_change_the_soft_labels(done, tmp_path):
+    artifact = relabel(done, tmp_path, finetune={"patterns": [1, 0]})
+    assert artifact.path.name == done.one("label").name
+    np.testing.assert_allclose(read_soft_labels(artifact.path)[1], read_soft_labels(done.one("label"))[1], rtol=1e-12)
+
+
+def test_soft_labels_are_in_the_order_of_the_pool(done):
+    table, _, _ = read_soft_labels(done.one("label"))
+    assert table["id"].to_pylist() == read_texts(done.one("prepare") / "pool.parquet").ids
+
+
+def test_the_scores_come_back_as_they_were_pooled(done):
+    work = open_work(done.ground, done.store)
+    prepared = prepare.need(work)
+    artifact = label.need(work, prepared, finetune.need(work, prepared))
+    np.testing.assert_array_equal(label.load_scores(artifact, tuple(LABELS)), read_soft_labels(artifact.path)[1])
+
+
+def test_the_ensemble_names_its_members_their_weights_and_how_far_they_agree(done):
+    ensemble = read_json(done.one("label") / "ensemble.json")
+    assert set(ensemble) == {"members", "agreement", "label_shares"}
+    assert [one["member"] for one in ensemble["members"]] == list(MEMBERS)
+    accuracies = np.asarray([accuracy_of(done, pattern) for pattern in MEMBERS.values()])
+    weights = [one["weight"] for one in ensemble["members"]]
+    np.testing.assert_allclose(weights, accuracies / accuracies.sum(), atol=1e-6)
+    for one in ensemble["members"]:
+        assert one["identity"] == read_json(done.one("finetune", one["member"]) / "manifest.json")["identity"]
+    predicted = [
+        load_file(done.one("finetune", member) / "scores.safetensors")["pool"].argmax(1) for member in MEMBERS
+    ]
+    pairs = [np.mean(one == other) for one, other in combinations(predicted, 2)]
+    assert ensemble["agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
+    said = read_soft_labels(done.one("label"))[0]["label"].to_pylist()
+    assert ensemble["label_shares"] == {name: round(said.count(name) / len(said), 4) for name in LABELS}
+
+
+def test_its_manifest_names_the_members_it_was_made_from(done):
+    inputs = read_json(done.one("label") / "manifest.json")["inputs"]
+    members = {read_json(done.one("finetune", member) / "manifest.json")["identity"] for member in MEMBERS}
+    assert {identity for name, identity in inputs.items() if name.startswith("member")} == members
+    assert inputs["prepare"] == read_json(done.one("prepare") / "manifest.json")["identity"]
+
+
+def test_patterns_that_were_never_right_count_as_much_as_each_other(done, tmp_path):
+    """All weights 0: the published code divides by zero (fact sheet 3.4)."""
+    work = open_work(done.ground, done.store)
+    prepared = prepare.need(work)
+    members = finetune.need(work, prepared)
+    for number, one in members.untuned.items():
+        shutil.copytree(one.path, tmp_path / str(number))
+        (tmp_path / str(number) / "training.json").write_text('{"train_accuracy": 0.0}')
+        members.untuned[number] = Artifact(tmp_path / str(number), one.manifest)
+    assert label.weigh(work, members).tolist() == [0.25] * 4

@@ -1,0 +1,114 @@
+"""Scores against scikit-learn's, and their intervals against a bootstrap that resamples texts one by one."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from pet.metrics import RESAMPLES, Score, confusion, measure, score_predictions
+
+
+def invent(seed: int, size: int = 300, num_labels: int = 4, right: float = 0.7) -> tuple[np.ndarray, np.ndarray]:
+    """Gold labels of uneven frequency and predictions that are right about `right` of the time."""
+    rng = np.random.default_rng(seed)
+    gold = rng.choice(num_labels, size=size, p=rng.dirichlet(np.full(num_labels, 3.0)))
+    return gold, np.where(rng.random(size) < right, gold, rng.integers(num_labels, size=size))
+
+
+def reference(gold: np.ndarray, predicted: np.ndarray, num_labels: int, metric: str) -> float:
+    if metric == "accuracy":
+        return float(accuracy_score(gold, predicted))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn warns of the labels that count as 0
+        return float(f1_score(gold, predicted, labels=range(num_labels), average="macro"))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
+@pytest.mark.parametrize("seed", range(8))
+def test_values_are_those_of_scikit_learn_in_percent(metric, seed):
+    gold, predicted = invent(seed, right=seed / 8)
+    expected = 100 * reference(gold, predicted, 4, metric)
+    assert score_predictions(gold, predicted, 4, metric).value == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
+@pytest.mark.parametrize(
+    ("gold", "predicted"),
+    [([0, 1, 1], [0, 0, 0]), ([0, 0], [0, 0]), ([2, 2], [1, 1]), ([0, 1, 2], [0, 1, 2]), ([1], [1])],
+    ids=["never predicted", "one label only", "all wrong", "all right", "one text"],
+)
+def test_labels_that_are_absent_count_as_in_scikit_learn(metric, gold, predicted):
+    score = score_predictions(np.array(gold), np.array(predicted), 3, metric)
+    assert score.value == pytest.approx(100 * reference(np.array(gold), np.array(predicted), 3, metric), abs=1e-10)
+    assert 0 <= score.low <= score.high <= 100
+
+
+def test_confusion_has_gold_in_rows_and_predictions_in_columns():
+    gold, predicted = invent(0)
+    assert (confusion(gold, predicted, 4) == confusion_matrix(gold, predicted, labels=range(4))).all()
+    assert confusion(np.array([0]), np.array([2]), 3)[0, 2] == 1
+
+
+def test_many_matrices_are_measured_at_once():
+    one, other = (confusion(*invent(seed), 4) for seed in (0, 1))
+    for metric in ("accuracy", "macro-f1"):
+        together = measure(np.stack([one, other]), metric)
+        assert together.tolist() == [float(measure(one, metric)), float(measure(other, metric))]
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
+@pytest.mark.parametrize(("size", "right"), [(300, 0.7), (60, 0.5)])
+def test_intervals_are_those_of_resampling_the_texts(metric, size, right):
+    """Resampling cells of the confusion matrix is the same thing, faster; both have their own noise."""
+    gold, predicted = invent(3, size, 3, right)
+    rng = np.random.default_rng(99)
+    values = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(size, size=size)
+        drawn, said = gold[rows], predicted[rows]
+        if metric == "accuracy":
+            values.append(100 * float((drawn == said).mean()))
+        else:  # 2 TP / (2 TP + FP + FN), label by label
+            hits = [int(((drawn == label) & (said == label)).sum()) for label in range(3)]
+            seen = [int((drawn == label).sum() + (said == label).sum()) for label in range(3)]
+            values.append(100 * sum(2 * a / b if b else 0.0 for a, b in zip(hits, seen, strict=True)) / 3)
+    low, high = np.quantile(values, [0.025, 0.975])
+    score = score_predictions(gold, predicted, 3, metric)
+    noise = 0.15 * float(np.std(values))  # an end of the interval has a standard error of 0.06 standard deviations
+    assert score.low == pytest.approx(low, abs=noise + 100 / size / 2)
+    assert score.high == pytest.approx(high, abs=noise + 100 / size / 2)
+    assert score.low < score.value < score.high
+
+
+def test_about_95_of_100_intervals_hold_the_truth():
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        predicted = (rng.random(400) < 0.2).astype(np.int64)  # wrong one time in five
+        score = score_predictions(np.zeros(400, dtype=np.int64), predicted, 2, "accuracy")
+        held += score.low <= 80 <= score.high
+    assert 180 <= held <= 199
+
+
+def test_intervals_are_the_same_whenever_they_are_computed():
+    gold, predicted = invent(1)
+    one = score_predictions(gold, predicted, 4, "macro-f1")
+    assert score_predictions(gold, predicted, 4, "macro-f1") == one
+    assert score_predictions(gold, predicted, 4, "macro-f1", seed=1).value == one.value
+
+
+def test_more_texts_give_narrower_intervals():
+    widths = []
+    for size in (100, 1600):
+        score = score_predictions(*invent(2, size), 4, "accuracy")
+        widths.append(score.high - score.low)
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.4), "with the root of their number"
+
+
+def test_json_gets_hundredths_of_a_point():
+    assert json.dumps(Score(66.66666, 0.125001, 100.0).as_dict()) == '{"value": 66.67, "low": 0.13, "high": 100.0}'
