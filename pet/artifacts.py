@@ -9,6 +9,7 @@ A stage writes into a hidden sibling folder, the manifest is written last, and o
 there is reused; nothing is ever overwritten.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -151,9 +152,16 @@ class Store:
             write_json(draft.path / MANIFEST, manifest)
             rename(draft.path, self.root / key.stage / f"{label}-{key.identity}")
         except OSError as problem:
+            if not self._is_ours(problem):
+                raise
             raise StoreError(f"the store {self.root} cannot be written ({problem.strerror or problem})") from problem
         finally:
             shutil.rmtree(draft.path, ignore_errors=True)
+
+    def _is_ours(self, problem: OSError) -> bool:
+        """Whether it was the store that failed, and not some other file the stage read."""
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return full or str(problem.filename or "").startswith(str(self.root))
 
     def _make_draft_folder(self, key: Key) -> Path:
         path = self.root / key.stage / f".draft-{key.identity}-{os.getpid()}-{uuid.uuid4().hex[:8]}"

@@ -54,7 +54,15 @@ def check(work: Work) -> None:
             model are unusable.
     """
     work.store.check_writable()
+    check_models(work)
+
+
+def check_models(work: Work) -> None:
+    """Refuse patterns, label words and models that cannot be used; the student's and the baseline's model included."""
     finetune.check_patterns(work)
+    for model in dict.fromkeys((work.settings.distill.model, work.settings.baseline.model)):
+        if model not in (None, work.settings.model.name):
+            work.speller_of(model)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def plan(work: Work) -> list[Step]:
     Raises:
         PetError: card, texts, patterns, label words or model are unusable.
     """
-    finetune.check_patterns(work)
+    check_models(work)
     return list(plan_steps(work))
 
 

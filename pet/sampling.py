@@ -87,6 +87,8 @@ def draw_first(
 ) -> Draw:
     """Recipe `paper`: the first texts of each label in file order; the pool holds the labelled texts too (P1 App C).
 
+    Texts without a label, which the paper's tasks do not have, come into the pool like one more label.
+
     Raises:
         TaskError: as `draw_by_seed`.
     """
@@ -95,7 +97,7 @@ def draw_first(
     by_label: dict[str | None, list[int]] = defaultdict(list)
     for row in order:
         by_label[labels[row]].append(row)
-    pool = sorted(row for name in names for row in by_label[name][:pool_per_label])
+    pool = sorted(row for name in (*names, None) for row in by_label[name][:pool_per_label])
     return checked(Draw(train, pool, list(range(test_rows))[:test_size]), test_size)
 
 

@@ -22,7 +22,7 @@ from tiny import KIND_OF, TOKENIZERS, tiny_model
 
 from pet.artifacts import Store
 from pet.cli import main
-from pet.runtime import Runtime, open_runtime
+from pet.runtime import Reporter, open_runtime
 from pet.settings import Settings, resolve_settings
 from pet.stages.work import Work
 
@@ -137,10 +137,10 @@ def pet_run(ground: Ground, store: Path, *arguments: object, **more: Any) -> Res
     return pet("run", ground.pipeline, "--store", store, *arguments, **more)
 
 
-def open_work(ground: Ground, store: Path, runtime: Runtime | None = None, **sections: Mapping[str, Any]) -> Work:
+def open_work(ground: Ground, store: Path, reporter: Reporter | None = None, **sections: Mapping[str, Any]) -> Work:
     """What `pet run` gives its stages. `sections`: of the settings, laid over the ground's pipeline."""
     settings: Settings = resolve_settings(ground.pipeline, sections)
-    return Work(settings, Store(store), runtime or open_runtime(settings.runtime))
+    return Work(settings, Store(store), open_runtime(settings.runtime, reporter))
 
 
 # ---- what is in a store --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The store: what an identity depends on, what publishing leaves behind when it ends well, and nothing when it does not."""
+"""The store: what an identity depends on, and that a publication leaves either everything behind or nothing."""
 
 import hashlib
 import json

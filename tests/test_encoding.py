@@ -297,7 +297,9 @@ def test_a_long_text_gives_way_before_a_short_one():
     speller = Speller(TOKENIZERS["wordpiece"](), "wordpiece")
     texts = texts_of(("soup bread", "good " * 40))
     longest = encode(speller, "{a} {b} {mask}", texts, 12)
-    assert speller.tokenizer.decode(longest.ids[0]) == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
+    assert (
+        speller.tokenizer.decode(longest.ids[0]) == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
+    )
     texts = texts_of(("good " * 40, "soup bread"))
     last = encode(speller, "{a} {b} {mask}", texts, 12, "last-part")
     assert speller.tokenizer.decode(last.ids[0]) == "[CLS] good good good good good good good good good [MASK] [SEP]"
@@ -411,9 +413,7 @@ def test_the_score_of_a_label_is_the_mean_of_its_words(speller):
 def test_a_label_word_is_spelled_as_it_stands_at_the_mask():
     speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
     words = {"one": ("a",), "two": ("it",)}
-    spaced, glued = encode_verbalizers(
-        speller, [pvp("({a}) {mask}", **words), pvp("{a} ({mask})", **words)], "mood"
-    )
+    spaced, glued = encode_verbalizers(speller, [pvp("({a}) {mask}", **words), pvp("{a} ({mask})", **words)], "mood")
     assert speller.tokenizer.convert_ids_to_tokens(spaced.words.tolist()) == ["\u0120a", "\u0120it"]
     assert speller.tokenizer.convert_ids_to_tokens(glued.words.tolist()) == ["a", "it"]
 

@@ -148,7 +148,7 @@ def test_the_papers_draw_takes_the_first_of_each_label_in_file_order():
     labels: list[str | None] = ["rain", "sun", "sun", None, "snow", "rain", "sun", "snow", "rain", "snow", "sun"]
     one = draw_first(labels, NAMES, 4, 3, 2, 5)
     assert one.train == [0, 1, 2, 4], "2 suns, 1 rain, 1 snow"
-    assert one.pool == [0, 1, 2, 4, 5, 6, 7, 8, 9], "3 of each, the labelled texts among them; not the unlabelled row"
+    assert one.pool == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], "3 of each, the labelled texts and the unlabelled row among them"
     assert one.test == [0, 1]
 
 

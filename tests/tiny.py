@@ -12,6 +12,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
+
 WORDS = (
     "world sports business tech good bad great terrible okay yes no maybe right wrong news category question the a it "
     "was is in summary restaurant all just river boat market goal team match score price bank share profit engine code "

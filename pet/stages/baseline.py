@@ -63,7 +63,8 @@ def score_supervised(
 
 
 def score_probe(work: Work, splits: prepare.Splits, gold: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Test scores [N, L] of a logistic regression on the student's encoder before any training."""
+    """Test scores [N, L] of a logistic regression on the student's encoder before any training; -inf for labels that
+    have no labelled text."""
     from sklearn.linear_model import LogisticRegression
 
     encoder = Classifier(work, work.settings.distill.model, work.settings.seed)
@@ -71,7 +72,10 @@ def score_probe(work: Work, splits: prepare.Splits, gold: NDArray[np.int64]) -> 
         encoder.features(encoder.encode(texts), f"probe on {split}")
         for split, texts in (("train", splits.train), ("test", splits.test))
     )
-    probe = LogisticRegression(C=work.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
     scores = np.full((len(unseen), len(work.card.labels)), -np.inf, dtype=np.float32)
+    if len(set(gold)) == 1:  # one labelled text: nothing to tell apart
+        scores[:, gold[0]] = 0
+        return scores
+    probe = LogisticRegression(C=work.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
     scores[:, probe.classes_] = probe.predict_log_proba(unseen)
     return scores

@@ -60,7 +60,9 @@ def score_all(
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
     untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
-    weights = np.asarray([one["weight"] for one in labelled.read_json("ensemble.json")["members"]])
+    # By identity: the soft labels may have been made with the patterns in another order.
+    weight_of = {one["identity"]: one["weight"] for one in labelled.read_json("ensemble.json")["members"]}
+    weights = np.asarray([weight_of[one.identity] for one in members.tuned])
 
     def entry(scores: NDArray[Any]) -> Entry:
         found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)

@@ -142,18 +142,20 @@ def make(bench: "Bench", plan: Plan) -> None:
         report = None if plan.repetition is None else train_member(bench, asked, plan)
         splits = ("train", "pool", "test") if report or not len(bench.splits.train) else ("train", "test")
         scores = {split: bench.score(asked, split, plan.label) for split in splits}
-        write_member(draft, bench, scores, report)
+        write_member(draft, bench, plan.label, scores, report)
         finish(work, draft)
 
 
 def write_member(
-    draft: Draft, bench: "Bench", scores: dict[str, NDArray[np.float32]], report: TrainingReport | None
+    draft: Draft, bench: "Bench", name: str, scores: dict[str, NDArray[np.float32]], report: TrainingReport | None
 ) -> None:
     """Scores, how training went, and the weights if there was any."""
     accuracy = None
     if len(bench.labels):
         accuracy = float((scores["train"].argmax(-1) == bench.labels).mean())
     content: dict[str, Any] = {"train_accuracy": accuracy}
+    if accuracy is not None:
+        bench.work.runtime.reporter.log(name, {"train_accuracy": accuracy}, report.steps[-1] if report else 0)
     if report:
         content |= {"steps": report.steps, "losses": report.losses}
         with models.quiet_transformers():

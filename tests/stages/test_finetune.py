@@ -318,14 +318,14 @@ def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench)
     found["loss"].backward()
 
 
-def test_the_label_loss_falls_when_a_member_is_trained_for_long_enough(done, tmp_path):
-    settings = {"steps": 60, "patterns": [0], "repetitions": 1, "learning_rate": 2e-3, "labelled_batch": 6}
-    work = open_work(done.ground, tmp_path, finetune=settings)
+def test_a_member_learns_its_labelled_texts(tiny_folder, tmp_path):
+    settings = {"steps": 60, "patterns": [0], "repetitions": 1, "learning_rate": 4e-3, "labelled_batch": 12}
+    work = open_work(lay_ground(tmp_path / "ground", tiny_folder), tmp_path, finetune=settings)
     members = finetune.run(work, prepare.run(work))
     training = members.tuned[0].read_json("training.json")
     assert training["steps"] == [10, 20, 30, 40, 50, 60]
-    assert training["losses"]["label_loss"][-1] < 0.3 * training["losses"]["label_loss"][0]
-    assert training["train_accuracy"] > 0.9
+    assert training["losses"]["label_loss"][-1] < 0.7 * training["losses"]["label_loss"][0]
+    assert training["train_accuracy"] > 0.8
 
 
 # ---- frozen layers, other families ---------------------------------------------------------------------------------
