@@ -69,6 +69,7 @@ class Speller:
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
+            split_special_tokens=True,  # a text that says "</s>" means these four characters
             truncation=False,
             verbose=False,
         )
@@ -329,8 +330,11 @@ def shorten_last_part(sizes: list[int], segments: list[int], excess: int) -> lis
 
 
 def plain_pattern(fields: Sequence[str]) -> Pattern:
-    """How a plain classifier reads a text: its first field, and the others as the second segment, without a mask."""
-    first, *rest = [Slot(field, spaced=True) for field in fields]
+    """How a plain classifier reads a text: its first field, and the others as the second segment, without a mask.
+
+    Segments begin without a space, as `tokenizer(first, others)` spells them, so that the checkpoint can be used alone.
+    """
+    first, *rest = [Slot(field, spaced=number > 1) for number, field in enumerate(fields)]
     return Pattern(" || ".join(fields), ((first,), tuple(rest)) if rest else ((first,),))
 
 

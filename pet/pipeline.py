@@ -96,7 +96,7 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         return found
     with work.store.publish(key, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
         summary = report.build_summary(
-            work.settings, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
+            work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
         )
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")

@@ -18,12 +18,16 @@ NAMES = {
 
 
 def build_summary(
-    settings: Settings, labels: Sequence[str], artifacts: Mapping[str, Sequence[Artifact]], sizes: Mapping[str, int]
+    settings: Settings,
+    task: str,
+    labels: Sequence[str],
+    artifacts: Mapping[str, Sequence[Artifact]],
+    sizes: Mapping[str, int],
 ) -> dict[str, Any]:
     """summary.json: what was run, the scores, and per stage its cost and where its artifacts are."""
     scored = artifacts["evaluate"][-1]
     return {
-        "task": settings.task.name,
+        "task": task,
         "labels": list(labels),
         "metric": scored.manifest["settings"]["metric"],
         "model": settings.model.name,

@@ -98,7 +98,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device(PartialState().device)
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         have = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
         raise SettingsError(f"device {name!r} is not to be had here; use --device auto or one of {have}") from None

@@ -55,8 +55,9 @@ def draw_by_seed(
     """Recipe `fixed`: labelled texts balanced over the labels, then the pool from what is left, whatever its label.
 
     `labels`: label per row of the train side, `None` where unknown; `names`: the task's labels.
-    `test_rows`: number of rows on the test side; `None` when the source has no test set, which is then drawn from the
-    train side before everything else.
+    `test_size`: texts of the test set, at most; `None`: all.
+    `test_rows`: number of rows on the test side; `None` when the source has no test set: then at most half of the
+    labelled rows of the train side are drawn for it, before everything else.
 
     Raises:
         TaskError: a label has too few texts, or nothing is left for the pool or the test set.
@@ -65,8 +66,7 @@ def draw_by_seed(
     order = [int(row) for row in rng.permutation(len(labels))]
     if test_rows is None:
         labelled = [row for row in order if labels[row] is not None]
-        size = len(labelled) // 2 if test_size is None else test_size
-        test = labelled[:size]
+        test = labelled[: min(len(labelled) // 2, test_size or len(labelled))]
         taken = set(test)
         order = [row for row in order if row not in taken]
     else:
@@ -74,7 +74,7 @@ def draw_by_seed(
     train = take_per_label(order, labels, names, divide_evenly(train_examples, len(names)))
     taken = set(train)
     pool = [row for row in order if row not in taken][:pool_size]
-    return checked(Draw(train, pool, sorted(test)), test_size)
+    return checked(Draw(train, pool, sorted(test)))
 
 
 def draw_first(
@@ -98,7 +98,7 @@ def draw_first(
     for row in order:
         by_label[labels[row]].append(row)
     pool = sorted(row for name in (*names, None) for row in by_label[name][:pool_per_label])
-    return checked(Draw(train, pool, list(range(test_rows))[:test_size]), test_size)
+    return checked(Draw(train, pool, list(range(test_rows))[:test_size]))
 
 
 def take_per_label(
@@ -126,15 +126,12 @@ def take_per_label(
     return taken
 
 
-def checked(draw: Draw, test_size: int | None) -> Draw:
-    """The draw, if pool and test set have at least one text each and the test set the size asked for."""
+def checked(draw: Draw) -> Draw:
+    """The draw, if pool and test set have at least one text each."""
+    if not draw.test:
+        raise TaskError("no labelled texts are left for the test set; add a test file or label more texts")
     if not draw.pool:
         raise TaskError("no texts are left for the unlabelled pool; lower data.test or --train-examples, or add texts")
-    if not draw.test or (test_size is not None and len(draw.test) < test_size):
-        wanted = test_size or 1
-        raise TaskError(
-            f"the test set has {len(draw.test)} labelled texts, data.test asks for {wanted}; lower data.test"
-        )
     return draw
 
 

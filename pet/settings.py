@@ -141,7 +141,11 @@ class BaselineSettings(Optimisation):
 
 
 class RuntimeSettings(Concern):
-    """Where and how fast: changes no result beyond rounding, so it is part of no identity."""
+    """Where and how fast: changes no result beyond rounding, so it is part of no identity.
+
+    All but `precision`: the one asked for enters the identity of what is trained with it; `auto` is one value there,
+    whatever it comes to on the device at hand (the manifest says).
+    """
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -158,11 +158,12 @@ def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     settings = resolve_settings("demo", {"seed": 4, "data": {"train_examples": 12}})
     summary = build_summary(
         settings,
+        "weather",
         ("sun", "rain"),
         {"prepare": [prepared], "evaluate": [baseline, scored]},
         {"train": 12, "pool": 30, "test": 20},
     )
-    assert summary["task"] == settings.task.name
+    assert summary["task"] == "weather"
     assert (summary["model"], summary["recipe"]) == (settings.model.name, settings.recipe)
     assert (summary["labels"], summary["metric"]) == (["sun", "rain"], "macro-f1")
     assert [summary[name] for name in ("train_examples", "pool", "test", "seed")] == [12, 30, 20, 4]
@@ -170,4 +171,4 @@ def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     assert summary["artifacts"] == {"prepare": [str(prepared.path)], "evaluate": [str(baseline.path), str(scored.path)]}
     assert list(summary["stages"]) == ["prepare", "evaluate"]
     assert summary["stages"]["evaluate"]["peak_memory_bytes"] == 7
-    assert summary_markdown(summary).startswith(f"# {settings.task.name} on {settings.model.name}: 12 labels, 30 ")
+    assert summary_markdown(summary).startswith(f"# weather on {settings.model.name}: 12 labels, 30 ")

@@ -58,7 +58,8 @@ def test_a_gpu_without_bf16_runs_in_full_precision(pretend_gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", None), ("bf16", torch.bfloat16), ("auto", None)])
-def test_the_precision_that_was_asked_for_is_used(precision, dtype):
+def test_the_precision_that_was_asked_for_is_used_on_a_cpu_even_beside_a_gpu(precision, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     runtime = open_runtime(settings(device="cpu", precision=precision))
     one = torch.ones(2, 2)
     with runtime.autocast():
@@ -119,6 +120,10 @@ def test_a_seed_reproduces_every_kind_of_random_number():
 
 
 def test_peak_memory_is_that_since_the_last_reset():
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the kernel does not forget a peak here")
     reset_peak_memory()
     before = peak_memory()["peak_memory_bytes"]
     assert before > 10 * 2**20

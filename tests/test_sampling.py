@@ -184,11 +184,11 @@ def test_nothing_left_for_the_pool_is_said():
     assert "no texts are left for the unlabelled pool" in refusal(make_labels(3), 0)
 
 
-def test_a_test_set_smaller_than_asked_for_is_said():
-    assert "the test set has 50 labelled texts, data.test asks for 60" in refusal(make_labels(40), 0, test_size=60)
-    assert "the test set has 0 labelled texts" in refusal(make_labels(40), 0, test_rows=0)
-    message = refusal(make_labels(4, unknown=90), 0, train=0, test_rows=None, test_size=20)
-    assert "the test set has 12 labelled texts, data.test asks for 20" in message
+def test_the_test_set_is_as_large_as_it_can_be_up_to_the_size_asked_for():
+    assert len(draw(make_labels(40), 0, test_size=60).test) == 50, "all that the test side has"
+    drawn = draw(make_labels(4, unknown=90), 0, train=0, test_rows=None, test_size=20)
+    assert len(drawn.test) == 6, "half of the twelve labelled rows"
+    assert "no labelled texts are left for the test set" in refusal(make_labels(40), 0, test_rows=0)
 
 
 # ---- near-duplicates -----------------------------------------------------------------------------------------------

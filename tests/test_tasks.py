@@ -205,7 +205,7 @@ def test_the_hub_source_of_a_shipped_card_yields_the_same_labels_as_its_files(na
         "xstance": ("id", "question", "comment", "language", "label"),
     }[SAMPLES.get(name, name)]
     rows = [
-        {column: f"a {column}" for column in columns} | {"language": name[-2:], columns[-1]: raw}
+        {column: f"a {column} {raw}" for column in columns} | {"language": name[-2:], columns[-1]: raw}
         for raw in [int(one) if one.isdigit() else one for one in card.hub.labels or card.labels]
     ]
     asked = []
@@ -214,6 +214,14 @@ def test_the_hub_source_of_a_shipped_card_yields_the_same_labels_as_its_files(na
     assert set(texts) == {"train", "test"}
     assert sorted(map(str, texts["train"].labels)) == sorted(card.labels)
     assert asked[0][0] == (card.hub.path, card.hub.config)
+
+
+def test_an_id_that_stands_in_two_rows_is_named(tmp_path):
+    card = write_card(tmp_path, files={"format": "jsonl", "train": "t.jsonl", "id": "key"})
+    lines = [{"key": key, "body": "soup", "label": "good"} for key in (1, 2, 1)]
+    write(tmp_path / "mine" / "t.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(TaskError, match="train texts need different ids: id '1' stands in 2 rows"):
+        load_texts(*load_card(str(card)))
 
 
 # ---- the demo's card -----------------------------------------------------------------------------------------------
@@ -774,7 +782,7 @@ def test_a_card_that_extends_itself_is_refused(tmp_path):
     write_extension(tmp_path / "one", one)
     write_extension(tmp_path / "two", one)
     write_extension(tmp_path / "one", two)
-    with pytest.raises(TaskError, match=r"one.task.yaml extends itself; name another card in `extends:`"):
+    with pytest.raises(TaskError, match=r"one.task.yaml extends itself; name another file in `extends:`"):
         load_card(one)
 
 

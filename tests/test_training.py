@@ -12,6 +12,8 @@ from pet.runtime import Runtime, Silent
 from pet.settings import Optimisation
 from pet.training import LOG_EVERY, build_optimizer, endless_order, rate_factor, train
 
+torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
+
 Rows = tuple[torch.Tensor, torch.Tensor]
 
 

@@ -54,6 +54,8 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.cli.screen import Screen
 
+    if not store:
+        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, assignments)
     pipeline = pipeline or ("quick" if flags["task"] else "demo")
     screen = Screen(verbose)
@@ -83,7 +85,7 @@ def run_seed(
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
-    settings = resolve_settings(pipeline, *overrides, {} if seed is None else {"seed": seed})
+    settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
     work = Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
     if dry_run:
         screen.show_plan(plan(work))

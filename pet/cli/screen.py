@@ -29,8 +29,9 @@ class Screen:
     tracker, and with `verbose` also to the screen."""
 
     def __init__(self, verbose: bool = False) -> None:
-        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
-        self.out = Console(soft_wrap=True, highlight=False)
+        # Names and paths are shown as they are: `[a]` is no markup, `:b:` no emoji.
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.verbose = verbose
         self.tracker: Tracker | None = None
 

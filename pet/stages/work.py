@@ -56,17 +56,17 @@ class Work:
         """The patterns of this walk.
 
         Raises:
-            SettingsError: `finetune.patterns` names one that the card does not have.
+            SettingsError: `finetune.patterns` names one that the card does not have, or one twice.
         """
         pvps = self.card.pvps()
         chosen = self.settings.finetune.patterns
         if chosen is None:
             return pvps
         unknown = [number for number in chosen if number >= len(pvps)]
-        if unknown or not chosen:
+        if unknown or not chosen or len(set(chosen)) < len(chosen):
             raise SettingsError(
                 f"finetune.patterns {list(chosen)}: task {self.card.name!r} has patterns 0 to {len(pvps) - 1}; "
-                "name at least one of them"
+                "name at least one of them, each once"
             )
         return [pvps[number] for number in chosen]
 

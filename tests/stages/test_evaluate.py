@@ -75,9 +75,7 @@ def test_every_member_is_scored_and_named(done, scored):
 
 def ensemble_scores(done):
     weights = [one["weight"] for one in read_json(done.one("label") / "ensemble.json")["members"]]
-    return sum(
-        weight * scores_of(done, "finetune", member) for member, weight in zip(MEMBERS, weights, strict=True)
-    )
+    return sum(weight * scores_of(done, "finetune", member) for member, weight in zip(MEMBERS, weights, strict=True))
 
 
 def test_the_ensemble_is_weighted_as_the_soft_labels_were(done, scored):

@@ -389,8 +389,8 @@ def test_without_labelled_texts_the_untuned_patterns_are_the_ensemble(done, tmp_
         assert one.read_json("training.json") == {"train_accuracy": None}
 
 
-@pytest.mark.parametrize("chosen", [[], [2], [0, 7]])
-def test_a_pattern_the_card_does_not_have_is_refused(done, tmp_path, chosen):
+@pytest.mark.parametrize("chosen", [[], [2], [0, 7], [0, 0]])
+def test_patterns_the_card_does_not_have_or_named_twice_are_refused(done, tmp_path, chosen):
     work = open_work(done.ground, tmp_path, finetune={"patterns": chosen})
     with pytest.raises(SettingsError, match="task 'topics' has patterns 0 to 1; name at least one of them"):
         finetune.plans(work)

@@ -97,9 +97,7 @@ def test_the_ensemble_names_its_members_their_weights_and_how_far_they_agree(don
     np.testing.assert_allclose(weights, accuracies / accuracies.sum(), atol=1e-6)
     for one in ensemble["members"]:
         assert one["identity"] == read_json(done.one("finetune", one["member"]) / "manifest.json")["identity"]
-    predicted = [
-        load_file(done.one("finetune", member) / "scores.safetensors")["pool"].argmax(1) for member in MEMBERS
-    ]
+    predicted = [load_file(done.one("finetune", member) / "scores.safetensors")["pool"].argmax(1) for member in MEMBERS]
     pairs = [np.mean(one == other) for one, other in combinations(predicted, 2)]
     assert ensemble["agreement"] == pytest.approx(np.mean(pairs), abs=1e-4)
     said = read_soft_labels(done.one("label"))[0]["label"].to_pylist()

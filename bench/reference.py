@@ -1,0 +1,72 @@
+"""The loop shape of PET's original code, written anew: what every speed figure is a ratio to.
+
+fp32; every row padded to 256; logits over the whole vocabulary at every position; labelled and unlabelled rows in two
+forward passes; micro-batches of 1 + 3 rows accumulated 4 times in training, batches of 8 in scoring; a Python loop over
+rows to pick the label words. Nothing of `pet` is used.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+LENGTH = 256
+LABELLED, UNLABELLED, ACCUMULATION, SCORING_BATCH = 1, 3, 4, 8
+ALPHA = 0.9999
+PAD, MASK = 1, 4
+
+
+def padded(lengths: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random ids [B, 256] with the mask at position 1, and the attention mask."""
+    ids = torch.from_numpy(rng.integers(10, 50_000, size=(len(lengths), LENGTH)))
+    attention = (torch.arange(LENGTH)[None] < torch.from_numpy(lengths)[:, None]).long()
+    ids = torch.where(attention.bool(), ids, PAD)
+    ids[:, 1] = MASK
+    return ids.to(device), attention.to(device)
+
+
+def label_scores(logits: torch.Tensor, words: list[int]) -> torch.Tensor:
+    """Row by row, as the original does."""
+    return torch.stack([row[1][torch.tensor(words, device=logits.device)] for row in logits])
+
+
+class Reference:
+    """Model, optimizer and both loops of the original."""
+
+    def __init__(self, lm: Any, words: list[int]) -> None:
+        self.lm = lm
+        self.words = words
+        self.optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, eps=1e-8, weight_decay=0.01, foreach=False)
+
+    def train_step(self, lengths: np.ndarray, rng: np.random.Generator) -> None:
+        """One optimizer step on (1 + 3) x 4 rows."""
+        device = next(self.lm.parameters()).device
+        self.lm.train()
+        rows = iter(np.split(lengths, ACCUMULATION))
+        for _ in range(ACCUMULATION):
+            part = next(rows)
+            ids, attention = padded(part[:LABELLED], rng, device)
+            scores = label_scores(self.lm(input_ids=ids, attention_mask=attention).logits, self.words)
+            label = functional.cross_entropy(scores, torch.zeros(LABELLED, dtype=torch.long, device=device))
+            ids, attention = padded(part[LABELLED:], rng, device)
+            targets = torch.where(torch.rand(ids.shape, device=device) < 0.15, ids, -100)
+            logits = self.lm(input_ids=ids, attention_mask=attention).logits
+            mlm = functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+            ((ALPHA * label + (1 - ALPHA) * mlm) / ACCUMULATION).backward()
+        torch.nn.utils.clip_grad_norm_(self.lm.parameters(), 1.0)
+        self.optimizer.step()
+        self.lm.zero_grad()
+
+    @torch.no_grad()
+    def score(self, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Label scores of all rows in batches of 8, moved to the host batch by batch."""
+        device = next(self.lm.parameters()).device
+        self.lm.eval()
+        found = None
+        for start in range(0, len(lengths), SCORING_BATCH):
+            ids, attention = padded(lengths[start : start + SCORING_BATCH], rng, device)
+            scores = label_scores(self.lm(input_ids=ids, attention_mask=attention).logits, self.words).cpu().numpy()
+            found = scores if found is None else np.append(found, scores, axis=0)
+        assert found is not None
+        return found
