@@ -115,10 +115,10 @@ class ClozeModel(nn.Module):
         `states`: [B, T, H]; `mask_positions`: [B].
         """
         at_mask = states[torch.arange(len(states), device=states.device), mask_positions]  # [B, H]
-        words = verbalizers.words.to(states.device)
+        words = verbalizers.words
         if self.shortcut:
             transform, weight, bias = HEADS[self.family](self.lm)
             logits = functional.linear(transform(at_mask), weight[words], None if bias is None else bias[words])
         else:
             logits = at_mask[:, words]  # [B, W]
-        return logits.float() @ verbalizers.averaging.to(states.device)
+        return logits.float() @ verbalizers.averaging

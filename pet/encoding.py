@@ -22,7 +22,9 @@ from pet.patterns import PVP, Mask, Part, Pattern, Slot, read_part
 
 Ids = NDArray[np.int32]
 PAD_MULTIPLE = 8
-"""Rows are padded to a multiple of this many tokens: fewer shapes, and what tensor cores like."""
+TRAINING_MULTIPLE = 16
+"""Rows are padded to a multiple of this many tokens, which tensor cores like; in training to a coarser one, so that few
+batch shapes occur and each can be captured."""
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------------------------
@@ -181,9 +183,14 @@ class Batch:
         return found
 
 
-def padded_length(length: int) -> int:
-    """`length` rounded up to the padding multiple."""
-    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+def padded_length(length: int, multiple: int = PAD_MULTIPLE) -> int:
+    """`length` rounded up to a multiple."""
+    return -(-length // multiple) * multiple
+
+
+def training_width(rows: Rows, chosen: NDArray[np.int64]) -> int:
+    """Tokens to which a training batch of the chosen rows is padded."""
+    return padded_length(max(len(rows.ids[row]) for row in chosen), TRAINING_MULTIPLE)
 
 
 def pad_rows(rows: Rows, chosen: NDArray[np.int64], speller: Speller, length: int | None = None) -> Batch:
@@ -347,6 +354,10 @@ class VerbalizerIds:
 
     words: torch.Tensor
     averaging: torch.Tensor
+
+    def to(self, device: torch.device) -> "VerbalizerIds":
+        """The same on a device."""
+        return VerbalizerIds(self.words.to(device), self.averaging.to(device))
 
 
 def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list[VerbalizerIds]:

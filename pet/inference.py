@@ -25,9 +25,9 @@ def score_rows(
     with torch.inference_mode(), runtime.autocast(), runtime.reporter.track(name, len(rows), "text") as advance:
         for chosen in token_batches(rows.lengths, runtime.batch_tokens):
             order.append(chosen)
-            found.append(score(pad_rows(rows, chosen, speller).to(runtime.device)).float().cpu())
+            found.append(score(pad_rows(rows, chosen, speller).to(runtime.device)).float())
             advance(len(chosen))
-    result = torch.cat(found).numpy()
+    result = torch.cat(found).cpu().numpy()
     back = np.empty(len(rows), dtype=np.int64)
     back[np.concatenate(order)] = np.arange(len(rows))
     return np.asarray(result[back])

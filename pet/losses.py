@@ -19,11 +19,10 @@ def label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of vocabulary logits [K, V] at the target positions against tokens [K], mean over targets; 0 if
-    there are none."""
-    if not len(targets):
-        return logits.sum().float()  # 0, with a gradient path
-    return functional.cross_entropy(logits.float(), targets)
+    """Cross-entropy of vocabulary logits [K, V] at the target positions against tokens [K], mean over the targets that
+    are not IGNORED; 0 if there are none."""
+    total = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def combined_loss(label: torch.Tensor, mlm: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -57,12 +57,14 @@ class Silent:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, dtype of matrix products (`None`: fp32), padded tokens per scoring batch, reporter."""
+    """Device, dtype of matrix products (`None`: fp32), padded tokens per scoring batch, reporter, and whether training
+    steps are captured as CUDA graphs (on a GPU)."""
 
     device: torch.device
     dtype: torch.dtype | None
     batch_tokens: int
     reporter: Reporter
+    capture: bool = True
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; a no-op in fp32."""
@@ -87,7 +89,7 @@ def open_runtime(settings: RuntimeSettings, reporter: Reporter | None = None) ->
         settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     tokens = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    return Runtime(device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent())
+    return Runtime(device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent(), settings.capture)
 
 
 def choose_device(name: str) -> torch.device:

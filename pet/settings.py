@@ -151,6 +151,7 @@ class RuntimeSettings(Concern):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; `auto`: bf16 on a GPU that has it, else fp32; weights stay fp32"
     )
+    capture: bool = Field(True, description="on a GPU, run each training step as one captured CUDA graph")
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
         None, description="padded tokens per batch when scoring; default: 65,536 on a GPU, 2,048 on a CPU (measured)"
     )

@@ -27,6 +27,7 @@ from pet.encoding import (
     plain_pattern,
     shorten_last_part,
     shorten_longest,
+    training_width,
 )
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
 from pet.examples import Texts
@@ -418,6 +419,16 @@ def test_the_score_of_a_label_is_the_mean_of_its_words(speller):
     assert torch.allclose(scores @ found.averaging, torch.tensor([(0 + 1 + 4) / 3, 9.0, (16 + 25) / 2]))
 
 
+def test_label_words_can_be_moved_to_a_device(speller):
+    (found,) = encode_verbalizers(speller, [pvp("{a} {mask}", yes=("good", "great"), no=("bad",))], "mood")
+    moved = found.to(torch.device("meta"))
+    assert moved.words.device.type == moved.averaging.device.type == "meta"
+    assert (moved.words.shape, moved.averaging.shape) == ((3,), (3, 2))
+    same = found.to(torch.device("cpu"))
+    assert torch.equal(same.words, found.words)
+    assert torch.equal(same.averaging, found.averaging)
+
+
 def test_a_label_word_is_spelled_as_it_stands_at_the_mask():
     speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
     words = {"one": ("a",), "two": ("it",)}
@@ -459,6 +470,17 @@ def test_an_unknown_or_special_token_is_no_label_word(kind, word):
 
 def test_rows_are_padded_to_a_multiple_of_eight():
     assert [padded_length(length) for length in (1, 7, 8, 9, 16, 17)] == [8, 8, 8, 16, 16, 24]
+
+
+def test_a_length_can_be_padded_to_another_multiple():
+    assert [padded_length(length, 64) for length in (0, 1, 64, 65)] == [0, 64, 64, 128]
+
+
+def test_a_training_batch_is_as_wide_as_its_longest_row_in_steps_of_sixteen():
+    lengths = (3, 16, 17, 5, 40)
+    rows = Rows([np.full(size, 9, dtype=np.int32) for size in lengths], [], np.zeros(5, dtype=np.int32))
+    for chosen, width in (([0], 16), ([1, 3], 16), ([2], 32), ([3, 2, 1], 32), ([0, 4], 48)):
+        assert training_width(rows, np.array(chosen)) == width
 
 
 def test_a_batch_holds_the_chosen_rows_in_their_order_and_padding_that_is_not_attended_to(speller):

@@ -42,6 +42,34 @@ def test_the_mlm_loss_is_the_mean_cross_entropy_over_targets():
     assert float(loss) == pytest.approx(cross_entropy(found, tokens), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ignored_targets_change_neither_the_mlm_loss_nor_its_gradient(dtype):
+    logits, tokens = torch.tensor(scores(6, 7, 50)).to(dtype), torch.tensor([7, 0, 49, 7, 12, 3, 3])
+    wanted = torch.tensor([True, False, True, True, False, True, False])
+    filled, bare = logits.clone().requires_grad_(), logits[wanted].clone().requires_grad_()
+    loss = mlm_loss(filled, tokens.where(wanted, IGNORED))
+    expected = mlm_loss(bare, tokens[wanted])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.item() == pytest.approx(
+        cross_entropy(logits.double().numpy()[wanted], tokens[wanted].numpy()), rel=1e-5
+    )
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(filled.grad[wanted], bare.grad)
+    assert not filled.grad[~wanted].any()
+
+
+def test_where_all_mlm_targets_are_ignored_the_loss_is_zero_and_can_still_be_differentiated():
+    states = torch.randn(4, 8, requires_grad=True)
+    loss = mlm_loss(states @ torch.randn(8, 20), torch.full((4,), IGNORED))
+    assert loss.item() == 0
+    loss.backward()
+    assert states.grad is not None
+    assert states.grad.isfinite().all()
+    assert not states.grad.any()
+
+
 def test_without_mlm_targets_the_loss_is_zero_and_can_still_be_differentiated():
     states = torch.randn(3, 8, requires_grad=True)
     loss = mlm_loss(states[:0] @ torch.randn(8, 20), torch.empty(0, dtype=torch.long))

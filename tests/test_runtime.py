@@ -76,6 +76,11 @@ def test_the_size_of_scoring_batches_can_be_set():
     assert open_runtime(settings(device="cpu", batch_tokens=640)).batch_tokens == 640
 
 
+def test_steps_are_captured_unless_that_is_turned_off():
+    assert open_runtime(settings(device="cpu")).capture
+    assert not open_runtime(settings(device="cpu", capture=False)).capture
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:7", "tpu", "", "cpu:", "hpu", "xpu", "xla"])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
     with pytest.raises(SettingsError) as raised:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet import models
-from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, pad_rows, plain_pattern
+from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, pad_rows, plain_pattern, training_width
 from pet.examples import Texts
 from pet.inference import score_rows
 from pet.runtime import seed_everything
@@ -52,7 +52,8 @@ class Classifier:
 
         def draw() -> Iterator[tuple[Batch, torch.Tensor]]:
             for chosen in endless_order(len(rows), settings.batch, np.random.default_rng(self.seed)):
-                yield pad_rows(rows, chosen, self.speller).to(device), targets[torch.from_numpy(chosen)].to(device)
+                batch = pad_rows(rows, chosen, self.speller, training_width(rows, chosen))
+                yield batch.to(device), targets[torch.from_numpy(chosen)].to(device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from pet import models
 from pet.artifacts import Artifact, Draft, Key
 from pet.cloze import ClozeModel
-from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers, pad_rows
+from pet.encoding import (
+    Batch,
+    Encoder,
+    Rows,
+    TokenizedTexts,
+    VerbalizerIds,
+    encode_verbalizers,
+    pad_rows,
+    padded_length,
+    training_width,
+)
 from pet.inference import score_rows
 from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
 from pet.patterns import PVP
@@ -29,10 +39,12 @@ from pet.sampling import derive_seed
 from pet.settings import FinetuneSettings
 from pet.stages import prepare
 from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
-from pet.training import Losses, TrainingReport, endless_order, train
+from pet.training import Losses, Trainer, TrainingReport, endless_order
 
 STAGE = "finetune"
 VERSION = 1
+TARGET_MULTIPLE = 64
+"""MLM targets of a batch are padded to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,8 @@ class Bench:
     def verbalizers(self) -> dict[int, VerbalizerIds]:
         """Label words of all patterns, checked together so that every problem is told at once."""
         found = encode_verbalizers(self.work.speller, self.work.pvps, self.work.card.name)
-        return {pvp.number: ids for pvp, ids in zip(self.work.pvps, found, strict=True)}
+        device = self.work.runtime.device
+        return {pvp.number: ids.to(device) for pvp, ids in zip(self.work.pvps, found, strict=True)}
 
     @cached_property
     def cloze(self) -> ClozeModel:
@@ -220,6 +233,16 @@ class Bench:
     def start(self) -> dict[str, torch.Tensor]:
         """The weights before any training, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.cloze.state_dict().items()}
+
+    @cached_property
+    def trainer(self) -> "Trainer[ClozeBatch]":
+        """The training of a member; what it captured serves the next one."""
+        settings = self.work.settings.finetune
+
+        def losses(given: ClozeBatch) -> Losses:
+            return member_losses(self.cloze, given, settings.alpha)
+
+        return Trainer(self.cloze, settings, losses, self.work.runtime)
 
     def reset(self) -> None:
         """Put the starting weights back in place."""
@@ -247,12 +270,23 @@ class Bench:
 @dataclass(frozen=True)
 class ClozeBatch:
     """Labelled rows first, then unlabelled ones. `labels`: [B labelled]; `target_places`: row and column [2, K] of the
-    MLM targets; `targets`: their tokens [K]."""
+    MLM targets; `targets`: their tokens [K], filled up with IGNORED so that few values of K occur."""
 
     batch: Batch
     labels: torch.Tensor
     target_places: torch.Tensor
     targets: torch.Tensor
+    verbalizers: VerbalizerIds
+
+    def to(self, device: torch.device) -> "ClozeBatch":
+        """The same batch on a device."""
+        return ClozeBatch(
+            self.batch.to(device),
+            self.labels.to(device),
+            self.target_places.to(device),
+            self.targets.to(device),
+            self.verbalizers.to(device),
+        )
 
 
 def train_member(bench: Bench, asked: Asked, plan: Plan) -> TrainingReport:
@@ -261,18 +295,15 @@ def train_member(bench: Bench, asked: Asked, plan: Plan) -> TrainingReport:
     seed = derive_seed("member", bench.work.settings.seed, plan.pvp.pattern.source, plan.repetition)
     seed_everything(seed)
     batches = draw_batches(bench, asked, settings, np.random.default_rng(seed))
-
-    def losses(given: ClozeBatch) -> Losses:
-        return member_losses(bench.cloze, given, asked.verbalizers, settings.alpha)
-
-    return train(bench.cloze, settings, batches, losses, bench.work.runtime, plan.label)
+    return bench.trainer.run(batches, plan.label)
 
 
-def member_losses(cloze: ClozeModel, given: ClozeBatch, verbalizers: VerbalizerIds, alpha: float) -> Losses:
+def member_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss of one micro-batch, from one forward pass."""
     states = cloze.states(given.batch)  # [B, T, H]
     num_labelled = len(given.labels)
-    scores = cloze.label_scores(states[:num_labelled], given.batch.mask_positions[:num_labelled], verbalizers)
+    positions = given.batch.mask_positions[:num_labelled]
+    scores = cloze.label_scores(states[:num_labelled], positions, given.verbalizers)
     label = label_loss(scores, given.labels)
     if num_labelled == len(states):
         return {"loss": label, "label_loss": label}
@@ -293,7 +324,7 @@ def draw_batches(
         train_rows.types + pool_rows.types,
         np.concatenate([train_rows.mask_positions, pool_rows.mask_positions]),
     )
-    width = bench.work.settings.model.max_length if settings.mask_targets == "any" and uses_mlm else None
+    fixed_width = bench.work.settings.model.max_length if settings.mask_targets == "any" and uses_mlm else None
     labelled = endless_order(len(train_rows), settings.labelled_batch, rng)
     unlabelled = endless_order(len(pool_rows), settings.unlabelled_batch, rng) if uses_mlm else None
     never = never_masked(bench, settings)
@@ -303,9 +334,10 @@ def draw_batches(
         labels = torch.from_numpy(bench.labels[chosen])
         if unlabelled:
             chosen = np.concatenate([chosen, len(train_rows) + next(unlabelled)])
-        batch = pad_rows(both, chosen, speller, width)
+        batch = pad_rows(both, chosen, speller, fixed_width or training_width(both, chosen))
         places, targets = hide_tokens(batch, size, settings, never, bench, rng)
-        yield ClozeBatch(batch.to(device), labels.to(device), places.to(device), targets.to(device))
+        given = ClozeBatch(batch, labels, places, targets, asked.verbalizers)
+        yield given.to(device)
 
 
 def never_masked(bench: Bench, settings: FinetuneSettings) -> NDArray[np.int64]:
@@ -334,4 +366,18 @@ def hide_tokens(
     )
     batch.input_ids = torch.from_numpy(changed)
     places = np.nonzero(targets != IGNORED)
-    return torch.from_numpy(np.stack(places)), torch.from_numpy(targets[places])
+    return pad_targets(np.stack(places), targets[places], settings.mask_probability * ids[num_labelled:].size)
+
+
+def pad_targets(
+    places: NDArray[np.int64], targets: NDArray[np.int64], expected: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places [2, K] and targets [K], filled up to a number that hardly ever varies for batches of one shape.
+
+    `expected`: mean number of targets if every token could be one; half as many again is many standard deviations off.
+    """
+    capacity = padded_length(max(len(targets), int(1.5 * expected)), TARGET_MULTIPLE)
+    missing = capacity - len(targets)
+    places = np.pad(places, ((0, 0), (0, missing)))
+    targets = np.pad(targets, (0, missing), constant_values=IGNORED)
+    return torch.from_numpy(places), torch.from_numpy(targets)

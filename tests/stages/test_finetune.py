@@ -27,11 +27,14 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from pet.encoding import padded_length
 from pet.errors import SettingsError, StoreError
+from pet.losses import IGNORED
 from pet.stages import finetune, prepare
-from pet.stages.finetune import Bench, Plan, draw_batches, member_losses
+from pet.stages.finetune import TARGET_MULTIPLE, Bench, ClozeBatch, Plan, draw_batches, member_losses, pad_targets
 from pet.stages.work import read_scores
 from pet.tasks import read_texts
+from pet.training import tensors_of
 
 SCORES = "scores.safetensors"
 CHECKPOINT = {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json"}
@@ -214,13 +217,21 @@ def batches_of(bench, number, pattern=0):
     return list(islice(drawn, number)), asked
 
 
+def targets_of(given):
+    """Rows, columns and tokens of a batch's MLM targets, without what fills them up; that comes last."""
+    asked = int((given.targets != IGNORED).sum())
+    assert (given.targets[asked:] == IGNORED).all()
+    rows, columns = given.target_places[:, :asked]
+    return rows, columns, given.targets[:asked]
+
+
 @pytest.mark.parametrize("alpha", [1e-4, 0.3])
 @pytest.mark.parametrize("pattern", [0, 1])
 def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, alpha, pattern):
     """L = (1 - alpha) CE + alpha MLM (P1 section 3.2), from a separate forward pass without any shortcut."""
     bench = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
-    (given,), asked = batches_of(bench, 1, pattern)
-    found = member_losses(bench.cloze, given, asked.verbalizers, alpha)
+    (given,), _ = batches_of(bench, 1, pattern)
+    found = member_losses(bench.cloze, given, alpha)
 
     lm = copy.deepcopy(bench.cloze.lm).double()
     with torch.inference_mode():
@@ -231,9 +242,9 @@ def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, alpha, p
     for row, gold in enumerate(given.labels.tolist()):
         scores = logits[row, given.batch.mask_positions[row], words]
         label -= float(scores.log_softmax(-1)[gold]) / 4
-    mlm, (rows, columns) = 0.0, given.target_places.tolist()
-    assert len(rows) > 5
-    for row, column, target in zip(rows, columns, given.targets.tolist(), strict=True):
+    mlm, (rows, columns, targets) = 0.0, targets_of(given)
+    assert 5 < len(rows) < len(given.targets), "and some to fill up"
+    for row, column, target in zip(rows, columns, targets, strict=True):
         mlm -= float(logits[row, column].log_softmax(-1)[target]) / len(rows)
 
     assert float(found["label_loss"].detach()) == pytest.approx(label, rel=1e-5)
@@ -248,7 +259,9 @@ def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, 
     seen = []
     for given in batches:
         size = len(given.labels)
-        assert given.target_places[0].min() >= size
+        rows, _, _ = targets_of(given)
+        assert len(rows) > 0
+        assert rows.min() >= size
         for row in range(size):
             ids = given.batch.input_ids[row][given.batch.attention_mask[row].bool()].numpy()
             seen.append(next(n for n, one in enumerate(asked.rows["train"].ids) if np.array_equal(one, ids)))
@@ -262,24 +275,26 @@ def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_
     bench = open_bench(mask_targets="content", mask_probability=0.999, unlabelled_batch=6)
     specials = set(bench.work.speller.tokenizer.all_special_ids)
     batches, _ = batches_of(bench, 10, pattern)
+    number = 0
     for given in batches:
-        assert not set(given.targets.tolist()) & specials
-        rows, columns = given.target_places
+        rows, columns, targets = targets_of(given)
+        number += len(targets)
+        assert not set(targets.tolist()) & specials
         assert given.batch.attention_mask[rows, columns].all()
         assert (columns != given.batch.mask_positions[rows]).all()
         for row in range(3, 9):
             place = given.batch.mask_positions[row]
             assert given.batch.input_ids[row, place] == bench.work.speller.mask_id, "the mask is still there"
-    assert sum(len(given.targets) for given in batches) > 500
+    assert number > 500
 
 
 def test_content_targets_are_the_hidden_tokens_themselves(open_bench):
     bench = open_bench(mask_probability=0.5)
     (given,), asked = batches_of(bench, 1)
     originals = {tuple(ids.tolist()) for ids in asked.rows["pool"].ids}
-    rows, columns = given.target_places
+    rows, columns, targets = targets_of(given)
     restored = given.batch.input_ids.clone()
-    restored[rows, columns] = given.targets
+    restored[rows, columns] = targets
     for row in range(3, 6):
         assert tuple(restored[row][given.batch.attention_mask[row].bool()].tolist()) in originals
     hidden = given.batch.input_ids[rows, columns]
@@ -291,7 +306,7 @@ def test_any_targets_are_what_the_published_code_masks(open_bench):
     bench = open_bench(mask_targets="any", mask_probability=0.5, unlabelled_batch=6)
     tokenizer = bench.work.speller.tokenizer
     batches, _ = batches_of(bench, 10)
-    targets = torch.cat([given.targets for given in batches])
+    targets = torch.cat([targets_of(given)[2] for given in batches])
     assert {given.batch.input_ids.shape[1] for given in batches} == {MAX_LENGTH}
     assert (targets == tokenizer.pad_token_id).float().mean() > 0.3
     assert (targets == tokenizer.mask_token_id).sum() > 10
@@ -302,20 +317,93 @@ def test_any_targets_are_what_the_published_code_masks(open_bench):
 @pytest.mark.parametrize("targets", ["content", "any"])
 def test_without_alpha_or_unlabelled_rows_there_is_no_mlm_loss(open_bench, off, targets):
     bench = open_bench(mask_targets=targets, **off)
-    (given,), asked = batches_of(bench, 1)
+    (given,), _ = batches_of(bench, 1)
     assert len(given.batch.input_ids) == len(given.labels) == 3
     assert len(given.targets) == 0
-    found = member_losses(bench.cloze, given, asked.verbalizers, bench.work.settings.finetune.alpha)
+    found = member_losses(bench.cloze, given, bench.work.settings.finetune.alpha)
     assert set(found) == {"loss", "label_loss"}
     assert found["loss"] is found["label_loss"]
 
 
 def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench):
     bench = open_bench(mask_probability=1e-9)
-    (given,), asked = batches_of(bench, 1)
-    found = member_losses(bench.cloze, given, asked.verbalizers, 0.5)
+    (given,), _ = batches_of(bench, 1)
+    assert len(targets_of(given)[2]) == 0
+    found = member_losses(bench.cloze, given, 0.5)
     assert float(found["mlm_loss"].detach()) == 0
     found["loss"].backward()
+
+
+@pytest.mark.parametrize("count", [0, 1, 40, 95, 96, 97, 128, 200])
+def test_targets_are_filled_up_with_ignored_ones_and_keep_their_order(count):
+    rng = np.random.default_rng(count)
+    places, tokens = rng.integers(16, size=(2, count)), rng.integers(1000, size=count)
+    found_places, found = pad_targets(places, tokens, 64.0)
+    assert (found_places.dtype, found.dtype) == (torch.int64, torch.int64)
+    assert found_places.shape == (2, len(found))
+    assert len(found) == padded_length(max(96, count), TARGET_MULTIPLE)
+    assert np.array_equal(found_places[:, :count], places)
+    assert np.array_equal(found[:count], tokens)
+    assert (found[count:] == IGNORED).all()
+    assert (found_places[:, count:] == 0).all(), "a place that every batch has"
+
+
+def test_where_no_target_is_expected_nothing_is_filled_up():
+    places, targets = pad_targets(np.empty((2, 0), dtype=np.int64), np.empty(0, dtype=np.int64), 0.0)
+    assert (places.shape, targets.shape) == ((2, 0), (0,))
+
+
+@pytest.mark.parametrize("targets", ["content", "any"])
+@pytest.mark.parametrize("pattern", [0, 1])
+def test_batches_of_one_shape_have_equally_many_targets(open_bench, targets, pattern):
+    bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
+    batches, _ = batches_of(bench, 30, pattern)
+    sizes = {(given.batch.input_ids.shape, len(given.targets)) for given in batches}
+    assert len(sizes) == len({shape for shape, _ in sizes})
+    assert all(size % TARGET_MULTIPLE == 0 and size > 0 for _, size in sizes)
+    assert len({len(targets_of(given)[2]) for given in batches}) > 5, "those that are asked for vary"
+
+
+def test_rows_in_training_are_padded_to_few_widths(open_bench):
+    bench = open_bench(labelled_batch=1, unlabelled_batch=1)
+    batches, _ = batches_of(bench, 30, 1)
+    for given in batches:
+        width, longest = given.batch.input_ids.shape[1], int(given.batch.attention_mask.sum(1).max())
+        assert width % 16 == 0
+        assert width - 16 < longest <= width
+
+
+def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench):
+    bench = open_bench(mask_probability=0.4)
+    (given,), _ = batches_of(bench, 1)
+    rows, columns, targets = targets_of(given)
+    assert len(targets) < len(given.targets)
+    bare = ClozeBatch(given.batch, given.labels, torch.stack([rows, columns]), targets, given.verbalizers)
+    losses, gradients = [], []
+    for one in (given, bare):
+        bench.cloze.zero_grad()
+        found = member_losses(bench.cloze, one, 0.5)
+        found["loss"].backward()
+        losses.append({name: float(value.detach()) for name, value in found.items()})
+        gradients.append(torch.cat([each.grad.flatten() for each in bench.cloze.parameters() if each.grad is not None]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench):
+    bench = open_bench()
+    (given,), asked = batches_of(bench, 1)
+    assert torch.equal(given.verbalizers.words, asked.verbalizers.words)
+    assert torch.equal(given.verbalizers.averaging, asked.verbalizers.averaging)
+    moved = tensors_of(given.to(torch.device("meta")))
+    assert [one.shape for one in moved] == [one.shape for one in tensors_of(given)]
+    assert {one.device.type for one in moved} == {"meta"}
+
+
+def test_all_members_are_trained_by_one_trainer(open_bench):
+    bench = open_bench()
+    assert bench.trainer is bench.trainer
+    assert bench.trainer.model is bench.cloze
 
 
 def test_a_member_learns_its_labelled_texts(tiny_folder, tmp_path):
