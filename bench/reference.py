@@ -1,8 +1,9 @@
 """The loop shape of PET's original code, written anew: what every speed figure is a ratio to.
 
 fp32; every row padded to 256; logits over the whole vocabulary at every position; labelled and unlabelled rows in two
-forward passes; micro-batches of 1 + 3 rows accumulated 4 times in training, batches of 8 in scoring; a Python loop over
-rows to pick the label words. Nothing of `pet` is used.
+forward passes; batches of 8 in scoring; a Python loop over rows to pick the label words. The original accumulates
+micro-batches of 1 + 3 rows; here a step's 4 + 12 rows are one micro-batch, which is kinder to it (measured on one H100:
+563 ms a step with accumulation). Nothing of `pet` is used.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch.nn import functional
 
 LENGTH = 256
-LABELLED, UNLABELLED, ACCUMULATION, SCORING_BATCH = 1, 3, 4, 8
+LABELLED, SCORING_BATCH = 4, 8
 ALPHA = 0.9999
 PAD, MASK = 1, 4
 
@@ -40,20 +41,17 @@ class Reference:
         self.optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5, eps=1e-8, weight_decay=0.01, foreach=False)
 
     def train_step(self, lengths: np.ndarray, rng: np.random.Generator) -> None:
-        """One optimizer step on (1 + 3) x 4 rows."""
+        """One optimizer step; the first 4 rows are the labelled ones."""
         device = next(self.lm.parameters()).device
         self.lm.train()
-        rows = iter(np.split(lengths, ACCUMULATION))
-        for _ in range(ACCUMULATION):
-            part = next(rows)
-            ids, attention = padded(part[:LABELLED], rng, device)
-            scores = label_scores(self.lm(input_ids=ids, attention_mask=attention).logits, self.words)
-            label = functional.cross_entropy(scores, torch.zeros(LABELLED, dtype=torch.long, device=device))
-            ids, attention = padded(part[LABELLED:], rng, device)
-            targets = torch.where(torch.rand(ids.shape, device=device) < 0.15, ids, -100)
-            logits = self.lm(input_ids=ids, attention_mask=attention).logits
-            mlm = functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-            ((ALPHA * label + (1 - ALPHA) * mlm) / ACCUMULATION).backward()
+        ids, attention = padded(lengths[:LABELLED], rng, device)
+        scores = label_scores(self.lm(input_ids=ids, attention_mask=attention).logits, self.words)
+        label = functional.cross_entropy(scores, torch.zeros(LABELLED, dtype=torch.long, device=device))
+        ids, attention = padded(lengths[LABELLED:], rng, device)
+        targets = torch.where(torch.rand(ids.shape, device=device) < 0.15, ids, -100)
+        logits = self.lm(input_ids=ids, attention_mask=attention).logits
+        mlm = functional.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        (ALPHA * label + (1 - ALPHA) * mlm).backward()
         torch.nn.utils.clip_grad_norm_(self.lm.parameters(), 1.0)
         self.optimizer.step()
         self.lm.zero_grad()
