@@ -378,7 +378,8 @@ def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list
                     ids.append(token)
                     labels.append(number)
                 else:
-                    problems[f"label {label!r}, word {word!r} is {len(token)} tokens {token}"] = None
+                    what = f"is {len(token)} tokens {token}" if len(token) > 1 else "is not in the vocabulary"
+                    problems[f"label {label!r}, word {word!r} {what}"] = None
         averaging = torch.zeros(len(ids), len(pvp.words))
         for place, number in enumerate(labels):
             averaging[place, number] = 1 / labels.count(number)

@@ -121,7 +121,7 @@ def take_per_label(
     if short:
         raise TaskError(
             f"{sum(sizes)} training examples need more labelled texts than there are: {', '.join(short)}; "
-            "lower --train-examples or label more texts"
+            "lower --train-examples (or data.test, where the test set is drawn from the same texts), or label more"
         )
     return taken
 

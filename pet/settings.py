@@ -21,9 +21,10 @@ from pet.errors import PetError, SettingsError, raise_problems
 
 M = TypeVar("M", bound=BaseModel)
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Concern(BaseModel):
@@ -35,14 +36,14 @@ class Concern(BaseModel):
 class TaskSettings(Concern):
     """Which task card, and where its texts are."""
 
-    name: str = Field("bbc", description="a shipped task card (`bbc`, `agnews`, ...) or the path of a task.yaml")
-    data: str | None = Field(None, description="folder with the card's files; default: the card's own source")
+    name: Name = Field("bbc", description="a shipped task card (`bbc`, `agnews`, ...) or the path of a task.yaml")
+    data: Name | None = Field(None, description="folder with the card's files; default: the card's own source")
 
 
 class ModelSettings(Concern):
     """Which masked language model, and how much text it sees."""
 
-    name: str = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
+    name: Name = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; default: main")
     max_length: Annotated[int, Field(ge=8)] = Field(
         256, description="tokens a row may have, pattern and special tokens included (P1 Tab 5: 256)"
@@ -52,7 +53,7 @@ class ModelSettings(Concern):
 class DataSettings(Concern):
     """Sizes of the three splits and how they are drawn."""
 
-    train_examples: Annotated[int, Field(ge=0)] = Field(
+    train_examples: Annotated[int, Field(ge=0, le=10**9)] = Field(
         10, description="labelled texts, divided evenly over the labels (P1 section 4: 10, 50, 100, 1000); 0: none"
     )
     pool_per_label: Count = Field(
@@ -222,6 +223,8 @@ def find_file(kind: Literal["data", "pipelines"], name: str, error: type[PetErro
     if name in names:
         return shipped_folder(kind) / (f"{name}/task.yaml" if kind == "data" else f"{name}.yaml")
     word = "task" if kind == "data" else "pipeline"
+    if given.suffix in (".yaml", ".yml"):
+        raise error(f"{word} file {name!r} does not exist; check the path, or use one of {', '.join(names)}")
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(names)} or the path of a YAML file"
     raise error(f"unknown {word} {name!r}; {hint}")
@@ -283,7 +286,8 @@ def describe_problem(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] != "extra_forbidden":
         given = problem.get("input")
         shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (given: {given!r})"
-        return f"{key or 'the file'}: {problem['msg'][0].lower()}{problem['msg'][1:]}{shown}"
+        said = problem["msg"].replace("tuple", "list")  # Python's word, not YAML's
+        return f"{key or 'the file'}: {said[0].lower()}{said[1:]}{shown}"
     known = known_keys(model)
     prefix, _, name = key.rpartition(".")
     siblings = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == prefix}

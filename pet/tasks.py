@@ -154,12 +154,18 @@ def card_problems(card: TaskCard) -> list[str]:
     for name, words in card.verbalizers.items():
         missing = [label for label in card.labels if label not in words]
         unknown = [label for label in words if label not in card.labels]
+        counts = Counter(word for label_words in words.values() for word in set(label_words))
+        shared = [word for word, count in counts.items() if count > 1]
+        if shared:
+            problems.append(f"verbalizer {name!r} uses {shared} for several labels; give each label its own words")
         if missing:
             problems.append(f"verbalizer {name!r} has no words for {missing}")
         if unknown:
             problems.append(f"verbalizer {name!r} has words for {unknown}, which are not among the card's labels")
     for entry in card.patterns:
         problems += pattern_problems(card, entry)
+    repeated = [entry for number, entry in enumerate(card.patterns) if entry in card.patterns[:number]]
+    problems += [f"pattern {entry!r} stands twice" for entry in repeated]
     for source in (card.files, card.folder, card.hub):
         problems += source_problems(card, source)
     return problems
@@ -359,7 +365,9 @@ def read_text(path: Path, encodings: Iterable[str]) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError as problem:
             line = content.count(b"\n", 0, problem.start) + 1
-    raise TaskError(f"{path}, line {line}: not {' or '.join(tried)} text; convert the file to UTF-8")
+    raise TaskError(
+        f"{path}, line {line}: not {' or '.join(tried).replace('utf-8-sig', 'UTF-8')} text; convert the file to UTF-8"
+    )
 
 
 def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
@@ -388,6 +396,8 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
                 problems.append(f"line {start} has {len(cells)} columns, expected {len(names)} ({', '.join(names)})")
     except csv.Error as problem:
         problems.append(f"line {lines.line_num}: {problem}")
+    if problems and len(names) == 1:
+        problems = [f"its first line has the one column {names[0]!r}; separate columns by {lines.dialect.delimiter!r}"]
     raise_problems(TaskError, str(path), problems)
     yield from rows
 

@@ -588,7 +588,7 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path):
 
 def test_a_file_that_is_not_utf8_is_named_with_the_line(tmp_path):
     problem = texts_refusal(tmp_path, {"train.csv": b"label,body\ngood,a\nbad,\xa35\n"}, files=CSV)
-    assert "train.csv, line 3: not utf-8-sig text; convert the file to UTF-8" in problem
+    assert "train.csv, line 3: not UTF-8 text; convert the file to UTF-8" in problem
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Small real things for tests: tokenizers of the three kinds, trained on invented words, and two-layer random models.
+"""Small real things for tests: tokenizers of the three kinds over invented words, and two-layer random models.
 
 Nothing is downloaded; a folder made here loads with `AutoTokenizer` and `AutoModelForMaskedLM` like any checkpoint.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
@@ -20,11 +20,6 @@ WORDS = (
     "robot screen minister vote treaty border city rain soup bread waiter table slow quick warm cold fine loud"
 ).split(" ")
 
-CORPUS = [" ".join(WORDS[start:] + WORDS[:start]) for start in range(len(WORDS))] * 20 + [
-    "It was good . It was bad ! Just great ? ( world ) [ Category: tech ] - : , \" '",
-    "World Sports Business Tech Yes No Maybe Right Wrong News Category Question",
-] * 400
-
 FAMILIES = ("roberta", "xlm-roberta", "bert", "albert", "deberta-v2", "distilbert", "modernbert")
 """Every family whose head pet.cloze takes apart."""
 
@@ -32,13 +27,14 @@ FAMILIES = ("roberta", "xlm-roberta", "bert", "albert", "deberta-v2", "distilber
 @cache
 def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     """Like BERT's: lower case, `##` inside words, no trace of spaces, token types."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*string.ascii_lowercase, *string.digits]
+    pieces = [*specials, *WORDS, *letters, *("##" + one for one in letters), *string.punctuation]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials, show_progress=False)
-    )
+    tokenizer.add_special_tokens(specials)
     ids = {token: tokenizer.token_to_id(token) for token in specials}
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -60,16 +56,15 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
 @cache
 def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
     """Like RoBERTa's: a word's first token carries the space before it."""
-    tokenizer = Tokenizer(models.BPE())
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = [form for word in WORDS for form in (word, word.capitalize())]
+    forms = ["it", *("\u0120" + form for form in [*words, *string.punctuation])]  # "it": one word known without a space
+    merges = dict.fromkeys((form[:end], form[end]) for form in forms for end in range(1, len(form)))
+    pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    specials = ["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([" " + line for line in CORPUS], trainer)
+    tokenizer.add_special_tokens([*specials[:4], AddedToken("<mask>", lstrip=True)])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
     tokenizer.decoder = decoders.ByteLevel()
     return named(tokenizer)

@@ -57,7 +57,8 @@ def run(
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, assignments)
-    pipeline = pipeline or ("quick" if flags["task"] else "demo")
+    if pipeline is None:
+        pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
     summaries = [
         one
@@ -88,7 +89,7 @@ def run_seed(
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
     work = Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
     if dry_run:
-        screen.show_plan(plan(work))
+        screen.show_plan([step for step in plan(work) if stage in ("all", step.stage)])
         return None
     with tracked(screen, tracker, work):
         artifact = run_stage(work, stage)

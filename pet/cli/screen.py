@@ -77,7 +77,9 @@ class Screen:
         self.out.print(table)
         if "soft_labels" in summary["scores"]:
             self.out.print(report.soft_label_line(summary))
-        self.out.print(f"{report.cost_line(summary)}\nrun: {path}")
+        self.out.print(
+            f"{report.cost_line(summary)}\nrun: {path}\nstudent: {summary['artifacts']['distill'][0]}/student"
+        )
 
     def show_seeds(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """The table over several seeds."""

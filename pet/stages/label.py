@@ -39,7 +39,7 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
     found = work.reuse(key(work, prepared, members), "label")
     if found:
         return found
-    begin(work, f"label: pooling {len(members.tuned)} members")
+    begin(work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}")
     labels = work.card.labels
     pool = prepare.load(prepared).pool
     weights = weigh(work, members)

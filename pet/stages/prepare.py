@@ -61,6 +61,9 @@ def run(work: Work) -> Artifact:
         draft.write_json("report.json", report)
         finish(work, draft)
     work.runtime.reporter.say(f"prepare: {summarise(report)}")
+    wanted = work.settings.data.test
+    if wanted and report["sizes"]["test"] < wanted:
+        work.runtime.reporter.say(f"prepare: data.test asks for {wanted} test texts, these are all there are")
     return work.published(key(work))
 
 

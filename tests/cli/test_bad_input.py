@@ -94,7 +94,7 @@ def test_a_name_or_value_that_cannot_be_is_refused_with_what_can(ground, argumen
     ("name", "words"),
     [
         ("agnws", ["unknown pipeline 'agnws'", "did you mean 'agnews'?"]),
-        ("no/such/file.yaml", ["unknown pipeline 'no/such/file.yaml'", "demo", "the path of a YAML file"]),
+        ("no/such/file.yaml", ["pipeline file 'no/such/file.yaml' does not exist", "demo"]),
     ],
 )
 def test_an_unknown_pipeline_is_refused_with_the_known_ones(tmp_path, name, words):
@@ -159,7 +159,7 @@ def test_an_empty_text_is_named_with_its_line(ground):
 
 def test_a_file_that_is_not_utf8_is_named_with_its_line(ground):
     spoil(ground, line_of(ground, 9), b"tech,caf\xe9,code")
-    check(refuse(ground), "train.csv, line 9", "not utf-8-sig text; convert the file to UTF-8")
+    check(refuse(ground), "train.csv, line 9", "not UTF-8 text; convert the file to UTF-8")
 
 
 def test_a_label_with_too_few_texts_is_named_with_what_it_has_and_needs(ground):

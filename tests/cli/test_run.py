@@ -87,7 +87,7 @@ def test_the_table_goes_to_standard_output_and_messages_to_standard_error(done):
     assert f"run: {done.one('run')}" in table.splitlines()
     assert "peak memory" in table
     assert "prepare: 12 labelled, 30 pool, 20 test texts" in messages
-    assert "label: pooling 4 members" in messages
+    assert "label: pooling the scores of 4 members" in messages
     assert "finetune p1-r0: {headline} || {body} ( {mask} )" in messages
     assert "┃" not in messages
 
