@@ -58,7 +58,7 @@ def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
     """Like RoBERTa's: a word's first token carries the space before it."""
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     words = [form for word in WORDS for form in (word, word.capitalize())]
-    forms = ["it", *("\u0120" + form for form in [*words, *string.punctuation])]  # "it": one word known without a space
+    forms = [*("\u0120" + form for form in [*words, *string.punctuation]), "it"]  # "it" is known without a space too
     merges = dict.fromkeys((form[:end], form[end]) for form in forms for end in range(1, len(form)))
     pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges)]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
