@@ -347,7 +347,7 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
     Raises:
         SettingsError: unknown pipeline, unreadable file, unknown key or a value out of range; names every problem.
     """
-    source = find_file("pipelines", pipeline) if pipeline else None
+    source = find_file("pipelines", pipeline) if pipeline is not None else None
     file = read_extended(source, "pipelines", lay_sections, SettingsError) if source else {}
     given = lay_sections(file, *overrides)
     recipe = given.get("recipe", "fixed")

@@ -326,3 +326,9 @@ def test_shipped_files_are_looked_for_inside_an_installed_package_first(tmp_path
     write(inside / "demo.yaml", yaml.safe_dump({"seed": 4}))
     assert shipped_names("pipelines") == ["demo"]
     assert find_file("pipelines", "demo") == inside / "demo.yaml"
+
+
+@pytest.mark.parametrize("text", ["finetune.learning_rate=.inf", "distill.temperature=.nan", "task.data=''"])
+def test_values_that_are_no_number_or_no_name_are_refused(text):
+    with pytest.raises(SettingsError):
+        resolve_settings(None, parse_assignment(text))

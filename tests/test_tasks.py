@@ -789,3 +789,25 @@ def test_a_card_that_extends_itself_is_refused(tmp_path):
 def test_a_card_that_extends_an_unknown_one_is_refused(tmp_path):
     with pytest.raises(TaskError, match=r"unknown task 'agnew'; did you mean 'agnews'\?"):
         load_card(write_extension(tmp_path / "child", "agnew"))
+
+
+# ---- cards that are probably mistakes ------------------------------------------------------------------------------
+
+
+def test_a_word_that_stands_for_two_labels_is_refused(tmp_path):
+    card = write_card(tmp_path, verbalizers={"default": {"good": ["fine", "great"], "bad": ["fine"]}})
+    with pytest.raises(TaskError, match=r"verbalizer 'default' uses \['fine'\] for several labels"):
+        load_card(card)
+
+
+def test_a_pattern_that_stands_twice_is_refused(tmp_path):
+    pattern = CARD["patterns"][0]
+    with pytest.raises(TaskError, match="stands twice"):
+        load_card(write_card(tmp_path, patterns=[pattern, pattern]))
+
+
+def test_a_file_with_another_separator_is_told_so_once(tmp_path):
+    write(tmp_path / "mine" / "t.csv", "label;body\ngood;soup, warm\nbad;rain, cold\n")
+    card = write_card(tmp_path, files={"format": "csv", "train": "t.csv"})
+    with pytest.raises(TaskError, match="its first line has the one column 'label;body'; separate columns by ','"):
+        load_texts(*load_card(card))

@@ -269,3 +269,13 @@ def test_another_stage_is_suggested_with_the_options_that_were_typed(monkeypatch
 def test_options_with_spaces_are_quoted_when_they_are_suggested(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pet", "run", "--data", "my texts", "--set", "finetune.patterns=[0, 1]"])
     assert typed_options() == "--data 'my texts' --set 'finetune.patterns=[0, 1]'"
+
+
+def test_a_dry_run_of_one_stage_shows_that_stage_alone(done, tmp_path):
+    result = pet_run(done.ground, tmp_path, "--stage", "distill", "--dry-run")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["distill", "1"]
+
+
+def test_an_empty_pipeline_is_not_the_demo(tmp_path):
+    result = pet("run", "", "--store", tmp_path, "--dry-run", code=2)
+    assert "unknown pipeline ''" in result.stderr
