@@ -92,6 +92,8 @@ def main() -> None:
         chosen = open_runtime(RuntimeSettings(capture=capture))
         trainer = Trainer(model, settings, lambda given: member_losses(model, given, settings.alpha), chosen)
         stream = batches(rows, device, rng)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # or the reference's peak would be shown as ours
         trainer.run(stream, "warm-up")
         wait(device)
         seconds[name] = clock(lambda: trainer.run(stream, "measured"), device, 1, warmup=0) / options.steps  # noqa: B023

@@ -154,7 +154,7 @@ class RuntimeSettings(Concern):
     )
     capture: bool = Field(True, description="on a GPU, run each training step as one captured CUDA graph")
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
-        None, description="padded tokens per batch when scoring; default: 65,536 on a GPU, 2,048 on a CPU (measured)"
+        None, description="padded tokens per batch when scoring; default: 65,536 on a GPU, 2,048 on a CPU"
     )
 
 
