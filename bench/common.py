@@ -3,15 +3,20 @@
 Not a benchmark itself. Run the others from the checkout: `python bench/train_step.py`.
 """
 
+import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from pet.encoding import Joined, Rows, TokenColumn, VerbalizerIds
+from pet.settings import FinetuneSettings
+from pet.stages.batches import ClozeBatch, Sources, combine, draw_shares
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
 VOCABULARY = 50_265
@@ -33,6 +38,97 @@ LARGE = {
 """RoBERTa-large's config.json."""
 
 
+WORDS = [100, 200, 300, 400]
+"""Label words, one for each of four labels."""
+LABELLED, UNLABELLED = 4, 12
+
+
+def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, torch.device, float]:
+    """Options, device and its bf16 matmul rate; prints the card. `numbers`: options with their defaults.
+
+    `--tiny` makes the model so small that a CPU shows whether the script runs.
+    """
+    from pet.runtime import open_runtime
+    from pet.settings import RuntimeSettings
+
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if options.tiny:
+        LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    device = open_runtime(RuntimeSettings()).device
+    rate = matmul_rate(device) if device.type == "cuda" else float("nan")
+    print(f"{card_name(device)}, torch {torch.__version__}; bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
+    return options, device, rate
+
+
+def show(name: str, seconds: float, reference: float, flops: float, rate: float, unit: str = "ms/step") -> None:
+    """One line: time, ratio to the reference, FLOP/s on real tokens and their share of the card's matmul rate.
+
+    `seconds`: of one step, or of one text for `unit` texts/s; `flops`: that it takes without padding.
+    """
+    value = f"{1000 * seconds:9.1f} ms/step" if unit == "ms/step" else f"{1 / seconds:9.0f} {unit}"
+    achieved = flops / seconds
+    print(
+        f"{name:28} {value}  {reference / seconds:6.1f}x  {achieved / 1e12:6.1f} TFLOP/s on real tokens, "
+        f"{100 * achieved / rate:5.1f} % of matmul",
+        flush=True,
+    )
+
+
+class RandomSpeller:
+    """What rows and batches ask of a tokenizer."""
+
+    pad_id, mask_id, has_types = 1, 4, False
+    tokenizer = range(VOCABULARY)
+
+
+class RandomEncoder:
+    """Rows of random ids with the mask at position 1, without a pattern."""
+
+    class frame:
+        """No special tokens besides those drawn."""
+
+        size = 0
+
+    speller = RandomSpeller()
+    max_length = 256
+
+    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> Joined:
+        """As `pet.encoding.Encoder.join`."""
+        sizes = rows.lengths(chosen)
+        column = rows.columns[0]
+        assert isinstance(column, TokenColumn)
+        ids = column.read(chosen, sizes)
+        return Joined(ids, np.zeros_like(ids), sizes, np.ones(len(chosen), dtype=np.int64))
+
+
+def random_rows(lengths: NDArray[np.int64], seed: int = 0) -> Rows:
+    """Random rows of these lengths."""
+    rng = np.random.default_rng(seed)
+
+    def row(length: int) -> NDArray[np.int32]:
+        ids = rng.integers(10, 50_000, size=length).astype(np.int32)
+        ids[1] = RandomSpeller.mask_id
+        return ids
+
+    column = TokenColumn([[row(int(length)) for length in lengths]])
+    return Rows(RandomEncoder(), [column], len(lengths))  # type: ignore[arg-type]
+
+
+def random_batches(
+    rows: Rows, settings: FinetuneSettings, layout: Any, device: torch.device, seeds: Sequence[int] = (0,)
+) -> Iterator[ClozeBatch]:
+    """As `stages.finetune.draw_batches`: 4 labelled and 12 unlabelled rows of each member, one member a seed."""
+    words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS)))
+    sources = Sources(rows, np.zeros(len(rows), dtype=np.int64), rows, words, np.arange(5))
+    shares = [draw_shares(sources, settings, layout, np.random.default_rng(seed)) for seed in seeds]
+    while True:
+        yield combine([next(one) for one in shares], settings, layout).to(device)
+
+
 def draw_lengths(num: int, seed: int = 0) -> NDArray[np.int64]:
     """Row lengths as AG News has them, at most 256 tokens."""
     counts = json.loads(LENGTHS.read_text())["counts"]
@@ -42,13 +138,14 @@ def draw_lengths(num: int, seed: int = 0) -> NDArray[np.int64]:
     return np.minimum(drawn + PATTERN_TOKENS, 256)
 
 
-def build_large(device: torch.device) -> Any:
-    """A random masked LM of RoBERTa-large's shape, in fp32."""
-    from transformers import RobertaConfig, RobertaForMaskedLM
+def build_large(device: torch.device, kind: str = "RobertaForMaskedLM") -> Any:
+    """A random model of RoBERTa-large's shape, in fp32; `kind`: its class in transformers."""
+    import transformers
 
     torch.manual_seed(0)
+    config = transformers.RobertaConfig(**LARGE, num_labels=len(WORDS))
     with torch.device(device):
-        return RobertaForMaskedLM(RobertaConfig(**LARGE))
+        return getattr(transformers, kind)(config)
 
 
 def flops_per_token(config: Any) -> float:
@@ -57,11 +154,15 @@ def flops_per_token(config: Any) -> float:
     return 2.0 * config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
 
 
-def matmul_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> float:
-    """FLOP/s of a large bf16 matrix product on this card."""
+def matmul_rate(device: torch.device, size: int = 8192, seconds: float = 2.0) -> float:
+    """FLOP/s of a large bf16 matrix product on this card, kept up for two seconds: in shorter runs it is hotter work
+    than the card can sustain, and so would be no ceiling for what takes minutes."""
     left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = clock(lambda: left @ right, device, repeats, warmup=5)
-    return 2.0 * size**3 / seconds
+    once = clock(lambda: left @ right, device, 20, warmup=5)
+    short = 2.0 * size**3 / once
+    kept_up = 2.0 * size**3 / clock(lambda: left @ right, device, int(seconds / once), warmup=0)
+    print(f"bf16 matmul: {short / 1e12:.0f} TFLOP/s for an instant, {kept_up / 1e12:.0f} kept up", flush=True)
+    return kept_up
 
 
 def clock(action: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:

@@ -2,58 +2,51 @@
 
     python bench/labelling.py [--texts 40000]
 
-Prints texts a second, the ratio, TFLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
-`pet.inference.score_rows` with `pet.cloze`, in batches of `batch_tokens`.
+Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
+`pet.inference.score_rows` with `pet.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
+are in bf16 (`scoring_copy`), its layers plain or compiled.
 """
 
-import argparse
+import dataclasses
 
 import numpy as np
 import torch
-from common import LARGE, build_large, card_name, clock, draw_lengths, flops_per_token, matmul_rate
+from common import WORDS, build_large, clock, draw_lengths, flops_per_token, random_rows, show, start
 from reference import Reference
-from train_step import WORDS, Spelling, make_rows
 
+from pet import packing
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, VerbalizerIds
-from pet.inference import score_rows
+from pet.inference import score_rows, scoring_copy
 from pet.runtime import open_runtime
 from pet.settings import RuntimeSettings
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=40_000)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    if options.tiny:
-        LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
-    runtime = open_runtime(RuntimeSettings())
-    device = runtime.device
+    options, device, rate = start(__doc__, texts=40_000)
     lengths = draw_lengths(options.texts)
-    rate = matmul_rate(device) if device.type == "cuda" else float("nan")
-    print(f"{card_name(device)}; bf16 matmul {rate / 1e12:.0f} TFLOP/s; mean row {lengths.mean():.1f} tokens")
     lm = build_large(device)
-    rng = np.random.default_rng(0)
-    few = lengths[:400]
-    speeds = {"reference": len(few) / clock(lambda: Reference(lm, WORDS).score(few, rng), device, 1, warmup=1)}
+    flops = lengths.mean() * flops_per_token(lm.config)
+    few, rng = lengths[:400], np.random.default_rng(0)
+    reference = clock(lambda: Reference(lm, WORDS).score(few, rng), device, 1, warmup=1) / len(few)
+    show("reference", reference, reference, flops, rate, "texts/s")
 
-    model = ClozeModel(lm).eval()
+    rows = random_rows(lengths)
     words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))).to(device)
+    for compiled in (False, True):
+        runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
+        scorer = scoring_copy(ClozeModel(lm).eval(), runtime)
+        layout = packing.scoring_layout(scorer.lm)
 
-    def score(batch: Batch) -> torch.Tensor:
-        return model.label_scores(model.states(batch), batch.mask_positions, words)
+        def score(batch: Batch, scorer: ClozeModel = scorer) -> torch.Tensor:
+            return scorer.label_scores(scorer.states(batch), batch.mask_positions, words)
 
-    rows = make_rows(lengths, rng)
-    seconds = clock(lambda: score_rows(score, rows, Spelling(), runtime, "texts"), device, 1, warmup=1)
-    speeds["ours"] = len(lengths) / seconds
-    for name, speed in speeds.items():
-        achieved = speed * lengths.mean() * flops_per_token(lm.config)
-        print(
-            f"{name:10} {speed:9.0f} texts/s  {speed / speeds['reference']:6.1f}x  "
-            f"{achieved / 1e12:6.1f} TFLOP/s on real tokens, {100 * achieved / rate:5.1f} % of matmul"
-        )
+        def run(score=score, layout=layout, runtime=runtime) -> None:
+            score_rows(score, rows, layout, runtime, "texts")
+
+        seconds = clock(run, device, 1, warmup=1) / len(lengths)
+        show("compiled" if compiled else "plain", seconds, reference, flops, rate, "texts/s")
 
 
 if __name__ == "__main__":

@@ -68,3 +68,27 @@ class Reference:
             found = scores if found is None else np.append(found, scores, axis=0)
         assert found is not None
         return found
+
+
+class DistillReference:
+    """The original's training of the student: padded to 256, fp32, one forward pass a micro-batch of 16."""
+
+    def __init__(self, model: Any, temperature: float = 2.0) -> None:
+        self.model = model
+        self.temperature = temperature
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, eps=1e-8, weight_decay=0.01, foreach=False)
+
+    def train_step(self, lengths: np.ndarray, rng: np.random.Generator) -> None:
+        """One optimizer step on random teacher scores."""
+        device = next(self.model.parameters()).device
+        self.model.train()
+        ids, attention = padded(lengths, rng, device)
+        logits = self.model(input_ids=ids, attention_mask=attention).logits
+        teacher = torch.from_numpy(rng.normal(size=tuple(logits.shape))).float().to(device)
+        log_student = functional.log_softmax(logits / self.temperature, dim=-1)
+        target = functional.softmax(teacher / self.temperature, dim=-1)
+        loss = functional.kl_div(log_student, target, reduction="sum") * self.temperature**2 / len(logits)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.model.zero_grad()

@@ -1,112 +1,119 @@
-"""One training step of a member: the original's loop against ours, RoBERTa-large's shape, AG News lengths.
+"""One training step: the original's loop against ours, RoBERTa-large's shape, AG News lengths.
 
-    python bench/train_step.py [--steps 200]
+    python bench/train_step.py [--steps 500] [--members 18]
 
-4 labelled and 12 unlabelled rows a step. Prints milliseconds a step, the ratio, TFLOP/s on real tokens and their share
-of the card's bf16 matmul rate. Ours is `pet.training.Trainer` with the loss and the batches of `stages/finetune.py`:
-plain and captured. Needs a GPU for figures that mean anything; `--tiny` shows on a CPU that the script runs.
+4 labelled and 12 unlabelled rows a step and member. Ours is `pet.training.Trainer` with the losses and batches of the
+stages: kernel by kernel, captured as a CUDA graph, with compiled layers, and all members at once as LoRA adapters.
+Prints milliseconds a step, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. A step with
+adapters is compared with the reference's steps of as many members. Needs a GPU for figures that mean anything.
 """
 
-import argparse
+import dataclasses
 
 import numpy as np
 import torch
-from common import LARGE, build_large, card_name, clock, draw_lengths, flops_per_token, matmul_rate, wait
+from common import (
+    LABELLED,
+    UNLABELLED,
+    WORDS,
+    build_large,
+    clock,
+    draw_lengths,
+    flops_per_token,
+    random_batches,
+    random_rows,
+    show,
+    start,
+    wait,
+)
 from reference import Reference
 
+from pet import models, packing
 from pet.cloze import ClozeModel
-from pet.encoding import Rows, VerbalizerIds, pad_rows, training_width
-from pet.losses import IGNORED, mask_tokens
-from pet.runtime import open_runtime
+from pet.inference import scoring_copy
+from pet.lora import Adapters
+from pet.runtime import Runtime, open_runtime
 from pet.settings import FinetuneSettings, RuntimeSettings
-from pet.stages.finetune import ClozeBatch, member_losses, pad_targets
-from pet.training import Trainer, endless_order
-
-LABELLED, UNLABELLED = 4, 12
-WORDS = [100, 200, 300, 400]
-
-
-class Spelling:
-    """What `pad_rows` asks of a tokenizer."""
-
-    pad_id = 1
-    mask_id = 4
-    has_types = False
-
-
-def make_rows(lengths: np.ndarray, rng: np.random.Generator) -> Rows:
-    """Random rows of these lengths with the mask at position 1."""
-    ids = [rng.integers(10, 50_000, size=length).astype(np.int32) for length in lengths]
-    for row in ids:
-        row[1] = Spelling.mask_id
-    return Rows(ids, [np.zeros_like(row) for row in ids], np.ones(len(ids), dtype=np.int32))
-
-
-def batches(rows: Rows, device: torch.device, rng: np.random.Generator):
-    """As `stages.finetune.draw_batches`, without a task."""
-    averaging = torch.eye(len(WORDS))
-    words = VerbalizerIds(torch.tensor(WORDS), averaging).to(device)
-    for chosen in endless_order(len(rows), LABELLED + UNLABELLED, rng):
-        batch = pad_rows(rows, chosen, Spelling(), training_width(rows, chosen))
-        ids = batch.input_ids.numpy()
-        maskable = ids > 4
-        maskable[:LABELLED] = False
-        changed, targets = mask_tokens(ids, maskable, 0.15, Spelling.mask_id, LARGE["vocab_size"], rng)
-        batch.input_ids = torch.from_numpy(changed)
-        places = np.nonzero(targets != IGNORED)
-        where, wanted = pad_targets(np.stack(places), targets[places], 0.15 * ids[LABELLED:].size)
-        yield ClozeBatch(batch, torch.zeros(LABELLED, dtype=torch.long), where, wanted, words).to(device)
+from pet.stages.batches import ClozeBatch, cloze_losses
+from pet.training import Losses, Trainer
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    if options.tiny:
-        LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
-    runtime = open_runtime(RuntimeSettings())
-    device = runtime.device
+    options, device, rate = start(__doc__, steps=500, members=18)
     lengths = draw_lengths(4096)
-    rate = matmul_rate(device) if device.type == "cuda" else float("nan")
-    print(f"{card_name(device)}; bf16 matmul {rate / 1e12:.0f} TFLOP/s; mean row {lengths.mean():.1f} tokens")
-
     lm = build_large(device)
+    tokens = lengths.mean() * (LABELLED + UNLABELLED)
+    forward = tokens * flops_per_token(lm.config)
+    reference = time_reference(lm, lengths, device)
+    show("reference", reference, reference, 3 * forward, rate)
+
+    rows = random_rows(lengths)
+    settings = FinetuneSettings(steps=options.steps)
+    model = ClozeModel(lm)
+    runtime = open_runtime(RuntimeSettings(compile=False))
+    for name, changes in (("plain", {"capture": False}), ("captured", {}), ("captured, compiled", {"compile": True})):
+        chosen = dataclasses.replace(runtime, **changes)
+        models.compile_layers(lm, chosen)
+        few = settings if chosen.capture else settings.model_copy(update={"steps": 20})
+        show(f"full, {name}", time_full(model, rows, few, chosen), reference, 3 * forward, rate)
+
+    lora = settings.model_copy(update={"method": "lora", "steps": max(1, options.steps // 10)})
+    seconds = time_lora(model, rows, lora, dataclasses.replace(runtime, compile=True), options.members)
+    # Frozen weights have no gradient: two passes' work instead of three.
+    show(f"lora, {options.members} members", seconds, reference * options.members, 2 * options.members * forward, rate)
+
+
+def time_reference(lm: torch.nn.Module, lengths: np.ndarray, device: torch.device) -> float:
+    """Seconds of a step of the original's loop."""
     reference = Reference(lm, WORDS)
     rng = np.random.default_rng(0)
     starts = iter(range(0, 4096, 16))
 
-    def reference_step() -> None:
-        start = next(starts)
-        reference.train_step(lengths[start : start + 16], rng)
+    def step() -> None:
+        first = next(starts)
+        reference.train_step(lengths[first : first + 16], rng)
 
-    seconds = {"reference": clock(reference_step, device, 10)}
+    seconds = clock(step, device, 10)
     lm.zero_grad(set_to_none=True)
-    reference.optimizer.state.clear()
+    return seconds
 
-    model = ClozeModel(lm)
-    rows = make_rows(lengths, rng)
-    settings = FinetuneSettings(steps=options.steps)
-    for name, capture in (("ours, plain", False), ("ours, captured", True)):
-        chosen = open_runtime(RuntimeSettings(capture=capture))
-        trainer = Trainer(model, settings, lambda given: member_losses(model, given, settings.alpha), chosen)
-        stream = batches(rows, device, rng)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()  # or the reference's peak would be shown as ours
-        trainer.run(stream, "warm-up")
-        wait(device)
-        seconds[name] = clock(lambda: trainer.run(stream, "measured"), device, 1, warmup=0) / options.steps  # noqa: B023
-        if device.type == "cuda":
-            print(f"{name}: peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    tokens = lengths.mean() * (LABELLED + UNLABELLED)
-    work = 3 * tokens * flops_per_token(lm.config)
-    for name, value in seconds.items():
-        achieved = work / value
-        print(
-            f"{name:15} {1000 * value:8.1f} ms/step  {seconds['reference'] / value:6.1f}x  "
-            f"{achieved / 1e12:6.1f} TFLOP/s on real tokens, {100 * achieved / rate:5.1f} % of matmul"
-        )
+
+def measure(trainer: Trainer[ClozeBatch], batches: object, names: list[str], runtime: Runtime) -> float:
+    """Seconds of a step once everything is captured; prints the peak memory of the GPU."""
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trainer.run(batches, *names)  # type: ignore[arg-type]
+    wait(runtime.device)
+    seconds = clock(lambda: trainer.run(batches, *names), runtime.device, 1, warmup=0)  # type: ignore[arg-type]
+    if runtime.device.type == "cuda":
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    return seconds / trainer.settings.steps
+
+
+def time_full(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime) -> float:
+    """Seconds of a step of one member, all weights trained."""
+    trainer = Trainer(model, settings, lambda given: cloze_losses(model, given, settings.alpha), runtime)
+    layout = packing.training_layout(model.lm, runtime)
+    return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)  # type: ignore[arg-type]
+
+
+def time_lora(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime, members: int) -> float:
+    """Seconds of a step of all members as adapters, as `stages.finetune.train_adapters`."""
+    scorer = scoring_copy(model, runtime)
+    adapters = Adapters(scorer.lm, model.lm, range(members), settings)
+    dtype = next(scorer.lm.base_model.parameters()).dtype
+
+    def losses(given: ClozeBatch) -> Losses:
+        adapters.open_gate(given.members, dtype)
+        with torch.autocast(given.members.device.type, enabled=False):
+            return cloze_losses(scorer, given, settings.alpha)
+
+    layout = packing.training_layout(scorer.lm, runtime)
+    with adapters.installed():
+        trainer = Trainer(adapters, settings, losses, runtime, adapters.clip)
+        batches = random_batches(rows, settings, layout, runtime.device, range(members))  # type: ignore[arg-type]
+        return measure(trainer, batches, [f"m{number}" for number in range(members)], runtime)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A masked language model as an answerer of cloze questions: label scores at the mask, logits at MLM targets.
 
-Shapes: B rows, T tokens, H hidden size, V vocabulary, W label words, L labels, K MLM targets.
+Shapes: B rows, N tokens of all rows together, H hidden size, V vocabulary, W label words, L labels, K MLM targets.
 
 Only the hidden states that are asked for go through the LM head, and for label scores only the rows of the label words
 are multiplied: a projection of every position onto the vocabulary is most of the original's cost. How a head is built
@@ -8,6 +8,7 @@ differs by family; HEADS says it for those that are tested against the full logi
 path, slower and right, and `ClozeModel.shortcut` is False.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pet import packing
 from pet.encoding import Batch, VerbalizerIds
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -93,32 +95,51 @@ class ClozeModel(nn.Module):
         self.lm = lm
         self.family: str = lm.config.model_type
         self.shortcut = self.family in HEADS
+        packing.install(lm)
+
+    @property
+    def transformer(self) -> Any:
+        """The transformers model."""
+        return self.lm
 
     def states(self, batch: Batch) -> torch.Tensor:
-        """What the head needs at every position: hidden states [B, T, H], or logits [B, T, V] on the full path."""
-        if self.shortcut:
-            return torch.as_tensor(self.lm.base_model(**batch.inputs).last_hidden_state)
-        return torch.as_tensor(self.lm(**batch.inputs).logits)
+        """What the head needs at every token: hidden states [N, H], or logits [N, V] on the full path."""
+        return packing.hidden_states(self.lm, batch) if self.shortcut else packing.full_logits(self.lm, batch)
 
     def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [..., V] of selected states [..., H]."""
+        """Logits [V, K] of selected states [K, H].
+
+        Words first: K can be chosen round, V is what it is, and matrix products want rows of a round size.
+        """
         if not self.shortcut:
-            return states
+            return states.T
         transform, weight, bias = HEADS[self.family](self.lm)
-        return functional.linear(transform(states), weight, bias)
+        reduced = states.dtype if states.dtype in (torch.bfloat16, torch.float16) else None
+        with torch.autocast(states.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
+            logits = weight @ transform(states).T
+        return logits if bias is None else logits + bias[:, None]
+
+    def word_logits(self, states: torch.Tensor, mask_positions: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Logits [B, W] of some words at the mask, in fp32 whatever the encoder computes in.
+
+        `states`: [N, H]; `mask_positions`: [B], indices into N; `words`: token ids [W].
+        """
+        at_mask = states[mask_positions].float()
+        if not self.shortcut:
+            return at_mask[:, words]
+        transform, weight, bias = HEADS[self.family](self.lm)
+        with torch.autocast(states.device.type, enabled=False):
+            chosen = None if bias is None else bias[words].float()
+            return functional.linear(transform(at_mask), weight[words].float(), chosen)
 
     def label_scores(
         self, states: torch.Tensor, mask_positions: torch.Tensor, verbalizers: VerbalizerIds
     ) -> torch.Tensor:
-        """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3).
+        """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3)."""
+        return average(self.word_logits(states, mask_positions, verbalizers.words), verbalizers.averaging)
 
-        `states`: [B, T, H]; `mask_positions`: [B].
-        """
-        at_mask = states[torch.arange(len(states), device=states.device), mask_positions]  # [B, H]
-        words = verbalizers.words
-        if self.shortcut:
-            transform, weight, bias = HEADS[self.family](self.lm)
-            logits = functional.linear(transform(at_mask), weight[words], None if bias is None else bias[words])
-        else:
-            logits = at_mask[:, words]  # [B, W]
-        return logits.float() @ verbalizers.averaging
+
+def average(logits: torch.Tensor, averaging: torch.Tensor) -> torch.Tensor:
+    """Label scores [..., L] of word logits [..., W], in fp32 also under autocast; `averaging`: [..., W, L]."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return logits @ averaging

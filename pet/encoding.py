@@ -1,14 +1,20 @@
-"""Where pattern, text and tokenizer meet: from `Texts` to padded rows of token ids.
+"""Where pattern, text and tokenizer meet: from `Texts` to batches of token ids.
 
-Shapes: B rows, T tokens (padded), L labels.
+Shapes: B rows, N tokens of all rows together, W label words, L labels.
 
 Each part of a pattern is tokenised by itself and the token ids are spliced together (P1's code does the same), so a
 text is tokenised once per task and used by every pattern. The one difficulty is what a tokenizer does at the start of
 a part: byte-level BPE writes a space into the word's first token, SentencePiece always adds a word-start mark,
 WordPiece does neither. `Speller` asks the tokenizer itself which it is, never its class.
+
+Token ids live in unnamed temporary files, and rows are put together when they are needed: memory does not grow with
+the pool. A batch lays its rows end to end (`Batch`); how a model reads that is the business of `packing`.
 """
 
-from collections.abc import Sequence
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from pet.errors import ModelError, SettingsError, TaskError, raise_problems
-from pet.examples import Texts
+from pet.examples import TextSource
 from pet.patterns import PVP, Mask, Part, Pattern, Slot, read_part
 
 Ids = NDArray[np.int32]
-PAD_MULTIPLE = 8
-TRAINING_MULTIPLE = 16
-"""Rows are padded to a multiple of this many tokens, which tensor cores like; in training to a coarser one, so that few
-batch shapes occur and each can be captured."""
+
+FILLER = 64
+"""Tokens of a row of nothing, at most: no wider than any batch on a GPU."""
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------------------------
@@ -123,95 +128,245 @@ class Speller:
         return ids[0] if len(ids) == 1 and ids[0] not in unusable else list(pieces)
 
 
-class TokenizedTexts:
-    """`Texts`, each field tokenised at most once per way it is used; shared by all patterns of a task."""
+class TokenColumn:
+    """Token ids of n texts, one after another in an unnamed temporary file; in memory only where each text starts."""
 
-    def __init__(self, speller: Speller, texts: Texts) -> None:
+    def __init__(self, chunks: Iterable[list[Ids]]) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed, and gone, with this object
+        weakref.finalize(self, self._file.close)
+        counts = [np.zeros(1, dtype=np.int64)]
+        for chunk in chunks:
+            counts.append(np.fromiter(map(len, chunk), dtype=np.int64, count=len(chunk)))
+            self._file.write(b"".join(ids.tobytes() for ids in chunk))
+        self._file.flush()
+        self.starts = np.cumsum(np.concatenate(counts))
+
+    def sizes(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Tokens of each of these texts."""
+        return np.asarray(np.diff(self.starts)[rows] if isinstance(rows, slice) else self._sizes(rows))
+
+    def _sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.asarray(self.starts[rows + 1] - self.starts[rows])
+
+    def read(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ids:
+        """The first `sizes` tokens of each of these texts, end to end."""
+        width = np.dtype(np.int32).itemsize
+        file = self._file.fileno()
+        return np.frombuffer(
+            b"".join(
+                os.pread(file, size, start)
+                for size, start in zip((sizes * width).tolist(), (self.starts[rows] * width).tolist(), strict=True)
+            ),
+            dtype=np.int32,
+        )
+
+
+class TokenizedTexts:
+    """`Texts`, or any source of them in chunks, each field tokenised at most once per way it is used; shared by all
+    patterns of a task."""
+
+    def __init__(self, speller: Speller, texts: TextSource) -> None:
         self.speller = speller
         self.texts = texts
-        self._found: dict[tuple[str, bool, str | None], list[Ids]] = {}
+        self._found: dict[tuple[str, bool, str | None], TokenColumn] = {}
 
-    def ids(self, slot: Slot, after: str | None) -> list[Ids]:
+    def column(self, slot: Slot, after: str | None) -> TokenColumn:
         """Token ids of the slot's field for every text."""
         key = (slot.field, slot.unpunctuated, after)
         if key not in self._found:
-            texts = [slot.read(text) for text in self.texts.fields[slot.field]]
-            self._found[key] = self.speller.spell(texts, after)
+            self._found[key] = TokenColumn(
+                self.speller.spell([slot.read(text) for text in chunk.fields[slot.field]], after)
+                for chunk in self.texts.chunks()
+            )
         return self._found[key]
 
 
-# ---- rows ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Encoded texts before padding: per row token ids, token types, and the place of the mask (-1: no mask)."""
-
-    ids: list[Ids]
-    types: list[Ids]
-    mask_positions: Ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens per row."""
-        return np.fromiter((len(ids) for ids in self.ids), dtype=np.int64, count=len(self.ids))
+# ---- batches -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Batch:
-    """Padded rows: `input_ids`, `attention_mask`, `token_type_ids` [B, T]; `mask_positions` [B]."""
+    """B rows end to end, N tokens in all.
+
+    `input_ids`, `places` (from 0 in each row), `rows` (which row) [N]; `token_type_ids` [N] or `None`; `starts`: where
+    each row begins, and N [B + 1]; `mask_positions`: index of each row's mask among the N tokens [B]; `width`: no row
+    is longer. `attention_mask`: `None` where there is no padding; else [N], 0 for padding, and every row has exactly
+    `width` tokens. After the B rows may come some of nothing, that bring N to a round number (`fill`).
+    """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
     token_type_ids: torch.Tensor | None
+    places: torch.Tensor
+    rows: torch.Tensor
+    starts: torch.Tensor
     mask_positions: torch.Tensor
+    width: int
+    attention_mask: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.mask_positions)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        types = None if self.token_type_ids is None else self.token_type_ids.to(device)
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), types, self.mask_positions.to(device))
+        return Batch(
+            send(self.input_ids, device),
+            None if self.token_type_ids is None else send(self.token_type_ids, device),
+            send(self.places, device),
+            send(self.rows, device),
+            send(self.starts, device),
+            send(self.mask_positions, device),
+            self.width,
+            None if self.attention_mask is None else send(self.attention_mask, device),
+        )
 
-    @property
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """Keyword arguments of a transformers model."""
-        found = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
-        if self.token_type_ids is not None:
-            found["token_type_ids"] = self.token_type_ids
-        return found
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; to a GPU through pinned memory, so that the host need not wait for the queue before it."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def padded_length(length: int, multiple: int = PAD_MULTIPLE) -> int:
+@dataclass(frozen=True)
+class Layout:
+    """How rows become a batch. `padded`: every row is padded to the batch's width, for models that need it; otherwise
+    they lie end to end. `width`: this one, for all batches; else the longest row's, rounded up to `width_multiple`.
+    `token_multiple`: N is brought to a multiple of it (not where rows are padded), so that few shapes occur."""
+
+    padded: bool
+    width: int | None = None
+    width_multiple: int = 1
+    token_multiple: int = 1
+
+    def width_of(self, lengths: NDArray[np.int64]) -> int:
+        """Width of a batch of rows of these lengths."""
+        return self.width or round_up(int(lengths.max()), self.width_multiple)
+
+
+def round_up(length: int, multiple: int) -> int:
     """`length` rounded up to a multiple."""
     return -(-length // multiple) * multiple
 
 
-def training_width(rows: Rows, chosen: NDArray[np.int64]) -> int:
-    """Tokens to which a training batch of the chosen rows is padded."""
-    return padded_length(max(len(rows.ids[row]) for row in chosen), TRAINING_MULTIPLE)
+@dataclass(frozen=True)
+class Rows:
+    """All texts of a split in one pattern. Nothing is put together before it is asked for.
+
+    `columns`: per part of the pattern its ids, the same for every text, or a column of them; `encoder`: how they are
+    framed and shortened.
+    """
+
+    encoder: "Encoder"
+    columns: list[Ids | TokenColumn]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def part_sizes(self, chosen: NDArray[np.int64] | slice) -> NDArray[np.int64]:
+        """Tokens [B, parts] of the chosen rows' parts, before anything is shortened."""
+        number = len(range(self.count)[chosen]) if isinstance(chosen, slice) else len(chosen)
+        sizes = np.empty((number, len(self.columns)), dtype=np.int64)
+        for place, column in enumerate(self.columns):
+            sizes[:, place] = column.sizes(chosen) if isinstance(column, TokenColumn) else len(column)
+        return sizes
+
+    def lengths(self, chosen: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.int64]:
+        """Tokens of each of these rows (default: all)."""
+        sizes = self.part_sizes(chosen).sum(1) + self.encoder.frame.size
+        return np.asarray(np.minimum(sizes, self.encoder.max_length))
+
+    def batch(self, chosen: NDArray[np.int64], layout: Layout) -> Batch:
+        """The chosen rows as one batch."""
+        return lay_out([self], [chosen], layout)
 
 
-def pad_rows(rows: Rows, chosen: NDArray[np.int64], speller: Speller, length: int | None = None) -> Batch:
-    """The chosen rows as one batch, padded to `length` or to the longest of them (rounded up)."""
-    longest = max(len(rows.ids[row]) for row in chosen)
-    width = length or padded_length(longest)
-    input_ids = np.full((len(chosen), width), speller.pad_id, dtype=np.int64)
-    attention = np.zeros((len(chosen), width), dtype=np.int64)
-    types = np.zeros((len(chosen), width), dtype=np.int64)
-    for place, row in enumerate(chosen):
-        size = len(rows.ids[row])
-        input_ids[place, :size] = rows.ids[row]
-        attention[place, :size] = 1
-        types[place, :size] = rows.types[row]
-    positions = rows.mask_positions[chosen]
-    return Batch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(attention),
-        torch.from_numpy(types) if speller.has_types else None,
-        torch.from_numpy(positions.astype(np.int64)),
+def lay_out(sources: Sequence[Rows], chosen: Sequence[NDArray[np.int64]], layout: Layout) -> Batch:
+    """Rows of several sources of one tokenizer, those of the first one first, as one batch."""
+    joined = [rows.encoder.join(rows, some) for rows, some in zip(sources, chosen, strict=True)]
+    lengths = np.concatenate([one.lengths for one in joined])
+    flat = np.concatenate([one.ids for one in joined])
+    types = np.concatenate([one.types for one in joined])
+    masks = np.concatenate([one.mask_places for one in joined])
+    speller = sources[0].encoder.speller
+    width = layout.width_of(lengths)
+    attention = None
+    sizes = lengths
+    if layout.padded:
+        attention = (np.arange(width)[None] < lengths[:, None]).astype(np.int64).ravel()
+        flat, types = spread(flat, attention, speller.pad_id), spread(types, attention, 0)
+        sizes = np.full(len(lengths), width)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    row_of, places = ragged(sizes)
+    batch = Batch(
+        torch.from_numpy(flat.astype(np.int64)),
+        torch.from_numpy(types.astype(np.int64)) if speller.has_types else None,
+        torch.from_numpy(places),
+        torch.from_numpy(row_of),
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(np.where(masks < 0, -1, starts[:-1] + masks)),
+        width,
+        None if attention is None else torch.from_numpy(attention),
     )
+    return fill(batch, layout)
+
+
+def join_batches(parts: Sequence[Batch]) -> Batch:
+    """Batches (not filled up; of one width, where rows are padded) one after another as one."""
+    tokens = np.cumsum([0, *(len(one.input_ids) for one in parts)])
+    rows = np.cumsum([0, *(len(one) for one in parts)])
+    types = [one.token_type_ids for one in parts if one.token_type_ids is not None]
+    attention = [one.attention_mask for one in parts if one.attention_mask is not None]
+    starts = [one.starts[:-1] + int(before) for one, before in zip(parts, tokens, strict=False)]
+    return Batch(
+        torch.cat([one.input_ids for one in parts]),
+        torch.cat(types) if types else None,
+        torch.cat([one.places for one in parts]),
+        torch.cat([one.rows + int(before) for one, before in zip(parts, rows, strict=False)]),
+        torch.cat([*starts, torch.tensor([int(tokens[-1])], dtype=torch.int32)]),
+        torch.cat(
+            [
+                torch.where(one.mask_positions < 0, -1, one.mask_positions + int(before))
+                for one, before in zip(parts, tokens, strict=False)
+            ]
+        ),
+        max(one.width for one in parts),
+        torch.cat(attention) if attention else None,
+    )
+
+
+def fill(batch: Batch, layout: Layout) -> Batch:
+    """The batch with more rows, of token 0 and at most FILLER of them, that bring N to a multiple of
+    `layout.token_multiple`. Their number does not vary; most are of length 0."""
+    if layout.padded or layout.token_multiple == 1:
+        return batch
+    size = len(batch.input_ids)
+    total = round_up(size, layout.token_multiple)
+    ends = np.minimum(size + FILLER * np.arange(1, 1 + round_up(layout.token_multiple, FILLER) // FILLER), total)
+    row_of, places = ragged(np.diff(ends, prepend=size))
+    nothing = torch.zeros(total - size, dtype=torch.long)
+    return Batch(
+        torch.cat([batch.input_ids, nothing]),
+        None if batch.token_type_ids is None else torch.cat([batch.token_type_ids, nothing]),
+        torch.cat([batch.places, torch.from_numpy(places)]),
+        torch.cat([batch.rows, torch.from_numpy(row_of + len(batch))]),
+        torch.cat([batch.starts, torch.from_numpy(ends.astype(np.int32))]),
+        batch.mask_positions,
+        max(batch.width, FILLER),
+    )
+
+
+def ragged(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For rows of these sizes end to end: which row each token belongs to, and its place there."""
+    row_of = np.repeat(np.arange(len(sizes)), sizes)
+    return row_of, np.arange(len(row_of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def spread(values: Ids, mask: NDArray[np.int64], empty: int) -> Ids:
+    """Values in order where `mask` is 1, `empty` elsewhere."""
+    found = np.full(len(mask), empty, dtype=np.int32)
+    found[mask == 1] = values
+    return found
 
 
 # ---- patterns ------------------------------------------------------------------------------------------------------
@@ -232,6 +387,7 @@ class Encoder:
         self.frame = speller.frames[len(pattern.segments)]
         self.parts = [(number, part, after) for number, part, after in glued_parts(pattern)]
         self.fixed = [self._fixed_ids(part, after) for _, part, after in self.parts]
+        self.shortenable = [isinstance(part, Slot) and part.shortenable for _, part, _ in self.parts]
         used = self.frame.size + sum(len(ids) for ids in self.fixed if ids is not None)
         if used >= max_length:
             raise SettingsError(
@@ -246,55 +402,90 @@ class Encoder:
         return None if isinstance(part, Slot) else self.speller.spell([part.text], after)[0]
 
     def encode(self, tokens: TokenizedTexts) -> Rows:
-        """All texts, filled in, truncated and framed.
+        """All texts, filled in; truncated and framed when they are asked for.
 
         Raises:
             SettingsError: a text marked `whole` leaves no room.
         """
         columns = [
-            [fixed] * len(tokens.texts) if fixed is not None else tokens.ids(part, after)  # type: ignore[arg-type]
+            fixed if fixed is not None else tokens.column(part, after)  # type: ignore[arg-type]
             for (_, part, after), fixed in zip(self.parts, self.fixed, strict=True)
         ]
-        ids, types, positions = [], [], np.full(len(tokens.texts), -1, dtype=np.int32)
-        for row, pieces in enumerate(zip(*columns, strict=True)):
-            row_ids, row_types, positions[row] = self._join(self._fit(list(pieces), tokens.texts.ids[row]))
-            ids.append(row_ids)
-            types.append(row_types)
-        return Rows(ids, types, positions)
+        rows = Rows(self, columns, len(tokens.texts))
+        if any(isinstance(part, Slot) and not part.shortenable for _, part, _ in self.parts):
+            self._check_room(rows, tokens.texts)
+        return rows
 
-    def _fit(self, pieces: list[Ids], name: str) -> list[Ids]:
-        """Truncate the shortenable pieces so that the row fits."""
-        excess = self.frame.size + sum(len(piece) for piece in pieces) - self.max_length
-        if excess <= 0:
-            return pieces
-        shortenable = [isinstance(part, Slot) and part.shortenable for _, part, _ in self.parts]
-        sizes = [len(piece) if free else 0 for piece, free in zip(pieces, shortenable, strict=True)]
-        if sum(sizes) < excess:
+    def _check_room(self, rows: Rows, texts: TextSource) -> None:
+        """Refuse a text of which too much may not be cut."""
+        kept = rows.part_sizes(slice(None))[:, ~np.asarray(self.shortenable)].sum(1) + self.frame.size
+        if (kept > self.max_length).any():
+            row = int((kept > self.max_length).argmax())
             raise SettingsError(
-                f"text {name!r} does not fit pattern {self.pattern.source!r}: the part that may not be truncated "
-                f"needs more than model.max_length {self.max_length} tokens; raise it or drop `whole`"
+                f"text {texts.id_of(row)!r} does not fit pattern {self.pattern.source!r}: the part that may not be "
+                f"truncated needs more than model.max_length {self.max_length} tokens; raise it or drop `whole`"
             )
-        kept = self.shorten(sizes, [number for number, _, _ in self.parts], excess)
-        return [piece[:size] if free else piece for piece, size, free in zip(pieces, kept, shortenable, strict=True)]
 
-    def _join(self, pieces: list[Ids]) -> tuple[Ids, Ids, int]:
-        """Pieces and special tokens in order; ids, types and the place of the mask."""
-        frame = self.frame
-        ids: list[Any] = [frame.before]
-        types = list(frame.before_types)
-        position, segment = -1, 0
-        for (number, part, _), piece in zip(self.parts, pieces, strict=True):
+    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> "Joined":
+        """The chosen rows: parts and special tokens in order."""
+        sizes = rows.part_sizes(chosen)  # [B, parts]
+        excess = sizes.sum(1) + self.frame.size - self.max_length
+        segments = [number for number, _, _ in self.parts]
+        for row in np.flatnonzero(excess > 0):
+            free = np.where(self.shortenable, sizes[row], 0)
+            kept = self.shorten(free.tolist(), segments, int(excess[row]))
+            sizes[row] = np.where(self.shortenable, kept, sizes[row])
+        frame, mask_places = self.frame, np.full(len(chosen), -1, dtype=np.int64)
+        pieces: list[tuple[Ids | TokenColumn, NDArray[np.int64], Sequence[int] | int]] = []
+        position = np.zeros(len(chosen), dtype=np.int64)
+
+        def add(ids: Ids | TokenColumn, lengths: NDArray[np.int64], types: Sequence[int] | int) -> None:
+            pieces.append((ids, lengths, types))
+            position[:] += lengths
+
+        def add_special(ids: list[int], types: Sequence[int]) -> None:
+            add(np.asarray(ids, dtype=np.int32), np.full(len(chosen), len(ids)), types)
+
+        add_special(frame.before, frame.before_types)
+        segment = 0
+        for place, ((number, part, _), column) in enumerate(zip(self.parts, rows.columns, strict=True)):
             if number > segment:
                 segment = number
-                ids.append(frame.between)
-                types += frame.between_types
+                add_special(frame.between, frame.between_types)
             if isinstance(part, Mask):
-                position = len(types)
-            ids.append(piece)
-            types += [frame.segment_types[number]] * len(piece)
-        ids.append(frame.after)
-        types += frame.after_types
-        return np.concatenate(ids, dtype=np.int32, casting="unsafe"), np.asarray(types, dtype=np.int32), position
+                mask_places = position.copy()
+            add(column, sizes[:, place], frame.segment_types[number])
+        add_special(frame.after, frame.after_types)
+        return assemble(pieces, chosen, position, mask_places)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Rows end to end: token ids and types [N], lengths and the place of the mask in each row (-1: none) [B]."""
+
+    ids: Ids
+    types: Ids
+    lengths: NDArray[np.int64]
+    mask_places: NDArray[np.int64]
+
+
+def assemble(
+    pieces: list[tuple[Ids | TokenColumn, NDArray[np.int64], Sequence[int] | int]],
+    chosen: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    mask_places: NDArray[np.int64],
+) -> Joined:
+    """Copy every piece to its place in every row. A piece: the same ids for all rows or a column of them, how many
+    tokens of it each row takes [B], and its token type or one for each token."""
+    ids, types = np.empty(lengths.sum(), dtype=np.int32), np.zeros(lengths.sum(), dtype=np.int32)
+    begin = np.cumsum(lengths) - lengths
+    for source, sizes, kind in pieces:
+        row_of, places = ragged(sizes)
+        target = begin[row_of] + places
+        ids[target] = source.read(chosen, sizes) if isinstance(source, TokenColumn) else source[places]
+        types[target] = kind if isinstance(kind, int) else np.asarray(kind, dtype=np.int32)[places]
+        begin = begin + sizes
+    return Joined(ids, types, lengths, mask_places)
 
 
 def glued_parts(pattern: Pattern) -> list[tuple[int, Part, str | None]]:
@@ -313,10 +504,13 @@ def glued_parts(pattern: Pattern) -> list[tuple[int, Part, str | None]]:
 
 def shorten_longest(sizes: list[int], segments: list[int], excess: int) -> list[int]:
     """Sizes after cutting `excess` tokens, always from the longest piece (the last of equals): P1 section 4."""
-    total = sum(sizes) - excess
-    level, kept = 0, [0] * len(sizes)
-    while sum(min(size, level + 1) for size in sizes) <= total:
-        level += 1
+    total = remaining = sum(sizes) - excess
+    level = 0
+    for place, size in enumerate(sorted(sizes)):
+        level = remaining // (len(sizes) - place)
+        if size > level:
+            break
+        remaining -= size
     kept = [min(size, level) for size in sizes]
     for index, size in enumerate(sizes):
         if sum(kept) < total and size > level:

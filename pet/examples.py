@@ -1,7 +1,24 @@
 """Texts in columns: what a task reads, a stage samples and an encoder tokenises. No files, no model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+CHUNK = 8192
+"""Texts that are held at a time where they are streamed."""
+
+
+class TextSource(Protocol):
+    """Texts that can be read in chunks: `Texts`, or a file of them."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def chunks(self) -> "Iterator[Texts]":
+        """All of them in order, at most CHUNK at a time."""
+
+    def id_of(self, row: int) -> str:
+        """The id of one text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,15 @@ class Texts:
     def unlabelled(self) -> "Texts":
         """The same texts with every label forgotten: what the pool is made of."""
         return Texts(self.ids, self.fields, [None] * len(self))
+
+    def chunks(self) -> "Iterator[Texts]":
+        """The texts in order, at most CHUNK at a time."""
+        for start in range(0, len(self), CHUNK):
+            yield self.take(range(start, min(start + CHUNK, len(self))))
+
+    def id_of(self, row: int) -> str:
+        """The id of one text."""
+        return self.ids[row]
 
     def joined(self, row: int) -> str:
         """All fields of one text, as one string."""

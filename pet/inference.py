@@ -1,47 +1,97 @@
-"""Scoring many rows: sorted by length, cut into batches of equal padded size, results in the rows' own order."""
+"""Scoring many rows: sorted by length, cut into batches of equal size in tokens, results in the rows' own order; and
+the copy of a model that scores. On a GPU its encoder holds its weights in bf16, and so are its hidden states: half the
+memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three digits.
+"""
 
+import copy
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.encoding import Batch, Rows, Speller, pad_rows, padded_length
+from pet import models
+from pet.classification import ClassifierModel
+from pet.cloze import ClozeModel
+from pet.encoding import Batch, Layout, Rows, round_up
 from pet.runtime import Runtime
 
 Float = NDArray[np.float32]
 
+M = TypeVar("M", ClozeModel, ClassifierModel)
+
+WINDOW = 65_536
+"""Rows that are sorted at a time, so that memory does not grow with the pool."""
+
 
 def score_rows(
-    score: Callable[[Batch], torch.Tensor], rows: Rows, speller: Speller, runtime: Runtime, name: str
+    score: Callable[[Batch], torch.Tensor], rows: Rows, layout: Layout, runtime: Runtime, name: str
 ) -> Float:
     """Apply `score` (a batch of B rows -> [B, D]) to all rows and return [len(rows), D] in their order.
 
+    In which precision is the model's own affair: see `scoring_copy`.
+
     Raises nothing of its own; `name` is for the progress bar.
     """
-    if not len(rows):
-        return np.zeros((0, 0), dtype=np.float32)
+    found = [np.zeros((0, 0), dtype=np.float32)]
+    with torch.inference_mode(), runtime.reporter.track(name, len(rows), "text") as advance:
+        for start in range(0, len(rows), WINDOW):
+            window = slice(start, min(start + WINDOW, len(rows)))
+            found.append(score_window(score, rows, window, layout, runtime, advance))
+    return np.concatenate(found[1:] or found)
+
+
+def score_window(
+    score: Callable[[Batch], torch.Tensor],
+    rows: Rows,
+    window: slice,
+    layout: Layout,
+    runtime: Runtime,
+    advance: Callable[[int], None],
+) -> Float:
+    """The scores of one stretch of rows."""
     order, found = [], []
-    with torch.inference_mode(), runtime.autocast(), runtime.reporter.track(name, len(rows), "text") as advance:
-        for chosen in token_batches(rows.lengths, runtime.batch_tokens):
-            order.append(chosen)
-            found.append(score(pad_rows(rows, chosen, speller).to(runtime.device)).float())
-            advance(len(chosen))
+    for chosen in token_batches(rows.lengths(window), runtime.batch_tokens, layout):
+        order.append(chosen)
+        found.append(score(rows.batch(window.start + chosen, layout).to(runtime.device)).float())
+        advance(len(chosen))
     result = torch.cat(found).cpu().numpy()
-    back = np.empty(len(rows), dtype=np.int64)
-    back[np.concatenate(order)] = np.arange(len(rows))
+    back = np.empty(len(result), dtype=np.int64)
+    back[np.concatenate(order)] = np.arange(len(result))
     return np.asarray(result[back])
 
 
-def token_batches(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Row numbers in batches of at most `budget` padded tokens (at least one row), the longest rows first.
+def token_batches(lengths: NDArray[np.int64], budget: int, layout: Layout) -> Iterator[NDArray[np.int64]]:
+    """Row numbers in batches of at most `budget` tokens (at least one row), padding counted, the longest rows first.
 
     Sorted by length, so that little is padding; the longest first, so that memory runs out at once or never.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        width = padded_length(int(lengths[order[start]]))
+        width = round_up(int(lengths[order[start]]), layout.width_multiple)
         stop = start + max(1, budget // width)
         yield order[start:stop]
         start = stop
+
+
+def scoring_copy(model: M, runtime: Runtime) -> M:
+    """The model to score with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
+
+    `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
+    """
+    if runtime.dtype is None:
+        return model
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    whole = twin.transformer
+    (whole.base_model if twin.shortcut else whole).to(runtime.dtype)
+    models.compile_layers(whole, runtime)
+    return twin
+
+
+@torch.no_grad()
+def refresh(twin: M, model: M) -> None:
+    """Give a scoring copy the weights that its model has now."""
+    if twin is not model:
+        torch._foreach_copy_(list(twin.parameters()), list(model.parameters()))

@@ -1,6 +1,6 @@
 """The three losses, and which tokens the MLM loss asks for. Tensors in, scalars out; no model.
 
-Shapes: B rows, T tokens, L labels, K MLM targets, V vocabulary.
+Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary.
 """
 
 import numpy as np
@@ -50,8 +50,8 @@ def mask_tokens(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose MLM targets among `maskable` tokens and hide most of them.
 
-    `input_ids`, `maskable`: [B, T]. Returns the changed ids [B, T] and the targets [B, T], IGNORED where nothing is
-    asked. The input is not modified.
+    `input_ids`, `maskable`: [N]. Returns the changed ids [N] and the targets [N], IGNORED where nothing is asked. The
+    input is not modified.
     """
     chosen = maskable & (rng.random(input_ids.shape) < probability)
     fate = rng.random(input_ids.shape)

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from pet.artifacts import digest_file, digest_json
 from pet.errors import ModelError, SettingsError
+from pet.runtime import Runtime
 from pet.settings import ModelSettings
 from pet.tasks import hub_reachable
 
@@ -208,14 +209,29 @@ def freeze_lower(model: Any, num_layers: int | None) -> None:
     """
     if num_layers is None:
         return
-    body = model.base_model
-    stacks = [one for one in body.modules() if isinstance(one, torch.nn.ModuleList)]
-    layers = next((one for one in stacks if len(one) == model.config.num_hidden_layers), None)
-    if layers is None or num_layers > len(layers):
-        have = "no separate layers" if layers is None else f"{len(layers)} layers"
+    layers = layers_of(model)
+    if not layers or num_layers > len(layers):
+        have = f"{len(layers)} layers" if layers else "no separate layers"
         raise SettingsError(f"frozen_layers is {num_layers}, but this {model.config.model_type} model has {have}")
-    for part in (body.embeddings, *layers[:num_layers]):
+    for part in (model.base_model.embeddings, *layers[:num_layers]):
         part.requires_grad_(False)
+
+
+def layers_of(model: Any) -> list[torch.nn.Module]:
+    """The layers of a transformers model, the lowest first; none if it has no separate ones (ALBERT)."""
+    stacks = [one for one in model.base_model.modules() if isinstance(one, torch.nn.ModuleList)]
+    return next((list(one) for one in stacks if len(one) == model.config.num_hidden_layers), [])
+
+
+def compile_layers(model: Any, runtime: Runtime) -> None:
+    """Let torch.compile fuse what lies between the matrix products of embeddings and layers, in place, if the runtime
+    asks for it.
+
+    Layers are compiled one by one: they share one program, so it takes seconds. Lengths stay free.
+    """
+    if runtime.compiles(sum(one.numel() for one in model.parameters())):
+        for part in (model.base_model.embeddings, *layers_of(model)):
+            part.compile(dynamic=True)
 
 
 def check_length(model: ModelSettings, config: Any) -> None:

@@ -5,6 +5,7 @@ line, so that no stage knows of terminals or Weights & Biases.
 """
 
 import contextlib
+import importlib.util
 import random
 import resource
 import sys
@@ -20,9 +21,13 @@ import torch
 from pet.errors import SettingsError
 from pet.settings import RuntimeSettings
 
-BATCH_TOKENS = {"cuda": 65_536, "cpu": 2_048}
-"""Padded tokens per batch when scoring. GPU: shared sketch on one H100; CPU: small enough
+BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
+"""Tokens per batch when scoring, padding counted. GPU: shared sketch on one H100; CPU: small enough
 for progress to show; on two cores 1,024 to 8,192 tokens were within a third of each other, in no clear order."""
+
+COMPILE_FROM = 100_000_000
+"""Parameters from which compiling pays: on one H100 it takes some 20 s, and of RoBERTa-large's step it saves 3 ms in 21
+(measured, bench/RESULTS.md)."""
 
 Advance = Callable[[int], None]
 
@@ -57,20 +62,31 @@ class Silent:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, dtype of matrix products (`None`: fp32), padded tokens per scoring batch, reporter, and whether training
-    steps are captured as CUDA graphs (on a GPU)."""
+    """Device, dtype of matrix products (`None`: fp32), tokens per scoring batch, reporter, and, on a GPU, whether
+    training steps are captured as CUDA graphs and layers compiled (`None`: those of large models)."""
 
     device: torch.device
     dtype: torch.dtype | None
     batch_tokens: int
     reporter: Reporter
     capture: bool = True
+    compile: bool | None = None
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; a no-op in fp32."""
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+    @property
+    def captures(self) -> bool:
+        """Whether training steps become CUDA graphs."""
+        return self.capture and self.device.type == "cuda"
+
+    def compiles(self, num_parameters: int) -> bool:
+        """Whether the layers of a model of this size are compiled."""
+        wanted = num_parameters >= COMPILE_FROM if self.compile is None else self.compile
+        return wanted and self.device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
     def facts(self) -> dict[str, str]:
         """Device and precision, for a manifest."""
@@ -89,7 +105,9 @@ def open_runtime(settings: RuntimeSettings, reporter: Reporter | None = None) ->
         settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     tokens = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    return Runtime(device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent(), settings.capture)
+    return Runtime(
+        device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent(), settings.capture, settings.compile
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -84,9 +84,27 @@ class Optimisation(Concern):
     )
 
 
+class LoraSettings(Concern):
+    """Adapters of `finetune.method: lora`. There is no dropout: a member does not depend on which others it is trained
+    with."""
+
+    rank: Count = Field(8, description="rank of each adapter (Hu et al. 2021, Tab 9)")
+    alpha: Positive = Field(16.0, description="the adapter's product is scaled by alpha / rank")
+    learning_rate: Positive = Field(1e-3, description="peak learning rate of AdamW, instead of finetune.learning_rate")
+    targets: tuple[str, ...] | None = Field(
+        None, description="names of the linear maps that get an adapter; default: query and value (Hu et al. 4.2)"
+    )
+
+
 class FinetuneSettings(Optimisation):
     """Members: one masked language model per pattern and repetition."""
 
+    method: Literal["full", "lora"] = Field(
+        "full",
+        description="`full`: every member is a model of its own (P1); `lora`: members are adapters on one frozen "
+        "model, trained together",
+    )
+    lora: LoraSettings = LoraSettings()
     patterns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="numbers of the card's patterns to use; default: all"
     )
@@ -153,8 +171,13 @@ class RuntimeSettings(Concern):
         "auto", description="of matrix products; `auto`: bf16 on a GPU that has it, else fp32; weights stay fp32"
     )
     capture: bool = Field(True, description="on a GPU, run each training step as one captured CUDA graph")
+    compile: bool | None = Field(
+        None,
+        description="on a GPU, fuse what lies between a layer's matrix products (torch.compile: half a minute at the "
+        "start); default: for models of 100 million parameters and more",
+    )
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
-        None, description="padded tokens per batch when scoring; default: 65,536 on a GPU, 2,048 on a CPU"
+        None, description="tokens per batch when scoring, padding counted; default: 131,072 on a GPU, 2,048 on a CPU"
     )
 
 
@@ -293,7 +316,7 @@ def describe_problem(model: type[BaseModel], problem: Any) -> str:
     siblings = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == prefix}
     # Names are compared without their prefix: with it, anything in a section looks like its neighbours.
     near = [siblings[one] for one in difflib.get_close_matches(name, siblings, n=1)]
-    near = near or [one for one in known if one.endswith(f".{name}")]
+    near = near or sorted((one for one in known if one.endswith(f".{name}")), key=lambda one: one.count("."))[:1]
     listed = ", ".join(siblings.values())
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {listed}" if listed else "correct or remove it"
     return f"unknown setting {key!r}; {hint}"

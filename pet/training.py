@@ -4,11 +4,15 @@
         for each micro-batch: loss / accumulation, backward
         clip, step, decay the rate, clear
 
+A loss is a scalar, or one value for each of M members that are trained in one batch and share no parameter.
+
 On a GPU a small model is fast enough that starting its kernels one by one takes most of a step. So the whole step is
 captured once per batch shape as a CUDA graph (`CapturedSteps`) and replayed; the numbers are the same. Nothing here
 knows of patterns, soft labels or files.
 """
 
+import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -22,13 +26,14 @@ from pet.settings import Optimisation
 
 B = TypeVar("B")
 Losses = dict[str, torch.Tensor]
-"""Scalars by name; `loss` is the one that is minimised."""
+"""Scalars, or one value per member [M], by name; the (sum of) `loss` is minimised."""
 
 LOG_EVERY = 10
 """Steps between reports. Reading a loss makes the host wait for the device, so it is not done every step."""
 
-MAX_CAPTURED = 16
-"""Batch shapes that are captured; rarer ones run kernel by kernel. Enough for all widths up to 256 in steps of 16."""
+MAX_CAPTURED = 24
+"""Batch shapes that are captured; rarer ones run kernel by kernel. On AG News a step's 16 rows come to some ten numbers
+of tokens in steps of 64, in two widths (`packing`)."""
 
 
 @dataclass(frozen=True)
@@ -42,42 +47,60 @@ class TrainingReport:
 class Trainer(Generic[B]):
     """A model with its loss, and what outlives one training: the optimizer, and on a GPU the captured steps.
 
-    `losses` maps a micro-batch on the device to its scalars: a tensor, or a dataclass or list of such.
+    `losses` maps a micro-batch on the device (a tensor, or a dataclass or list of such) to its losses; `clip` clips the
+    model's gradients to a norm, default: all together.
     """
 
     def __init__(
-        self, model: torch.nn.Module, settings: Optimisation, losses: Callable[[B], Losses], runtime: Runtime
+        self,
+        model: torch.nn.Module,
+        settings: Optimisation,
+        losses: Callable[[B], Losses],
+        runtime: Runtime,
+        clip: Callable[[float], None] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.losses = losses
         self.runtime = runtime
+        self.clip = clip or self.clip_all
         self.optimizer = build_optimizer(model, settings, runtime.device)
-        captures = runtime.device.type == "cuda" and runtime.capture
-        self.run_step: Callable[[list[B]], Losses] = CapturedSteps(self.step, runtime.device) if captures else self.step
+        self.run_step: Callable[[list[B]], Losses] = self.step
+        if runtime.captures:
+            self.run_step = CapturedSteps(self.step, runtime.device)
 
-    def run(self, batches: Iterator[B], name: str) -> TrainingReport:
+    def run(self, batches: Iterator[B], *names: str) -> list[TrainingReport]:
         """Train in place for exactly `settings.steps` optimizer steps and leave the model in eval mode.
 
         Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end.
-        `name`: for the progress bar and the tracker.
+        `names`: of the members, for the tracker; one report each.
         """
         settings = self.settings
         reset_optimizer(self.optimizer)
-        report = TrainingReport([], {})
+        reports = [TrainingReport([], {}) for _ in names]
         recent: list[Losses] = []
         self.model.train()
-        with self.runtime.reporter.track(name, settings.steps, "step") as advance:
+        title = names[0] if len(names) == 1 else f"{len(names)} members"
+        with self.runtime.reporter.track(title, settings.steps, "step") as advance:
             for step in range(1, settings.steps + 1):
                 self.set_rate(settings.learning_rate * rate_factor(step - 1, settings))
                 recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                 advance(1)
                 if step % LOG_EVERY == 0 or step == settings.steps:
-                    record(report, step, recent, self.runtime, name)
+                    record(reports, names, step, recent, self.runtime)
                     recent = []
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
-        return report
+        return reports
+
+    def clip_all(self, max_norm: float) -> None:
+        """Clip the gradient of all parameters together.
+
+        The fused optimizer divides by `grad_scale` what it reads (torch.amp's protocol): one pass less over gradients.
+        """
+        gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step; a tensor where a captured step reads it."""
@@ -94,11 +117,11 @@ class Trainer(Generic[B]):
         for batch in micro_batches:
             with self.runtime.autocast():
                 found = self.losses(batch)
-            torch.autograd.backward(found["loss"] / len(micro_batches))
+            torch.autograd.backward(found["loss"].sum() / len(micro_batches))
             for key, value in found.items():
                 share = value.detach().float() / len(micro_batches)
                 total[key] = total[key] + share if key in total else share
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.clip(self.settings.max_grad_norm)
         self.optimizer.step()
         return total
 
@@ -112,7 +135,7 @@ def train(
     name: str,
 ) -> TrainingReport:
     """Train `model` once: see `Trainer.run`."""
-    return Trainer(model, settings, losses, runtime).run(batches, name)
+    return Trainer(model, settings, losses, runtime).run(batches, name)[0]
 
 
 # ---- the step as one CUDA graph ------------------------------------------------------------------------------------
@@ -145,7 +168,7 @@ class CapturedSteps(Generic[B]):
     def __call__(self, micro_batches: list[B]) -> Losses:
         """One optimizer step."""
         tensors = tensors_of(micro_batches)
-        shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
+        shape = (*((tensor.shape, tensor.dtype) for tensor in tensors), *plain_values_of(micro_batches))
         if shape in self.captured:
             return self.replay(self.captured[shape], tensors)
         if shape not in self.seen or len(self.captured) == MAX_CAPTURED:
@@ -166,7 +189,7 @@ class CapturedSteps(Generic[B]):
         """Record the step on copies of these micro-batches; nothing is computed."""
         own = clone(micro_batches)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with no_collection(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             losses = self.step(own)
         return Captured(graph, tensors_of(own), losses)
 
@@ -177,11 +200,33 @@ class CapturedSteps(Generic[B]):
         return {key: value.clone() for key, value in captured.losses.items()}
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection inside: to free an older graph or pinned memory while one is recorded would spoil it."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def tensors_of(tree: Any) -> list[torch.Tensor]:
     """All tensors of a nested batch, in a fixed order."""
     if isinstance(tree, torch.Tensor):
         return [tree]
     return [tensor for part in parts_of(tree) for tensor in tensors_of(part)]
+
+
+def plain_values_of(tree: Any) -> list[Any]:
+    """All that is no tensor in a nested batch: a captured step holds it fixed."""
+    if isinstance(tree, torch.Tensor):
+        return []
+    if isinstance(tree, list | tuple) or hasattr(tree, "__dataclass_fields__"):
+        return [value for part in parts_of(tree) for value in plain_values_of(part)]
+    return [tree]
 
 
 def parts_of(tree: Any) -> list[Any]:
@@ -231,13 +276,16 @@ def rate_factor(step: int, settings: Optimisation) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
-def record(report: TrainingReport, step: int, recent: list[Losses], runtime: Runtime, name: str) -> None:
-    """Mean of each loss since the last record, kept and told to the tracker."""
-    means = {key: float(torch.stack([one[key] for one in recent]).mean()) for key in recent[0]}
-    report.steps.append(step)
-    for key, value in means.items():
-        report.losses.setdefault(key, []).append(round(value, 6))
-    runtime.reporter.log(name, means, step)
+def record(
+    reports: list[TrainingReport], names: Sequence[str], step: int, recent: list[Losses], runtime: Runtime
+) -> None:
+    """Mean of each loss since the last record, kept and told to the tracker, member by member."""
+    means = {key: torch.stack([one[key] for one in recent]).mean(0).expand(len(names)).tolist() for key in recent[0]}
+    for number, (report, name) in enumerate(zip(reports, names, strict=True)):
+        report.steps.append(step)
+        for key, values in means.items():
+            report.losses.setdefault(key, []).append(round(values[number], 6))
+        runtime.reporter.log(name, {key: values[number] for key, values in means.items()}, step)
 
 
 def endless_order(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

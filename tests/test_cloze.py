@@ -1,51 +1,78 @@
 """A head taken apart gives the scores, logits and gradients of the whole masked LM, for every family."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, KIND_OF, TOKENIZERS, WORDS, tiny_model
+from plain import (
+    FILLED,
+    LIVELY,
+    OTHERS,
+    alone,
+    assert_near,
+    assert_same_gradients,
+    gradients,
+    kind,
+    some_rows,
+    tokens_of,
+)
+from tiny import FAMILIES, TOKENIZERS, tiny_model
 
 from pet.cloze import HEADS, ClozeModel
-from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, VerbalizerIds, encode_verbalizers, pad_rows
-from pet.examples import Texts
-from pet.patterns import PVP, parse_pattern
+from pet.encoding import Batch, Layout, VerbalizerIds, encode_verbalizers
+from pet.packing import PACKED
+from pet.patterns import PVP
 
-OTHERS = {"electra": "wordpiece", "camembert": "byte-bpe"}
-"""Families whose head nobody took apart, with a tokenizer."""
-CASES = [(family, {}) for family in (*FAMILIES, *OTHERS)] + [("deberta-v2", {"legacy": False})]
+MODELS = [(family, {}) for family in (*FAMILIES, *OTHERS)] + [("deberta-v2", {"legacy": False})]
+CASES = [(*model, Layout(True, width_multiple=8)) for model in MODELS]
+CASES += [(family, {}, layout) for family in PACKED for layout in (Layout(False), FILLED)]
 WORD_GROUPS = {"up": ("good", "great"), "middle": ("okay",), "down": ("bad", "slow", "cold")}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join([case[0], *case[1]]))
-def cloze(request: pytest.FixtureRequest) -> ClozeModel:
-    family, more = request.param
-    return ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **more))
+@dataclasses.dataclass
+class Asked:
+    """A model on our way, the same one untouched, and a question to both."""
+
+    cloze: ClozeModel
+    untouched: Any
+    batch: Batch
+    verbalizers: VerbalizerIds
 
 
-def kind(family: str) -> str:
-    return KIND_OF.get(family) or OTHERS[family]
+def name_of(case: tuple[str, dict[str, object], Layout]) -> str:
+    family, more, layout = case
+    return "-".join([family, *more, "padded" if layout.padded else f"end to end by {layout.token_multiple}"])
 
 
-def question(family: str) -> tuple[Batch, VerbalizerIds]:
-    """Five rows of different lengths, padded together, and label words that average to three labels."""
-    speller = Speller(TOKENIZERS[kind(family)](), family)
-    columns = [" ".join(WORDS[start : start + size]) for start, size in ((0, 1), (9, 30), (20, 12), (3, 22), (40, 5))]
-    texts = Texts([str(number) for number in range(5)], {"a": columns}, [None] * 5)
-    pattern = parse_pattern("{a} ? || It was {mask} .", ["a"])
-    rows = Encoder(speller, pattern, 64).encode(TokenizedTexts(speller, texts))
-    (verbalizers,) = encode_verbalizers(speller, [PVP(0, pattern, WORD_GROUPS)], "mood")
-    return pad_rows(rows, np.arange(5), speller), verbalizers
+@pytest.fixture(scope="module", params=CASES, ids=name_of)
+def asked(request: pytest.FixtureRequest) -> Asked:
+    family, more, layout = request.param
+    mine, untouched = (tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY, **more) for _ in range(2))
+    return Asked(ClozeModel(mine), untouched, *question(family, layout))
+
+
+def question(family: str, layout: Layout) -> tuple[Batch, VerbalizerIds]:
+    """Five rows of different lengths, one of them twice, and label words that average to three labels."""
+    rows = some_rows(family)
+    (verbalizers,) = encode_verbalizers(rows.encoder.speller, [PVP(0, rows.encoder.pattern, WORD_GROUPS)], "mood")
+    return rows.batch(np.array([0, 6, 2, 2, 5]), layout), verbalizers
 
 
 def whole_logits(lm: Any, batch: Batch) -> torch.Tensor:
-    """[B, V] at the mask, a row at a time and without padding: what a user of transformers would write."""
-    found = []
-    for row, size in enumerate(batch.attention_mask.sum(dim=1)):
-        inputs = {name: tensor[row : row + 1, :size] for name, tensor in batch.inputs.items()}
-        found.append(lm(**inputs).logits[0, batch.mask_positions[row]])
-    return torch.stack(found)
+    """[tokens of the rows, V], a row at a time and without padding: what a user of transformers would write."""
+    return torch.cat([lm(**inputs).logits[0] for inputs, _ in alone(batch)])
+
+
+def logits_at_masks(lm: Any, batch: Batch) -> torch.Tensor:
+    """[B, V]: where each row has its mask token."""
+    return whole_logits(lm, batch)[batch.input_ids[tokens_of(batch)] == mask_of(batch)]
+
+
+def mask_of(batch: Batch) -> int:
+    (one,) = set(batch.input_ids[batch.mask_positions].tolist())
+    return one
 
 
 def reference_scores(logits: torch.Tensor, verbalizers: VerbalizerIds) -> torch.Tensor:
@@ -57,75 +84,77 @@ def reference_scores(logits: torch.Tensor, verbalizers: VerbalizerIds) -> torch.
     return torch.stack(means, dim=1)
 
 
-def gradients(lm: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    lm.zero_grad()
-    loss.backward()
-    return {name: one.grad.clone() for name, one in lm.named_parameters() if one.grad is not None and one.grad.any()}
-
-
 def test_the_families_with_a_shortcut_are_the_ones_tested_here():
     assert set(HEADS) == set(FAMILIES)
     assert not set(HEADS) & set(OTHERS)
+    assert set(PACKED) <= set(HEADS)
 
 
-def test_only_known_families_take_the_shortcut(cloze):
+def test_only_known_families_take_the_shortcut(asked):
+    cloze = asked.cloze
     assert cloze.shortcut == (cloze.family in FAMILIES)
-    batch, _ = question(cloze.family)
     with torch.no_grad():
-        width = cloze.states(batch).shape[-1]
-    assert width == (cloze.lm.config.hidden_size if cloze.shortcut else cloze.lm.config.vocab_size)
+        states = cloze.states(asked.batch)
+    width = cloze.lm.config.hidden_size if cloze.shortcut else cloze.lm.config.vocab_size
+    assert states.shape == (len(asked.batch.input_ids), width)
 
 
-def test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask(cloze):
-    batch, verbalizers = question(cloze.family)
+def test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask(asked):
+    cloze, batch = asked.cloze, asked.batch
     with torch.no_grad():
-        scores = cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers)
-        expected = reference_scores(whole_logits(cloze.lm, batch), verbalizers)
+        scores = cloze.label_scores(cloze.states(batch), batch.mask_positions, asked.verbalizers)
+        expected = reference_scores(logits_at_masks(asked.untouched, batch), asked.verbalizers)
     assert scores.shape == (5, 3)
-    assert expected.std() > 0.01, "not all the same"
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert expected[[0, 1, 2, 4]].std(0).min() > 0.1, "rows differ"
+    assert_near(scores, expected)
+    torch.testing.assert_close(scores[2], scores[3], rtol=0, atol=1e-5)
 
 
-def test_vocabulary_logits_of_chosen_states_are_those_of_the_whole_model(cloze):
-    batch, _ = question(cloze.family)
-    chosen = batch.attention_mask.bool() & (torch.arange(batch.input_ids.shape[1]) % 3 == 1)
+def test_word_logits_are_those_of_the_words_at_the_places_that_are_asked(asked):
+    cloze, batch = asked.cloze, asked.batch
+    words, own = torch.tensor([30, 7, 7, 41]), tokens_of(batch)
+    places = torch.tensor([3, 0, len(own) - 1])
     with torch.no_grad():
-        logits = cloze.vocabulary_logits(cloze.states(batch)[chosen])
-        expected = cloze.lm(**batch.inputs).logits[chosen]
-    assert logits.shape == (int(chosen.sum()), len(TOKENIZERS[kind(cloze.family)]()))
-    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+        found = cloze.word_logits(cloze.states(batch), own[places], words)
+        expected = whole_logits(asked.untouched, batch)[places][:, words]
+    assert found.dtype == torch.float32
+    assert_near(found, expected)
 
 
-def test_every_parameter_gets_the_gradient_of_the_whole_model(cloze):
-    batch, verbalizers = question(cloze.family)
+def test_vocabulary_logits_of_chosen_states_are_those_of_the_whole_model(asked):
+    cloze, batch = asked.cloze, asked.batch
+    own = tokens_of(batch)
+    chosen = torch.arange(len(own)) % 3 == 1
+    with torch.no_grad():
+        logits = cloze.vocabulary_logits(cloze.states(batch)[own[chosen]])  # [V, K]
+        expected = whole_logits(asked.untouched, batch)[chosen]
+    assert logits.shape == (len(TOKENIZERS[kind(cloze.family)]()), int(chosen.sum()))
+    assert_near(logits.T, expected)
+
+
+def test_every_parameter_gets_the_gradient_of_the_whole_model(asked):
+    cloze, batch, verbalizers = asked.cloze, asked.batch, asked.verbalizers
     labels, tokens = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([7, 8, 9, 10, 11])
 
     def loss(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(scores, labels) + torch.nn.functional.cross_entropy(logits, tokens)
 
     states = cloze.states(batch)
-    mine = gradients(
-        cloze.lm,
-        loss(
-            cloze.label_scores(states, batch.mask_positions, verbalizers),
-            cloze.vocabulary_logits(states[torch.arange(5), batch.mask_positions]),
-        ),
-    )
-    logits = cloze.lm(**batch.inputs).logits[torch.arange(5), batch.mask_positions]
-    whole = gradients(cloze.lm, loss(reference_scores(logits, verbalizers), logits))
-    assert set(mine) == set(whole)
-    for name, gradient in whole.items():
-        torch.testing.assert_close(mine[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+    scores = cloze.label_scores(states, batch.mask_positions, verbalizers)
+    found = gradients(cloze.lm, loss(scores, cloze.vocabulary_logits(states[batch.mask_positions]).T))
+    logits = logits_at_masks(asked.untouched, batch)
+    assert_same_gradients(found, gradients(asked.untouched, loss(reference_scores(logits, verbalizers), logits)))
 
 
-def test_training_one_step_changes_the_scores():
-    batch, verbalizers = question("bert")
+@pytest.mark.parametrize("layout", [Layout(False), FILLED, Layout(True)], ids=["end to end", "filled up", "padded"])
+def test_training_one_step_changes_the_scores(layout):
+    batch, verbalizers = question("bert", layout)
     cloze = ClozeModel(tiny_model("bert", TOKENIZERS["wordpiece"](), seed=3))
     optimizer = torch.optim.SGD(cloze.parameters(), lr=0.05)
 
     def loss() -> torch.Tensor:
         scores = cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers)
-        return torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 2, 0, 1]))
+        return torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1, 2, 2, 1]))
 
     before = loss()
     before.backward()
@@ -133,11 +162,40 @@ def test_training_one_step_changes_the_scores():
     assert loss() < before
 
 
-def test_scores_are_full_precision_under_autocast():
-    batch, verbalizers = question("bert")
-    cloze = ClozeModel(tiny_model("bert", TOKENIZERS["wordpiece"]()))
+def test_word_logits_are_in_full_precision_under_autocast_and_of_a_body_in_a_lower_one():
+    """As in training on a GPU, and as a scoring copy has it there."""
+    batch, verbalizers = question("bert", Layout(False))
+    cloze = ClozeModel(tiny_model("bert", TOKENIZERS["wordpiece"](), **LIVELY))
+
+    def logits() -> torch.Tensor:
+        return cloze.word_logits(cloze.states(batch), batch.mask_positions, verbalizers.words)
+
     with torch.no_grad():
-        exact = cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers)
+        exact = logits()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers)
-    torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0)
+            rough = logits()
+            scores = cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers)
+        assert_near(scores.float(), exact @ verbalizers.averaging, 0.05)
+        cloze.lm.base_model.to(torch.bfloat16)
+        low = logits()
+    for found in (rough, low):
+        assert found.dtype == torch.float32
+        assert_near(found, exact, 0.05)
+        assert not torch.equal(found, exact)
+        assert not torch.equal(found, found.bfloat16().float()), "not rounded to three digits"
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "electra"])
+def test_a_body_in_lower_precision_may_have_a_head_in_full(family):
+    """As the frozen model of LoRA members has it on a GPU."""
+    batch, _ = question(family, Layout(family not in PACKED))
+    cloze = ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY))
+    with torch.no_grad():
+        exact = cloze.vocabulary_logits(cloze.states(batch)[batch.mask_positions])
+        (cloze.lm.base_model if cloze.shortcut else cloze.lm).to(torch.bfloat16)
+        assert_near(cloze.vocabulary_logits(cloze.states(batch)[batch.mask_positions]).float(), exact, 0.05)
+
+
+def test_the_transformers_model_is_at_hand():
+    lm = tiny_model("bert", TOKENIZERS["wordpiece"]())
+    assert ClozeModel(lm).transformer is lm

@@ -4,9 +4,14 @@ The three kinds of tokenizer differ in what they do at the start of a part; `ref
 line, and cuts one token at a time.
 """
 
+import dataclasses
+import gc
 import random
+import tempfile
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,19 +20,28 @@ from tiny import TOKENIZERS, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pet import examples
 from pet.encoding import (
+    Batch,
     Encoder,
+    Layout,
     Rows,
     Speller,
+    TokenColumn,
     TokenizedTexts,
+    assemble,
     encode_verbalizers,
+    fill,
     glued_parts,
-    pad_rows,
-    padded_length,
+    join_batches,
+    lay_out,
     plain_pattern,
+    ragged,
+    round_up,
+    send,
     shorten_last_part,
     shorten_longest,
-    training_width,
+    spread,
 )
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
 from pet.examples import Texts
@@ -62,9 +76,28 @@ def encode(speller: Speller, source: str, texts: Texts, max_length: int = 128, t
     return Encoder(speller, pattern, max_length, truncation).encode(TokenizedTexts(speller, texts))
 
 
+class Row(NamedTuple):
+    """A row as it is before it goes into a batch."""
+
+    ids: list[int]
+    types: list[int]
+    mask: int
+
+
+def apart(rows: Rows, chosen: Any = None) -> list[Row]:
+    """The chosen rows (default: all) one by one, cut where the encoder says that they end."""
+    joined = rows.encoder.join(rows, np.arange(len(rows)) if chosen is None else np.asarray(chosen))
+    found, start = [], 0
+    for size, mask in zip(joined.lengths.tolist(), joined.mask_places.tolist(), strict=True):
+        found.append(Row(joined.ids[start : start + size].tolist(), joined.types[start : start + size].tolist(), mask))
+        start += size
+    assert start == len(joined.ids) == len(joined.types)
+    return found
+
+
 def pieces(speller: Speller, source: str, *row: str) -> list[str]:
-    rows = encode(speller, source, texts_of(row))
-    return speller.tokenizer.convert_ids_to_tokens(rows.ids[0].tolist())
+    (found,) = apart(encode(speller, source, texts_of(row)))
+    return speller.tokenizer.convert_ids_to_tokens(found.ids)
 
 
 def squeezed(speller: Speller, text: str) -> str:
@@ -183,7 +216,7 @@ def test_a_row_reads_like_the_filled_pattern(speller, source):
     rows = encode(speller, source, texts_of(row))
     filled = parse_pattern(source, FIELDS).fill(dict(zip(FIELDS, row, strict=True)), speller.tokenizer.mask_token)
     special = {speller.tokenizer.cls_token_id, speller.tokenizer.sep_token_id}
-    shown = speller.tokenizer.decode([one for one in rows.ids[0] if one not in special])
+    shown = speller.tokenizer.decode([one for one in apart(rows)[0].ids if one not in special])
     assert squeezed(speller, shown) == squeezed(speller, filled.replace(" || ", ""))
 
 
@@ -201,8 +234,9 @@ def test_splicing_parts_equals_tokenising_the_whole_filled_string(speller, sourc
     if speller.name == "unigram" and glue:  # tokenised whole, a word-start mark follows every special token
         mark = expected.pop(expected.index(speller.mask_id) + 1)
         assert speller.tokenizer.convert_ids_to_tokens(mark) == "\u2581"
-    assert rows.ids[0].tolist() == expected
-    assert rows.types[0].tolist() == whole.get("token_type_ids", [0] * len(expected))
+    assert apart(rows) == [
+        (expected, whole.get("token_type_ids", [0] * len(expected)), expected.index(speller.mask_id))
+    ]
 
 
 def test_a_glued_part_that_would_melt_into_its_neighbour_is_spelled_alone():
@@ -226,15 +260,14 @@ def test_special_tokens_and_types_of_one_and_two_segments_are_the_tokenizer_s(sp
     for texts, fields in (((one,), ("a",)), ((one, two), ("a", "b"))):
         rows = Encoder(speller, plain_pattern(fields), 64).encode(TokenizedTexts(speller, texts_of(texts)))
         whole = speller.tokenizer(*texts)
-        assert rows.ids[0].tolist() == whole["input_ids"]
-        assert rows.types[0].tolist() == whole.get("token_type_ids", [0] * len(rows.ids[0]))
-        assert rows.mask_positions.tolist() == [-1]
+        ids = whole["input_ids"]
+        assert apart(rows) == [(ids, whole.get("token_type_ids", [0] * len(ids)), -1)]
 
 
 def test_only_wordpiece_has_token_types(speller):
-    batch = pad_rows(encode(speller, "{mask} {a} || {b}", texts_of(("a", "it"))), np.array([0]), speller)
+    batch = encode(speller, "{mask} {a} || {b}", texts_of(("a", "it"))).batch(np.array([0]), Layout(False))
     assert speller.has_types == (speller.name == "wordpiece")
-    assert ("token_type_ids" in batch.inputs) == speller.has_types
+    assert (batch.token_type_ids is not None) == speller.has_types
 
 
 def test_a_plain_classifier_reads_its_first_field_and_the_others_as_second_segment():
@@ -249,7 +282,7 @@ def test_a_plain_classifier_reads_its_first_field_and_the_others_as_second_segme
 def test_three_fields_of_a_plain_classifier_are_tokenised_as_two_segments(speller):
     texts = Texts(["1"], {"x": ["soup"], "y": ["warm bread"], "z": ["bad waiter"]}, [None])
     rows = Encoder(speller, plain_pattern(["x", "y", "z"]), 64).encode(TokenizedTexts(speller, texts))
-    assert rows.ids[0].tolist() == speller.tokenizer("soup", "warm bread bad waiter")["input_ids"]
+    assert apart(rows)[0].ids == speller.tokenizer("soup", "warm bread bad waiter")["input_ids"]
 
 
 def test_special_tokens_written_in_a_text_are_only_characters(speller):
@@ -281,37 +314,35 @@ def test_rows_equal_those_of_a_reference_that_cuts_one_token_at_a_time(speller, 
     texts = random_texts(number, 20)
     for max_length in (26, 33, 48):
         rows = Encoder(speller, pattern, max_length, truncation).encode(TokenizedTexts(speller, texts))
-        for row, found in enumerate(rows.ids):
+        for row, found in enumerate(apart(rows)):
             filled = {name: column[row] for name, column in texts.fields.items()}
-            assert found.tolist() == reference_row(speller, pattern, filled, max_length, CUTS[truncation])
+            assert found.ids == reference_row(speller, pattern, filled, max_length, CUTS[truncation])
 
 
 @pytest.mark.parametrize("truncation", CUTS)
 @pytest.mark.parametrize("source", SPACED + GLUED)
 def test_truncation_never_loses_the_mask_or_a_word_of_the_pattern(speller, truncation, source):
     pattern = parse_pattern(source, FIELDS)
-    bare = encode(speller, source, texts_of(("", ""))).ids[0].tolist()
+    bare = apart(encode(speller, source, texts_of(("", ""))))[0].ids
     for max_length in (len(bare) + 1, len(bare) + 7):
         rows = encode(speller, source, random_texts(7, 30), max_length, truncation)
-        assert rows.lengths.max() == max_length, "room is used"
-        for ids, types, position in zip(rows.ids, rows.types, rows.mask_positions, strict=True):
+        assert rows.lengths().max() == max_length, "room is used"
+        for ids, types, position in apart(rows):
             assert len(ids) == len(types) <= max_length
             assert ids[position] == speller.mask_id
-            assert list(ids).count(speller.mask_id) == 1
-            rest = iter(ids.tolist())
+            assert ids.count(speller.mask_id) == 1
+            rest = iter(ids)
             assert all(one in rest for one in bare), f"{pattern.source}: the pattern's tokens, in their order"
 
 
 def test_a_long_text_gives_way_before_a_short_one():
     speller = Speller(TOKENIZERS["wordpiece"](), "wordpiece")
     texts = texts_of(("soup bread", "good " * 40))
-    longest = encode(speller, "{a} {b} {mask}", texts, 12)
-    assert (
-        speller.tokenizer.decode(longest.ids[0]) == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
-    )
+    (longest,) = apart(encode(speller, "{a} {b} {mask}", texts, 12))
+    assert speller.tokenizer.decode(longest.ids) == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
     texts = texts_of(("good " * 40, "soup bread"))
-    last = encode(speller, "{a} {b} {mask}", texts, 12, "last-part")
-    assert speller.tokenizer.decode(last.ids[0]) == "[CLS] good good good good good good good good good [MASK] [SEP]"
+    (last,) = apart(encode(speller, "{a} {b} {mask}", texts, 12, "last-part"))
+    assert speller.tokenizer.decode(last.ids) == "[CLS] good good good good good good good good good [MASK] [SEP]"
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -331,13 +362,30 @@ def test_both_ways_to_shorten_equal_a_slow_reference(seed):
             assert shorten(sizes, segments, excess) == [len(ids) for _, ids, _ in parts]
 
 
+@pytest.mark.parametrize("most", [2, 5, 300])
+def test_shortening_the_longest_equals_cutting_token_by_token_whatever_the_excess(most):
+    """Zeros, equal sizes, every excess from nothing to everything; of long parts a few excesses."""
+    rng = random.Random(most)
+    for _ in range(60):
+        sizes = [rng.choice([0, rng.randrange(most), rng.randrange(most)]) for _ in range(rng.randrange(1, 7))]
+        whole = sum(sizes)
+        some = range(whole + 1) if whole < 40 else {0, 1, whole - 1, whole, *rng.sample(range(whole), 4)}
+        for excess in some:
+            kept = list(sizes)
+            for _ in range(excess):
+                longest = max(kept)
+                kept[len(kept) - 1 - kept[::-1].index(longest)] -= 1
+            assert shorten_longest(sizes, [0] * len(sizes), excess) == kept, (sizes, excess)
+
+
 @pytest.mark.parametrize("truncation", CUTS)
 def test_a_whole_text_keeps_every_token(speller, truncation):
     question = "was the soup warm"
     rows = encode(speller, "{a|whole} ? {mask} . {b}", texts_of((question, "it was fine " * 30)), 32, truncation)
     size = len(reference_ids(speller, question, True))
-    assert rows.ids[0][1 : 1 + size].tolist() == reference_ids(speller, question, True)
-    assert len(rows.ids[0]) == 32
+    (found,) = apart(rows)
+    assert found.ids[1 : 1 + size] == reference_ids(speller, question, True)
+    assert len(found.ids) == 32
 
 
 def test_a_whole_text_that_leaves_no_room_is_named(speller):
@@ -350,7 +398,7 @@ def test_a_whole_text_that_leaves_no_room_is_named(speller):
 
 def test_a_pattern_that_does_not_fit_is_refused_before_any_text_is_read(speller):
     source = "In summary, the restaurant is just {mask} . {a}"
-    size = len(encode(speller, source, texts_of(("", ""))).ids[0])
+    size = int(encode(speller, source, texts_of(("", ""))).lengths()[0])
     with pytest.raises(SettingsError, match=rf"takes {size} tokens without its texts; model.max_length is {size}"):
         Encoder(speller, parse_pattern(source, FIELDS), size)
     Encoder(speller, parse_pattern(source, FIELDS), size + 1)
@@ -360,7 +408,7 @@ def test_a_pattern_that_does_not_fit_is_refused_before_any_text_is_read(speller)
 def test_an_empty_text_leaves_no_token(speller, empty):
     with_empty = encode(speller, "{a} {mask} : {b}", texts_of((empty, "soup")))
     without = encode(speller, "{mask} : {b}", texts_of(("", "soup")))
-    assert with_empty.ids[0].tolist() == without.ids[0].tolist()
+    assert apart(with_empty)[0].ids == apart(without)[0].ids
 
 
 # ---- once per task -------------------------------------------------------------------------------------------------
@@ -396,7 +444,7 @@ def test_a_text_without_its_punctuation_or_glued_is_another_text():
     speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
     tokens = TokenizedTexts(speller, texts_of(("soup .", "bread")))
     full, bare, glued = (
-        Encoder(speller, parse_pattern(source, FIELDS), 64).encode(tokens).ids[0].tolist()
+        apart(Encoder(speller, parse_pattern(source, FIELDS), 64).encode(tokens))[0].ids
         for source in ("{mask} {a}", "{mask} {a|unpunctuated}", "{mask}{a}")
     )
     assert full[:-2] == bare[:-1]
@@ -465,48 +513,357 @@ def test_an_unknown_or_special_token_is_no_label_word(kind, word):
         encode_verbalizers(speller, [pvp("{a} {mask}", good=("good",), bad=(word,))], "mood")
 
 
+# ---- columns of token ids ------------------------------------------------------------------------------------------
+
+
+def random_ids(seed: int, count: int, most: int = 9) -> list[np.ndarray]:
+    """Token ids of invented texts; every third text is empty."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, most, size=count)
+    sizes[::3] = 0
+    return [rng.integers(-(2**31), 2**31 - 1, size=size).astype(np.int32) for size in sizes]
+
+
+def in_chunks(ids: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_a_column_gives_back_the_ids_of_any_texts_in_any_order(chunk):
+    ids = random_ids(0, 30)
+    column = TokenColumn(in_chunks(ids, chunk))
+    sizes = np.array([len(one) for one in ids])
+    assert column.sizes(slice(None)).tolist() == sizes.tolist()
+    assert column.sizes(slice(7, 19)).tolist() == sizes[7:19].tolist()
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        rows = rng.integers(30, size=rng.integers(1, 12))
+        assert column.sizes(rows).tolist() == sizes[rows].tolist()
+        found = column.read(rows, column.sizes(rows))
+        assert found.dtype == np.int32
+        assert found.tolist() == np.concatenate([ids[row] for row in rows]).tolist()
+
+
+def test_a_column_reads_only_as_much_of_a_text_as_it_is_asked_for():
+    ids = random_ids(2, 30)
+    column = TokenColumn(in_chunks(ids, 7))
+    rng = np.random.default_rng(3)
+    rows = rng.permutation(30)
+    sizes = rng.integers(0, column.sizes(rows) + 1)
+    expected = [one for row, size in zip(rows, sizes, strict=True) for one in ids[row][:size].tolist()]
+    assert column.read(rows, sizes).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "chunks", [[], [[]], [[np.empty(0, dtype=np.int32)] * 2]], ids=["none", "empty", "empty texts"]
+)
+def test_a_column_without_a_token_reads_as_nothing(chunks):
+    column = TokenColumn(chunks)
+    count = sum(len(chunk) for chunk in chunks)
+    rows = np.arange(count)
+    assert column.sizes(rows).tolist() == column.sizes(slice(None)).tolist() == [0] * count
+    assert column.read(rows, column.sizes(rows)).shape == (0,)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """The folder for temporary files, empty."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def open_files() -> int:
+    """Of this process; 0 where the system does not tell."""
+    gc.collect()
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+def test_a_column_leaves_nothing_behind(temporary):
+    """No name in the folder even while it is in use, so that no crash can leave one; no open file afterwards, and no
+    warning of one."""
+    before = open_files()
+    column = TokenColumn(in_chunks(random_ids(4, 20), 5))
+    assert column.read(np.array([1]), np.array([1])).shape == (1,)
+    assert list(temporary.iterdir()) == []
+    assert open_files() == before + 1 or not before
+    del column
+    assert open_files() == before
+
+
+def test_texts_are_read_in_chunks_and_the_size_of_a_chunk_changes_nothing(speller, monkeypatch):
+    source = "{a} ( {mask} ) || {b|unpunctuated}"
+    texts = random_texts(5, 20)
+    expected = apart(encode(speller, source, texts, 33))
+    monkeypatch.setattr(examples, "CHUNK", 3)
+    assert [len(chunk) for chunk in texts.chunks()] == [3] * 6 + [2]
+    assert apart(encode(speller, source, texts, 33)) == expected
+
+
+class Streamed:
+    """Texts that cannot be had at once, as those of a file."""
+
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        self.passes = 0
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def chunks(self) -> Iterator[Texts]:
+        self.passes += 1
+        for start in range(0, len(self), 4):
+            yield self._texts.take(range(start, min(start + 4, len(self))))
+
+    def id_of(self, row: int) -> str:
+        return self._texts.ids[row]
+
+
+def test_texts_may_be_any_source_of_chunks_which_is_read_once_for_each_way_a_field_is_used(speller):
+    texts = random_texts(6, 10)
+    streamed = Streamed(texts)
+    tokens = TokenizedTexts(speller, streamed)
+    for source in ("{a} {mask} || {b}", "{b} {mask} {a}", "{a|unpunctuated} {mask} {b}"):
+        found = Encoder(speller, parse_pattern(source, FIELDS), 33).encode(tokens)
+        assert apart(found) == apart(encode(speller, source, texts, 33))
+    assert streamed.passes == 3
+    with pytest.raises(SettingsError, match="text 'text-1' does not fit"):
+        long = Streamed(texts_of(("soup", "fine"), ("soup " * 40, "fine")))
+        Encoder(speller, parse_pattern("{a|whole} {mask}", FIELDS), 24).encode(TokenizedTexts(speller, long))
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("truncation", CUTS)
+def test_rows_know_their_number_and_their_lengths_before_they_are_put_together(speller, truncation):
+    for source in ("{a} ( {mask} ) || {b}", "{mask} {b}"):
+        rows = encode(speller, source, random_texts(8, 30), 33, truncation)
+        sizes = [len(row.ids) for row in apart(rows)]
+        assert max(sizes) == 33 > min(sizes), "some were cut, some not"
+        assert len(rows) == 30
+        assert rows.lengths().tolist() == sizes
+        assert rows.lengths(slice(4, 9)).tolist() == sizes[4:9]
+        chosen = np.array([29, 0, 7, 7])
+        assert rows.lengths(chosen).tolist() == [sizes[row] for row in chosen]
+    assert rows.lengths(slice(0, 0)).shape == rows.lengths(np.empty(0, dtype=np.int64)).shape == (0,)
+
+
+def test_a_row_does_not_depend_on_which_others_are_put_together_with_it(speller):
+    rows = encode(speller, "{a} ( {mask} ) || {b}", random_texts(9, 15), 33)
+    all_of_them = apart(rows)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        chosen = rng.integers(15, size=rng.integers(1, 9))
+        assert apart(rows, chosen) == [all_of_them[row] for row in chosen]
+
+
+def test_no_texts_make_no_rows(speller):
+    rows = encode(speller, "{a} {mask}", Texts([], {"a": [], "b": []}, []))
+    assert (len(rows), rows.lengths().tolist(), apart(rows)) == (0, [], [])
+
+
+# ---- pieces to their places ----------------------------------------------------------------------------------------
+
+
+def random_sizes(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Some of nothing."""
+    return rng.integers(0, 6, size=rows) * rng.integers(0, 2, size=rows)
+
+
+def test_every_token_of_rows_end_to_end_knows_its_row_and_its_place():
+    rng = np.random.default_rng(0)
+    for sizes in ([], [0], [0, 0, 3], [2, 0, 1], *(random_sizes(rng, 9) for _ in range(20))):
+        expected = [(row, place) for row, size in enumerate(sizes) for place in range(size)]
+        row_of, places = ragged(np.asarray(sizes, dtype=np.int64))
+        assert list(zip(row_of.tolist(), places.tolist(), strict=True)) == expected
+
+
+def test_values_are_spread_over_the_places_of_a_mask_in_their_order():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = rng.integers(0, 2, size=rng.integers(0, 12))
+        values = iter(range(100))
+        expected = [next(values) if one else -7 for one in mask]
+        assert spread(np.arange(mask.sum(), dtype=np.int32), mask, -7).tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [0, 1, 8])
+def test_pieces_are_copied_to_their_places_in_every_row(rows):
+    """Against one list a row, grown piece by piece."""
+    rng = np.random.default_rng(rows)
+    texts = random_ids(1, 12)
+    column = TokenColumn([texts])
+    chosen = rng.integers(12, size=rows)
+    fixed = np.array([5, 6, 7], dtype=np.int32)
+    part = rng.integers(0, column.sizes(chosen) + 1)
+    pieces = [
+        (fixed, np.full(rows, 3), [0, 1, 0]),
+        (column, column.sizes(chosen), 1),
+        (np.empty(0, dtype=np.int32), np.zeros(rows, dtype=np.int64), []),
+        (column, part, 0),
+        (fixed[:1], np.ones(rows, dtype=np.int64), 4),
+    ]
+    lengths = np.sum([sizes for _, sizes, _ in pieces], axis=0, dtype=np.int64)
+    masks = rng.integers(9, size=rows)
+    found = assemble(pieces, chosen, lengths, masks)
+    ids: list[int] = []
+    types: list[int] = []
+    for place, row in enumerate(chosen):
+        text = texts[row].tolist()
+        ids += [5, 6, 7, *text, *text[: part[place]], 5]
+        types += [0, 1, 0, *([1] * len(text)), *([0] * part[place]), 4]
+    assert (found.ids.tolist(), found.types.tolist()) == (ids, types)
+    assert (found.lengths.tolist(), found.mask_places.tolist()) == (lengths.tolist(), masks.tolist())
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_padded_to_a_multiple_of_eight():
-    assert [padded_length(length) for length in (1, 7, 8, 9, 16, 17)] == [8, 8, 8, 16, 16, 24]
+LAYOUTS = {
+    "packed": Layout(False),
+    "packed, in steps of 8": Layout(False, width_multiple=8),
+    "packed, filled up": Layout(False, None, 128, 64),
+    "padded": Layout(True),
+    "padded, in steps of 8": Layout(True, width_multiple=8),
+    "padded to 50": Layout(True, 50, 32, 64),
+}
 
 
-def test_a_length_can_be_padded_to_another_multiple():
-    assert [padded_length(length, 64) for length in (0, 1, 64, 65)] == [0, 64, 64, 128]
+@pytest.fixture(params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> Layout:
+    return LAYOUTS[request.param]
 
 
-def test_a_training_batch_is_as_wide_as_its_longest_row_in_steps_of_sixteen():
-    lengths = (3, 16, 17, 5, 40)
-    rows = Rows([np.full(size, 9, dtype=np.int32) for size in lengths], [], np.zeros(5, dtype=np.int32))
-    for chosen, width in (([0], 16), ([1, 3], 16), ([2], 32), ([3, 2, 1], 32), ([0, 4], 48)):
-        assert training_width(rows, np.array(chosen)) == width
+def plain(batch: Batch) -> dict[str, Any]:
+    """A batch as lists."""
+    found = {one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)}
+    return {name: one.tolist() if isinstance(one, torch.Tensor) else one for name, one in found.items()}
 
 
-def test_a_batch_holds_the_chosen_rows_in_their_order_and_padding_that_is_not_attended_to(speller):
+def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[str, Any]:
+    """A token at a time; the last row, if there is one too many, is what fills the batch up."""
+    longest = max(len(row.ids) for row in rows)
+    width = layout.width or next(one for one in range(longest, 1000) if one % layout.width_multiple == 0)
+    ids, types, places, row_of, starts, masks, attention = [], [], [], [], [0], [], []
+    for number, row in enumerate(rows):
+        masks.append(len(ids) + row.mask)
+        missing = width - len(row.ids) if layout.padded else 0
+        ids += row.ids + [speller.pad_id] * missing
+        types += row.types + [0] * missing
+        attention += [1] * len(row.ids) + [0] * missing
+        places += range(len(row.ids) + missing)
+        row_of += [number] * (len(row.ids) + missing)
+        starts.append(len(ids))
+    if layout.token_multiple > 1 and not layout.padded:
+        size = 0
+        while len(ids) % layout.token_multiple:
+            ids, types, places, row_of = [*ids, 0], [*types, 0], [*places, size], [*row_of, len(rows)]
+            size += 1
+        starts.append(len(ids))
+    return {
+        "input_ids": ids,
+        "token_type_ids": types if speller.has_types else None,
+        "places": places,
+        "rows": row_of,
+        "starts": starts,
+        "mask_positions": masks,
+        "width": width,
+        "attention_mask": attention if layout.padded else None,
+    }
+
+
+@pytest.mark.parametrize("chosen", [[7, 2, 2, 11], [0], list(range(12))], ids=["repeated", "one", "all"])
+def test_a_batch_holds_the_chosen_rows_in_their_order_as_the_layout_says(speller, layout, chosen):
     rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
-    chosen = np.array([7, 2, 2, 11])
-    batch = pad_rows(rows, chosen, speller)
-    width = batch.input_ids.shape[1]
-    assert width % 8 == 0
-    assert width - 8 < max(len(rows.ids[row]) for row in chosen) <= width
-    for place, row in enumerate(chosen):
-        size = len(rows.ids[row])
-        assert batch.input_ids[place].tolist() == rows.ids[row].tolist() + [speller.pad_id] * (width - size)
-        assert batch.attention_mask[place].tolist() == [1] * size + [0] * (width - size)
-        if speller.has_types:
-            assert batch.inputs["token_type_ids"][place].tolist() == rows.types[row].tolist() + [0] * (width - size)
-        assert batch.input_ids[place, batch.mask_positions[place]] == speller.mask_id
+    batch = rows.batch(np.array(chosen), layout)
+    assert plain(batch) == reference_batch(apart(rows, chosen), layout, speller)
+    assert len(batch) == len(chosen)
+    assert batch.starts.dtype == torch.int32, "what attention kernels ask for"
+    assert (batch.input_ids[batch.mask_positions] == speller.mask_id).all()
 
 
-def test_a_batch_can_be_padded_to_a_given_length_and_moved_to_a_device(speller):
-    rows = encode(speller, "{a} {mask}", texts_of(("soup", ""), ("bread", "")))
-    batch = pad_rows(rows, np.array([0, 1]), speller, length=40).to(torch.device("meta"))
-    assert batch.input_ids.shape == (2, 40)
-    assert all(tensor.device.type == "meta" for tensor in [*batch.inputs.values(), batch.mask_positions])
+def test_a_batch_may_hold_rows_of_several_sources(speller, layout):
+    first, second = (encode(speller, source, random_texts(number, 9), 40) for number, source in enumerate(SPACED[:2]))
+    chosen = [np.array([3, 8]), np.array([0, 0, 5]), np.array([3])]
+    batch = lay_out([first, second, first], chosen, layout)
+    alone = [row for rows, some in zip([first, second, first], chosen, strict=True) for row in apart(rows, some)]
+    assert plain(batch) == reference_batch(alone, layout, speller)
+    none = np.empty(0, dtype=np.int64)
+    assert plain(lay_out([first, second], [chosen[0], none], layout)) == plain(first.batch(chosen[0], layout))
 
 
-def test_rows_know_their_number_and_lengths():
-    rows = Rows([np.arange(3, dtype=np.int32), np.arange(5, dtype=np.int32)], [], np.array([1, 1], dtype=np.int32))
-    assert len(rows) == 2
-    assert rows.lengths.tolist() == [3, 5]
+def test_a_row_without_a_mask_has_no_mask_position(speller, layout):
+    rows = Encoder(speller, plain_pattern(FIELDS), 40).encode(TokenizedTexts(speller, random_texts(1, 5)))
+    assert rows.batch(np.array([1, 4, 0]), layout).mask_positions.tolist() == [-1, -1, -1]
+
+
+def test_batches_one_after_another_are_the_batch_of_all_their_rows(speller):
+    rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
+    cuts = [[7, 2], [2], [11, 0, 5]]
+    for layout in (Layout(False, width_multiple=8), Layout(True, 40)):
+        parts = [rows.batch(np.array(cut), layout) for cut in cuts]
+        whole = rows.batch(np.concatenate(cuts), layout)
+        assert plain(join_batches(parts)) == plain(whole)
+        assert join_batches(parts).starts.dtype == whole.starts.dtype
+
+
+def test_filling_up_a_batch_is_the_layout_s_last_step_and_none_where_rows_are_padded(speller):
+    rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
+    chosen = np.arange(5)
+    bare = rows.batch(chosen, Layout(False, None, 128))
+    assert plain(fill(bare, LAYOUTS["packed, filled up"])) == plain(rows.batch(chosen, LAYOUTS["packed, filled up"]))
+    padded = rows.batch(chosen, Layout(True))
+    assert fill(padded, Layout(True, token_multiple=64)) is padded
+
+
+def test_a_batch_that_needs_no_filling_has_as_many_rows_as_one_that_does(speller):
+    """So that batches of equally many tokens have equal shapes."""
+    texts = texts_of(("soup", ""), ("soup bread", ""))
+    rows = encode(speller, "{a} {mask}", texts)
+    one, other = rows.lengths().tolist()
+    some, none = (rows.batch(np.array([row] * 4), Layout(False, None, 128, 4 * other)) for row in (0, 1))
+    assert some.starts.tolist() == [0, one, 2 * one, 3 * one, 4 * one, 4 * other]
+    assert none.starts.tolist() == [0, other, 2 * other, 3 * other, 4 * other, 4 * other]
+    assert some.input_ids.shape == none.input_ids.shape
+
+
+def test_the_width_of_a_batch_is_that_of_its_longest_row_in_steps_or_the_layout_s():
+    lengths = np.array([3, 17, 5])
+    for layout, width in ((Layout(False), 17), (Layout(True, None, 8), 24), (Layout(False, None, 128, 64), 128)):
+        assert layout.width_of(lengths) == width
+    assert Layout(True, 40, 32).width_of(lengths) == 40
+
+
+def test_a_number_is_rounded_up_to_a_multiple():
+    assert [round_up(number, 8) for number in (0, 1, 7, 8, 9, 16, 17)] == [0, 8, 8, 8, 16, 16, 24]
+    assert [round_up(number, 64) for number in (0, 1, 64, 65)] == [0, 64, 64, 128]
+    assert round_up(5, 1) == 5
+
+
+def test_a_batch_moves_to_a_device_as_a_whole(speller, layout):
+    batch = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40).batch(np.arange(4), layout)
+    assert plain(batch.to(torch.device("cpu"))) == plain(batch)
+    moved = batch.to(torch.device("meta"))
+    for name, value in vars(batch).items():
+        there = getattr(moved, name)
+        if isinstance(value, torch.Tensor):
+            assert (there.device.type, there.shape, there.dtype) == ("meta", value.shape, value.dtype), name
+        else:
+            assert there == value, name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory is a GPU's")
+def test_a_tensor_keeps_its_values_on_a_gpu_and_in_the_next_steps():
+    tensors = [torch.arange(1000) + number for number in range(20)]
+    sent = [send(one, torch.device("cuda")) for one in tensors]
+    assert all(one.is_cuda for one in sent)
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(sent, tensors, strict=True))
+    assert send(sent[0], torch.device("cuda")) is sent[0]
+    assert torch.equal(send(sent[0], torch.device("cpu")), tensors[0])
+
+
+def test_a_tensor_that_is_there_already_stays_where_it_is():
+    one = torch.arange(3)
+    assert send(one, torch.device("cpu")) is one

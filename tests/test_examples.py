@@ -2,6 +2,7 @@
 
 import pytest
 
+from pet import examples
 from pet.examples import Texts, concatenate
 
 
@@ -35,6 +36,23 @@ def test_unlabelled_forgets_every_label_and_nothing_else(texts):
     assert pool.labels == [None, None, None]
     assert (pool.ids, pool.fields) == (texts.ids, texts.fields)
     assert texts.labels == ["x", None, "y"], "the labelled texts must not lose theirs"
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (50, [3])])
+def test_chunks_are_all_texts_in_their_order_and_none_is_larger_than_allowed(texts, monkeypatch, most, sizes):
+    monkeypatch.setattr(examples, "CHUNK", most)
+    found = list(texts.chunks())
+    assert [len(chunk) for chunk in found] == sizes
+    assert concatenate(found) == texts
+
+
+def test_no_texts_have_no_chunks():
+    assert list(Texts([], {"body": []}, []).chunks()) == []
+
+
+def test_the_id_of_a_row_is_the_one_it_came_with(texts):
+    assert [texts.id_of(row) for row in (0, 2)] == ["a", "c"]
+    assert texts.take([2, 0]).id_of(0) == "c"
 
 
 def test_joined_puts_the_fields_of_one_row_in_their_order(texts):

@@ -288,7 +288,7 @@ def drafts(store):
     return [path for path in store.rglob("*") if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("place", ["pet.stages.finetune.train_member", "pet.stages.distill.train_student"])
+@pytest.mark.parametrize("place", ["pet.stages.finetune.draw_batches", "pet.stages.distill.train_student"])
 def test_ctrl_c_leaves_no_draft_and_the_next_run_goes_on(done, tmp_path, monkeypatch, place):
     def interrupt(*_):
         assert drafts(tmp_path), "the stage has begun to write"

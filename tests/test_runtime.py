@@ -10,7 +10,7 @@ import torch
 
 from pet import runtime as runtime_module
 from pet.errors import SettingsError
-from pet.runtime import BATCH_TOKENS, Silent, open_runtime, peak_memory, reset_peak_memory, seed_everything
+from pet.runtime import BATCH_TOKENS, Runtime, Silent, open_runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import RuntimeSettings
 
 HAS_GPU = torch.cuda.is_available()
@@ -79,6 +79,12 @@ def test_the_size_of_scoring_batches_can_be_set():
 def test_steps_are_captured_unless_that_is_turned_off():
     assert open_runtime(settings(device="cpu")).capture
     assert not open_runtime(settings(device="cpu", capture=False)).capture
+
+
+@pytest.mark.parametrize(("device", "capture"), [("cpu", True), ("cpu", False), ("cuda", True), ("cuda", False)])
+def test_steps_are_captured_on_a_gpu_only(device, capture):
+    runtime = Runtime(torch.device(device), None, 64, Silent(), capture)
+    assert runtime.captures == (device == "cuda" and capture)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:7", "tpu", "", "cpu:", "hpu", "xpu", "xla"])

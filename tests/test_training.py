@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, wordpiece_tokenizer
+from plain import FILLED, alone, kind, some_rows
+from tiny import TOKENIZERS, tiny_model
 from torch import nn
 
 from pet import training
 from pet.cloze import ClozeModel
-from pet.encoding import Batch, VerbalizerIds
+from pet.encoding import Batch, Layout, fill
 from pet.losses import IGNORED
 from pet.runtime import Runtime, Silent
 from pet.settings import Optimisation
-from pet.stages.finetune import ClozeBatch, member_losses
+from pet.stages.batches import ClozeBatch, cloze_losses
 from pet.training import (
     LOG_EVERY,
     CapturedSteps,
@@ -27,6 +28,7 @@ from pet.training import (
     clone,
     endless_order,
     parts_of,
+    plain_values_of,
     rate_factor,
     reset_optimizer,
     tensors_of,
@@ -128,8 +130,9 @@ def plain_loop(model: nn.Module, settings: Optimisation, data: Iterator[Rows]) -
         Optimisation(steps=10, learning_rate=0.01),
         Optimisation(steps=10, learning_rate=0.01, warmup_steps=4, weight_decay=0.3, max_grad_norm=0.2),
         Optimisation(steps=10, learning_rate=0.01, accumulation=3, adam_epsilon=1e-3),
+        Optimisation(steps=10, learning_rate=0.1, max_grad_norm=0.05, adam_epsilon=0.1),
     ],
-    ids=["plain", "warm-up, decay, clipping", "accumulation"],
+    ids=["plain", "warm-up, decay, clipping", "accumulation", "clipping where the size of a gradient counts"],
 )
 def test_training_follows_a_plain_loop_step_by_step(settings):
     data = rows(1, 40)
@@ -252,6 +255,50 @@ def test_the_report_has_the_mean_of_every_loss_over_each_stretch(steps, expected
     assert [values["loss"] for _, values, _ in listening.logs] == pytest.approx(means, abs=1e-6)
 
 
+# ---- several members in one batch ----------------------------------------------------------------------------------
+
+
+class Members(nn.Module):
+    """Models that share no parameter, each with its own loss of the same batch."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(small_model(seed) for seed in range(number))
+
+    def losses(self, batch: Rows) -> dict[str, torch.Tensor]:
+        found = torch.stack([losses_of(one)(batch)["loss"] for one in self.each])
+        return {"loss": found, "twice": 2 * found}
+
+    def clip(self, max_norm: float) -> None:
+        for one in self.each:
+            nn.utils.clip_grad_norm_(one.parameters(), max_norm)
+
+
+@pytest.mark.parametrize("most", [0.1, 100.0], ids=["clipped", "not clipped"])
+def test_members_trained_in_one_batch_become_what_each_becomes_alone(most):
+    """A large epsilon, so that the size of a gradient counts."""
+    settings = Optimisation(
+        steps=12, learning_rate=0.02, weight_decay=0.1, max_grad_norm=most, accumulation=2, adam_epsilon=0.1
+    )
+    together, listening = Members(3), Listening()
+    trainer = Trainer(together, settings, together.losses, runtime_of(listening), together.clip)
+    reports = trainer.run(batches(8, rows(7, 80)), "p0-r0", "p0-r1", "p1-r0")
+    assert listening.bars == [("3 members", 12, "step")]
+    assert [(name, step) for name, _, step in listening.logs] == [
+        (name, step) for step in (10, 12) for name in ("p0-r0", "p0-r1", "p1-r0")
+    ]
+    for number, found in enumerate(reports):
+        single = small_model(number)
+        report = train(single, settings, batches(8, rows(7, 80)), losses_of(single), runtime_of(), "alone")
+        torch.testing.assert_close(parameters(together.each[number]), parameters(single), atol=1e-6, rtol=0)
+        assert found.steps == report.steps == [10, 12]
+        assert found.losses["loss"] == pytest.approx(report.losses["loss"], abs=2e-6)
+        assert found.losses["twice"] == pytest.approx([2 * one for one in report.losses["loss"]], abs=4e-6)
+        own = [values["loss"] for name, values, _ in listening.logs if name == ("p0-r0", "p0-r1", "p1-r0")[number]]
+        assert own == pytest.approx(report.losses["loss"], abs=2e-6)
+    assert reports[0].losses != reports[1].losses
+
+
 # ---- one Trainer, several trainings --------------------------------------------------------------------------------
 
 
@@ -264,7 +311,7 @@ def train_twice() -> tuple[nn.Module, nn.Module, training.TrainingReport, traini
     trainer = Trainer(used, BUSY, losses_of(used), runtime_of())
     trainer.run(batches(8, rows(7, 80)), "first")
     used.load_state_dict(small_model().state_dict())
-    second = trainer.run(batches(8, rows(8, 80)), "second")
+    (second,) = trainer.run(batches(8, rows(8, 80)), "second")
     return used, fresh, second, train(fresh, BUSY, batches(8, rows(8, 80)), losses_of(fresh), runtime_of(), "fresh")
 
 
@@ -355,11 +402,22 @@ def test_a_copy_of_a_nested_batch_is_equal_and_shares_no_memory():
     assert tensors[2].tolist() == [3, 3, 3]
 
 
-def test_a_batch_without_token_types_has_one_tensor_less():
-    ids = torch.ones(2, 8, dtype=torch.long)
-    places = torch.tensor([1, 2])
-    assert [len(tensors_of(Batch(ids, ids, types, places))) for types in (ids, None)] == [4, 3]
-    assert clone(Batch(ids, ids, None, places)).token_type_ids is None
+def test_a_batch_has_as_many_tensors_as_its_layout_needs():
+    counts = {"bert": 6, "roberta": 5}  # the first with token types
+    for family, count in counts.items():
+        packed, padded = (some_rows(family).batch(np.arange(3), layout) for layout in (FILLED, Layout(True)))
+        assert (len(tensors_of(packed)), len(tensors_of(padded))) == (count, count + 1)
+        assert (clone(packed).token_type_ids is None) == (family == "roberta")
+        assert (clone(packed).attention_mask, clone(packed).width) == (None, 128)
+
+
+def test_the_plain_values_of_a_nested_batch_are_found_in_a_fixed_order():
+    tree, _ = nested()
+    assert plain_values_of(tree) == [None, 7, "x", "given", None]
+    assert plain_values_of(torch.ones(3)) == []
+    assert plain_values_of([torch.ones(3), (2, torch.ones(1))]) == [2]
+    batch = some_rows("bert").batch(np.arange(3), FILLED)
+    assert plain_values_of([batch, torch.ones(3)]) == [128, None], "its width; no attention mask"
 
 
 # ---- captured steps ------------------------------------------------------------------------------------------------
@@ -381,45 +439,168 @@ def test_on_a_cpu_no_step_is_captured(monkeypatch, capture):
     torch.testing.assert_close(parameters(model), parameters(plain), atol=1e-6, rtol=0)
 
 
+class Noted(CapturedSteps):
+    """Says what it would do; the rest needs a GPU."""
+
+    def __init__(self) -> None:
+        self.seen, self.captured = set(), {}
+        self.done: list[str] = []
+
+    def run_plain(self, micro_batches):
+        self.done.append("plain")
+
+    def capture(self, micro_batches):
+        self.done.append("capture")
+
+    def replay(self, captured, tensors):
+        self.done.append("replay")
+
+
+def test_a_shape_is_run_once_then_captured_then_replayed():
+    steps = Noted()
+    for _ in range(4):
+        steps([torch.ones(3)])
+    assert steps.done == ["plain", "capture", "replay", "replay", "replay"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: [Inner(torch.ones(3), None, 8)],
+        lambda: [Inner(torch.ones(4), None, 7)],
+        lambda: [Inner(torch.ones(3, dtype=torch.long), None, 7)],
+        lambda: [Inner(torch.ones(3), torch.ones(3), 7)],
+        lambda: [Inner(torch.ones(3), None, 7)] * 2,
+    ],
+    ids=["another number", "another length", "another type", "one tensor more", "one batch more"],
+)
+def test_whatever_a_captured_step_holds_fixed_is_part_of_its_shape(other):
+    """A number in a batch, say its width, is written into what is captured: another number, another capture."""
+    steps = Noted()
+    for _ in range(2):
+        steps([Inner(torch.ones(3), None, 7)])
+        steps([Inner(torch.zeros(3), None, 7)])
+    assert len(steps.captured) == 1, "values are no part of it"
+    steps.done.clear()
+    for _ in range(2):
+        steps(other())
+    assert steps.done == ["plain", "capture", "replay"]
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="captured steps are CUDA graphs")
-SHAPES = [(4, 4, 16), (4, 4, 32), (2, 6, 32), (4, 4, 16), (3, 1, 48)]
-"""Labelled rows, unlabelled rows, tokens."""
+SHAPES = [(4, 4, 256), (4, 4, 320), (2, 6, 320), (4, 4, 256), (3, 1, 128)]
+"""Labelled rows, unlabelled rows, tokens of all together when they are filled up."""
 
 
-def tiny_cloze(dropout: float = 0.0) -> ClozeModel:
+def tiny_cloze(device: str, dropout: float = 0.0, family: str = "bert") -> ClozeModel:
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return ClozeModel(tiny_model("bert", wordpiece_tokenizer(), **rates)).to("cuda")
+    return ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **rates)).to(device)
 
 
 def clone_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def cloze_batches(seed: int) -> Iterator[ClozeBatch]:
-    """Random micro-batches of these shapes in turn, with some padding and targets that are filled up."""
+def cloze_batches(seed: int, device: str, has_types: bool = True) -> Iterator[ClozeBatch]:
+    """Random micro-batches of one member, of these shapes in turn: rows end to end, with tokens that fill them up, and
+    targets that are filled up too."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(5, high, shape, generator=generator)
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
 
-    words = VerbalizerIds(torch.tensor([10, 20, 30, 40]), torch.eye(4)[:, :3])
-    for labelled, unlabelled, width in cycle(SHAPES):
-        size = labelled + unlabelled
-        seen = (torch.arange(width) < draw(width + 1, size, 1)).long()
-        batch = Batch(draw(150, size, width), seen, torch.zeros_like(seen), torch.ones(size, dtype=torch.long))
-        targets = draw(150, 64)
+    for labelled, unlabelled, tokens in cycle(SHAPES):
+        count = labelled + unlabelled
+        sizes = (tokens - 10) // count - draw(0, 4, count)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)])
+        size = int(starts[-1])
+        row_of = torch.arange(count).repeat_interleave(sizes)
+        places = torch.arange(size) - starts[row_of]
+        types = (places > 8).long() if has_types else None
+        bare = Batch(draw(5, 150, size), types, places, row_of, starts.int(), starts[:-1] + draw(0, 9, count), 128)
+        batch = fill(bare, FILLED)
+        assert size < len(batch.input_ids) == tokens
+        targets = draw(5, 150, 64)
         targets[40 + labelled :] = IGNORED
-        places = torch.stack([draw(size + 5, len(targets)) - 5, draw(width, len(targets))])
-        yield ClozeBatch(batch, draw(8, labelled) - 5, places, targets, words).to(torch.device("cuda"))
+        yield ClozeBatch(
+            batch=batch,
+            members=torch.zeros(tokens, dtype=torch.long),
+            labels=draw(0, 3, 1, labelled),
+            label_places=batch.mask_positions[:labelled],
+            target_places=draw(int(starts[labelled]), size, 64),
+            target_members=torch.zeros(64, dtype=torch.long),
+            targets=targets,
+            words=torch.tensor([10, 20, 30, 40]),
+            averaging=torch.eye(4)[None, :, :3],
+        ).to(torch.device(device))
 
 
-def cloze_trainer(model: ClozeModel, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
-    """20 steps. A large epsilon, so that AdamW does not blow up the noise of gradients that should be zero."""
-    settings = Optimisation(
-        steps=20, learning_rate=2e-3, adam_epsilon=1e-3, weight_decay=0.1, warmup_steps=2, accumulation=accumulation
-    )
-    runtime = Runtime(torch.device("cuda"), None, 2048, Silent(), capture)
-    return Trainer(model, settings, lambda given: member_losses(model, given, 0.3), runtime)
+STEPS = Optimisation(steps=20, learning_rate=2e-3, adam_epsilon=1e-3, weight_decay=0.1, warmup_steps=2)
+"""With a large epsilon, so that AdamW does not blow up the noise of gradients that should be zero."""
+
+
+def cloze_trainer(model: ClozeModel, device: str, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
+    settings = STEPS.model_copy(update={"accumulation": accumulation})
+    runtime = Runtime(torch.device(device), None, 2048, Silent(), capture)
+    return Trainer(model, settings, lambda given: cloze_losses(model, given, 0.3), runtime)
+
+
+def padded_loss(lm: Any, given: ClozeBatch) -> torch.Tensor:
+    """0.7 CE + 0.3 MLM from the full logits of rows that are padded, as a user of transformers would write it."""
+    rows_apart = [tokens for _, tokens in alone(given.batch)]
+    width = max(len(tokens) for tokens in rows_apart)
+    inputs = {name: torch.zeros(len(rows_apart), width, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    inputs["input_ids"] += lm.config.pad_token_id
+    if given.batch.token_type_ids is not None:
+        inputs["token_type_ids"] = torch.zeros(len(rows_apart), width, dtype=torch.long)
+    place_of = torch.zeros(len(given.batch.input_ids), dtype=torch.long)
+    for row, tokens in enumerate(rows_apart):
+        inputs["input_ids"][row, : len(tokens)] = given.batch.input_ids[tokens]
+        inputs["attention_mask"][row, : len(tokens)] = 1
+        if given.batch.token_type_ids is not None:
+            inputs["token_type_ids"][row, : len(tokens)] = given.batch.token_type_ids[tokens]
+        place_of[tokens] = row * width + torch.arange(len(tokens))
+    logits = lm(**inputs).logits.flatten(0, 1)
+    scores = logits[place_of[given.label_places]][:, given.words[:3]]
+    asked = given.targets != IGNORED
+    mlm = nn.functional.cross_entropy(logits[place_of[given.target_places[asked]]], given.targets[asked])
+    return 0.7 * nn.functional.cross_entropy(scores, given.labels[0]) + 0.3 * mlm
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_training_on_rows_end_to_end_is_training_on_padded_rows(family):
+    """20 steps of AdamW on the same batches, in fp32 and without dropout: the same losses, step by step."""
+    seen: list[float] = []
+    cloze = tiny_cloze("cpu", family=family)
+    trainer = cloze_trainer(cloze, "cpu", True)
+    losses = trainer.losses
+
+    def watched(given: ClozeBatch) -> dict[str, torch.Tensor]:
+        found = losses(given)
+        seen.append(found["loss"].item())
+        return found
+
+    trainer.losses = watched
+    trainer.run(cloze_batches(1, "cpu", family == "bert"), "test")
+
+    lm = tiny_cloze("cpu", family=family).lm
+    lm.set_attn_implementation("sdpa")
+    decayed = [one for one in lm.parameters() if one.ndim > 1]
+    others = [one for one in lm.parameters() if one.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer, expected = torch.optim.AdamW(groups, eps=1e-3), []
+    for step, given in zip(range(20), cloze_batches(1, "cpu", family == "bert"), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (step / 2 if step < 2 else (20 - step) / 18)
+        loss = padded_loss(lm.train(), given)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(lm.parameters(), STEPS.max_grad_norm)
+        optimizer.step()
+        expected.append(loss.item())
+    assert seen == pytest.approx(expected, rel=1e-4)
+    untrained = tiny_cloze("cpu", family=family).lm
+    assert abs(padded_loss(untrained, given).item() - expected[-1]) > 0.01, "training matters"
 
 
 @needs_gpu
@@ -428,17 +609,17 @@ def test_a_captured_training_gives_the_weights_and_losses_of_a_plain_one_and_so_
     monkeypatch, most, captured
 ):
     monkeypatch.setattr(training, "MAX_CAPTURED", most)
-    mine, plain = tiny_cloze(), tiny_cloze()
+    mine, plain = tiny_cloze("cuda"), tiny_cloze("cuda")
     start, before = clone_state(mine), parameters(mine)
-    trainer = cloze_trainer(mine, True)
+    trainer = cloze_trainer(mine, "cuda", True)
     assert isinstance(trainer.run_step, CapturedSteps)
     for seed in (1, 2):
         mine.load_state_dict(start)
         plain.load_state_dict(start)
-        fresh = cloze_trainer(plain, False)
+        fresh = cloze_trainer(plain, "cuda", False)
         assert fresh.run_step == fresh.step
-        found = trainer.run(cloze_batches(seed), "test")
-        expected = fresh.run(cloze_batches(seed), "test")
+        (found,) = trainer.run(cloze_batches(seed, "cuda"), "test")
+        (expected,) = fresh.run(cloze_batches(seed, "cuda"), "test")
         assert len(trainer.run_step.captured) == captured
         torch.testing.assert_close(parameters(mine), parameters(plain), atol=1e-5, rtol=0)
         assert not torch.allclose(parameters(mine), before, atol=1e-3), "it moved"
@@ -448,22 +629,22 @@ def test_a_captured_training_gives_the_weights_and_losses_of_a_plain_one_and_so_
 
 @needs_gpu
 def test_captured_micro_batches_are_accumulated():
-    mine, plain = tiny_cloze(), tiny_cloze()
-    cloze_trainer(mine, True, 5).run(cloze_batches(1), "test")
-    cloze_trainer(plain, False, 5).run(cloze_batches(1), "test")
+    mine, plain = tiny_cloze("cuda"), tiny_cloze("cuda")
+    cloze_trainer(mine, "cuda", True, 5).run(cloze_batches(1, "cuda"), "test")
+    cloze_trainer(plain, "cuda", False, 5).run(cloze_batches(1, "cuda"), "test")
     torch.testing.assert_close(parameters(mine), parameters(plain), atol=1e-5, rtol=0)
 
 
 @needs_gpu
 def test_captured_dropout_follows_the_seed():
     """Once all is captured: the same training from the same seed, another one from another."""
-    model, found = tiny_cloze(0.3), []
+    model, found = tiny_cloze("cuda", 0.3), []
     start = clone_state(model)
-    trainer = cloze_trainer(model, True)
+    trainer = cloze_trainer(model, "cuda", True)
     for seed in (0, 1, 1, 2):
         model.load_state_dict(start)
         torch.manual_seed(seed)
-        trainer.run(cloze_batches(1), "test")
+        trainer.run(cloze_batches(1, "cuda"), "test")
         found.append(parameters(model))
     _, first, again, other = found
     torch.testing.assert_close(first, again, atol=1e-5, rtol=0)

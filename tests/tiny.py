@@ -142,15 +142,23 @@ def tiny_config(family: str, vocabulary: int, pad: int, **more: object) -> trans
 
 def tiny_model(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **more: object):
     """A random masked LM of a family; its biases are random too, so that a forgotten one shows."""
+    return random_model(transformers.AutoModelForMaskedLM, family, tokenizer, seed, **more)
+
+
+def tiny_classifier(family: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **more: object):
+    """A random classifier of three labels."""
+    auto = transformers.AutoModelForSequenceClassification
+    return random_model(auto, family, tokenizer, seed, **{"num_labels": 3, **more})
+
+
+def random_model(auto: type, family: str, tokenizer: PreTrainedTokenizerFast, seed: int, **more: object):
     torch.manual_seed(seed)
-    lm = transformers.AutoModelForMaskedLM.from_config(
-        tiny_config(family, len(tokenizer), tokenizer.pad_token_id, **more)
-    )
+    model = auto.from_config(tiny_config(family, len(tokenizer), tokenizer.pad_token_id, **more))
     with torch.no_grad():
-        for parameter in lm.parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return lm.eval()
+    return model.eval()
 
 
 def save_tiny(folder: Path, family: str = "bert", seed: int = 0) -> Path:

@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `pet --help` answers a
 import click
 
 from pet.cli.group import PetGroup
+from pet.cli.merge import merge
 from pet.cli.run import run
 
 
@@ -22,3 +23,4 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(merge)

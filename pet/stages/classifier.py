@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models
-from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, pad_rows, plain_pattern, training_width
-from pet.examples import Texts
-from pet.inference import score_rows
+from pet import models, packing
+from pet.classification import ClassifierModel
+from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, plain_pattern, send
+from pet.examples import TextSource
+from pet.inference import score_rows, scoring_copy
 from pet.runtime import seed_everything
 from pet.settings import BaselineSettings, DistillSettings
 from pet.stages.work import Work
@@ -35,10 +36,10 @@ class Classifier:
         self.seed = seed
         self.speller = work.speller_of(model)
         seed_everything(seed)
-        self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device)
-        self.model.eval()
+        self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
+        self.classifier = ClassifierModel(self.model)
 
-    def encode(self, texts: Texts) -> Rows:
+    def encode(self, texts: TextSource) -> Rows:
         """Texts as rows."""
         encoder = Encoder(self.speller, plain_pattern(self.work.card.fields), self.work.settings.model.max_length)
         return encoder.encode(TokenizedTexts(self.speller, texts))
@@ -47,39 +48,33 @@ class Classifier:
         self, rows: Rows, targets: torch.Tensor, loss: Loss, settings: DistillSettings | BaselineSettings, name: str
     ) -> TrainingReport:
         """Train in place on rows with targets [N, ...] (labels or teacher scores)."""
-        device = self.work.runtime.device
+        runtime = self.work.runtime
         models.freeze_lower(self.model, settings.frozen_layers)
+        layout = packing.training_layout(self.model, runtime)
 
         def draw() -> Iterator[tuple[Batch, torch.Tensor]]:
             for chosen in endless_order(len(rows), settings.batch, np.random.default_rng(self.seed)):
-                batch = pad_rows(rows, chosen, self.speller, training_width(rows, chosen))
-                yield batch.to(device), targets[torch.from_numpy(chosen)].to(device)
+                wanted = targets[torch.from_numpy(chosen)]
+                yield rows.batch(chosen, layout).to(runtime.device), send(wanted, runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given
-            return {"loss": loss(self.model(**batch.inputs).logits, wanted)}
+            return {"loss": loss(self.classifier.logits(batch), wanted)}
 
-        return train(self.model, settings, draw(), losses, self.work.runtime, name)
+        models.compile_layers(self.model, runtime)
+        return train(self.classifier, settings, draw(), losses, runtime, name)
 
     def score(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
-
-        def scores(batch: Batch) -> torch.Tensor:
-            return torch.as_tensor(self.model(**batch.inputs).logits)
-
-        return score_rows(scores, rows, self.speller, self.work.runtime, name)
+        return self._apply(lambda twin, batch: twin.logits(batch), rows, name)
 
     def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
-        """Hidden states of the last layer, averaged over each row's tokens, at unit length [N, H]."""
+        """Features [N, H] of `classification`."""
+        return self._apply(lambda twin, batch: twin.features(batch), rows, name)
 
-        def features(batch: Batch) -> torch.Tensor:
-            return mean_features(self.model.base_model(**batch.inputs).last_hidden_state, batch.attention_mask)
-
-        return score_rows(features, rows, self.speller, self.work.runtime, name)
-
-
-def mean_features(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Hidden states [B, T, H] averaged over the row's tokens, scaled to unit length [B, H]."""
-    weights = attention_mask.unsqueeze(-1).float()
-    mean = (states.float() * weights).sum(1) / weights.sum(1)
-    return torch.nn.functional.normalize(mean, dim=-1)
+    def _apply(
+        self, ask: Callable[[ClassifierModel, Batch], torch.Tensor], rows: Rows, name: str
+    ) -> NDArray[np.float32]:
+        twin = scoring_copy(self.classifier, self.work.runtime)
+        layout = packing.scoring_layout(self.model)
+        return score_rows(lambda batch: ask(twin, batch), rows, layout, self.work.runtime, name)

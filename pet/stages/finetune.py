@@ -5,12 +5,13 @@ Before that, each pattern is asked untuned: its accuracy on the labelled texts i
 ensemble, and nothing is trained.
 
 Writes per member scores.safetensors (train, pool, test: raw label scores [N, L]), training.json (accuracy on the
-labelled texts, losses) and, for trained members, model/ (a transformers checkpoint).
+labelled texts, losses) and, for trained members, model/ (a transformers checkpoint) or, with `method: lora`, adapter/
+(a peft adapter).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,32 +20,19 @@ from numpy.typing import NDArray
 
 from pet import models
 from pet.artifacts import Artifact, Draft, Key
-from pet.cloze import ClozeModel
-from pet.encoding import (
-    Batch,
-    Encoder,
-    Rows,
-    TokenizedTexts,
-    VerbalizerIds,
-    encode_verbalizers,
-    pad_rows,
-    padded_length,
-    training_width,
-)
-from pet.inference import score_rows
-from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
+from pet.encoding import Encoder, encode_verbalizers
+from pet.inference import refresh
+from pet.lora import Adapters
 from pet.patterns import PVP
 from pet.runtime import seed_everything
 from pet.sampling import derive_seed
-from pet.settings import FinetuneSettings
-from pet.stages import prepare
-from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
-from pet.training import Losses, Trainer, TrainingReport, endless_order
+from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
+from pet.stages.bench import Aside, Asked, Bench
+from pet.stages.work import Work, begin, finish, training_settings, write_scores
+from pet.training import Losses, Trainer, TrainingReport
 
 STAGE = "finetune"
-VERSION = 1
-TARGET_MULTIPLE = 64
-"""MLM targets of a batch are padded to a multiple of this."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,10 @@ def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
     if plan.repetition is None:
         settings["truncation"] = work.settings.finetune.truncation
     else:
-        settings["finetune"] = training_settings(work.settings.finetune, work.settings, "patterns", "repetitions")
+        unused = ("learning_rate",) if work.settings.finetune.method == "lora" else ("lora",)
+        settings["finetune"] = training_settings(
+            work.settings.finetune, work.settings, "patterns", "repetitions", *unused
+        )
         settings["seed"] = work.settings.seed
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
 
@@ -122,9 +113,19 @@ def run(work: Work, prepared: Artifact) -> Members:
         ModelError, TaskError, SettingsError: model, label words or lengths do not fit.
     """
     bench = Bench(work, prepared)
-    for plan in distinct(*plans(work)):
-        if not work.reuse(key(work, prepared, plan), f"finetune {plan.label}"):
-            make(bench, plan)
+    missing = [
+        plan for plan in distinct(*plans(work)) if not work.reuse(key(work, prepared, plan), f"finetune {plan.label}")
+    ]
+    for plan in missing:
+        if plan.repetition is None:
+            make_untuned(bench, plan)
+    trained = [plan for plan in missing if plan.repetition is not None]
+    if work.settings.finetune.method == "lora" and trained:
+        make_together(bench, trained)
+    else:
+        with models.quiet_transformers(), Aside() as aside:
+            for plan in trained:
+                make_alone(bench, plan, aside)
     return need(work, prepared)
 
 
@@ -143,241 +144,127 @@ def need(work: Work, prepared: Artifact) -> Members:
     return Members(asked, members, [find(plan) for plan in members])
 
 
-def make(bench: "Bench", plan: Plan) -> None:
-    """Train one member (or take the pattern untuned), score everything, publish."""
-    work = bench.work
-    begin(work, f"finetune {plan.label}: {plan.pvp.pattern.source}")
-    label = f"{work.draw_label}-{work.model_label}-{plan.label}"
-    with work.store.publish(key(work, bench.prepared, plan), label, seed=work.settings.seed) as draft:
+# ---- making members ------------------------------------------------------------------------------------------------
+
+
+def announce(bench: Bench, plans: Sequence[Plan]) -> None:
+    """Say what is being made."""
+    for plan in plans:
+        begin(bench.work, f"finetune {plan.label}: {plan.pvp.pattern.source}")
+
+
+def member_seed(work: Work, plan: Plan) -> int:
+    """Of everything random about a member."""
+    return derive_seed("member", work.settings.seed, plan.pvp.pattern.source, plan.repetition)
+
+
+def splits_of(bench: Bench, plan: Plan) -> tuple[str, ...]:
+    """What a member is asked about: an untuned pattern that is no member, not about the pool."""
+    if plan.repetition is None and len(bench.splits.train):
+        return ("train", "test")
+    return ("train", "pool", "test")
+
+
+def make_untuned(bench: Bench, plan: Plan) -> None:
+    """Score a pattern untuned, publish."""
+    announce(bench, [plan])
+    with open_draft(bench, plan) as draft:
+        bench.reset()
+        scores = bench.score(bench.ask(plan.pvp), splits_of(bench, plan), plan.label)
+        write_member(draft, bench, plan, scores)
+
+
+def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
+    """Train one member as a model of its own, score everything; publish while the next one is trained."""
+    announce(bench, [plan])
+    with ExitStack() as stack:
+        draft = stack.enter_context(open_draft(bench, plan))
         asked = bench.ask(plan.pvp)
         bench.reset()
-        report = None if plan.repetition is None else train_member(bench, asked, plan)
-        splits = ("train", "pool", "test") if report or not len(bench.splits.train) else ("train", "test")
-        scores = {split: bench.score(asked, split, plan.label) for split in splits}
-        write_member(draft, bench, plan.label, scores, report)
-        finish(work, draft)
+        seed = member_seed(bench.work, plan)
+        seed_everything(seed)
+        (report,) = bench.trainer.run(draw_batches(bench, [asked], [seed]), plan.label)
+        scores = bench.score(asked, splits_of(bench, plan), plan.label)
+        write_member(draft, bench, plan, scores, steps=report.steps, losses=report.losses)
+        aside.wait()  # before the memory that it reads is used again
+        state = bench.state_on_host()
+        publishing = stack.pop_all()
+
+    def write_model() -> None:
+        with publishing:
+            bench.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
+            bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
+
+    aside.start(write_model)
+
+
+def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
+    """Train members as adapters on one frozen model, all in one batch; score and publish them one by one."""
+    announce(bench, plans)
+    work, model = bench.work, bench.scorer.lm
+    bench.reset()
+    refresh(bench.scorer, bench.cloze)
+    asked = [bench.ask(plan.pvp) for plan in plans]
+    seeds = [member_seed(work, plan) for plan in plans]
+    adapters = Adapters(model, bench.cloze.lm, seeds, work.settings.finetune)
+    with adapters.installed():
+        reports = train_adapters(bench, adapters, draw_batches(bench, asked, seeds), [plan.label for plan in plans])
+        for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
+            with open_draft(bench, plan) as draft:
+                adapters.fold(number)
+                scores = {split: bench.score_as_is(one, split, plan.label) for split in splits_of(bench, plan)}
+                adapters.save(number, draft.path / "adapter", work.settings.model.name)
+                together = [other.label for other in plans]
+                write_member(
+                    draft, bench, plan, scores, steps=report.steps, losses=report.losses, trained_with=together
+                )
+
+
+def train_adapters(
+    bench: Bench, adapters: Adapters, batches: Iterator[ClozeBatch], names: Sequence[str]
+) -> list[TrainingReport]:
+    """Train installed adapters, one report each. The frozen model stays in eval mode: no dropout."""
+    settings = bench.work.settings.finetune
+    dtype = next(bench.scorer.lm.base_model.parameters()).dtype
+
+    def losses(given: ClozeBatch) -> Losses:
+        adapters.open_gate(given.members, dtype)
+        with torch.autocast(given.members.device.type, enabled=False):
+            return cloze_losses(bench.scorer, given, settings.alpha)
+
+    chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
+    reports = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip).run(batches, *names)
+    adapters.close_gate()
+    return reports
+
+
+def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int]) -> Iterator[ClozeBatch]:
+    """Micro-batches of these members for ever, each with its own random stream."""
+    settings, layout = bench.work.settings.finetune, bench.layout()
+    shares = [
+        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed))
+        for one, seed in zip(asked, seeds, strict=True)
+    ]
+    while True:
+        yield combine([next(one) for one in shares], settings, layout).to(bench.work.runtime.device)
+
+
+def open_draft(bench: Bench, plan: Plan) -> AbstractContextManager[Draft]:
+    """Where a member is written."""
+    work = bench.work
+    label = f"{work.draw_label}-{work.model_label}-{plan.label}"
+    return work.store.publish(key(work, bench.prepared, plan), label, seed=work.settings.seed)
 
 
 def write_member(
-    draft: Draft, bench: "Bench", name: str, scores: dict[str, NDArray[np.float32]], report: TrainingReport | None
+    draft: Draft, bench: Bench, plan: Plan, scores: dict[str, NDArray[np.float32]], **training: Any
 ) -> None:
-    """Scores, how training went, and the weights if there was any."""
+    """Scores, and how training went."""
     accuracy = None
     if len(bench.labels):
         accuracy = float((scores["train"].argmax(-1) == bench.labels).mean())
-    content: dict[str, Any] = {"train_accuracy": accuracy}
-    if accuracy is not None:
-        bench.work.runtime.reporter.log(name, {"train_accuracy": accuracy}, report.steps[-1] if report else 0)
-    if report:
-        content |= {"steps": report.steps, "losses": report.losses}
-        with models.quiet_transformers():
-            bench.cloze.lm.save_pretrained(draft.path / "model")
-            bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
+        step = training["steps"][-1] if training else 0
+        bench.work.runtime.reporter.log(plan.label, {"train_accuracy": accuracy}, step)
     write_scores(draft, scores)
-    draft.write_json("training.json", content)
-
-
-# ---- what all members share ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One PVP, ready to be asked: rows per split and the ids of its label words."""
-
-    rows: dict[str, Rows]
-    verbalizers: VerbalizerIds
-
-
-class Bench:
-    """Model, tokenised texts and starting weights, loaded when the first member needs them and used by all."""
-
-    def __init__(self, work: Work, prepared: Artifact) -> None:
-        self.work = work
-        self.prepared = prepared
-
-    @cached_property
-    def splits(self) -> prepare.Splits:
-        """The texts."""
-        return prepare.load(self.prepared)
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Gold labels of the labelled texts, as numbers."""
-        return label_numbers(self.splits.train, self.work.card.labels)
-
-    @cached_property
-    def tokens(self) -> dict[str, TokenizedTexts]:
-        """Every text, tokenised once for all patterns."""
-        texts = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
-        return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
-
-    @cached_property
-    def verbalizers(self) -> dict[int, VerbalizerIds]:
-        """Label words of all patterns, checked together so that every problem is told at once."""
-        found = encode_verbalizers(self.work.speller, self.work.pvps, self.work.card.name)
-        device = self.work.runtime.device
-        return {pvp.number: ids.to(device) for pvp, ids in zip(self.work.pvps, found, strict=True)}
-
-    @cached_property
-    def cloze(self) -> ClozeModel:
-        """The model that every member starts from."""
-        cloze = ClozeModel(models.load_masked_lm(self.work.settings.model)).to(self.work.runtime.device)
-        if not cloze.shortcut:
-            self.work.runtime.reporter.say(
-                f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
-            )
-        models.freeze_lower(cloze.lm, self.work.settings.finetune.frozen_layers)
-        return cloze.eval()
-
-    @cached_property
-    def start(self) -> dict[str, torch.Tensor]:
-        """The weights before any training, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.cloze.state_dict().items()}
-
-    @cached_property
-    def trainer(self) -> "Trainer[ClozeBatch]":
-        """The training of a member; what it captured serves the next one."""
-        settings = self.work.settings.finetune
-
-        def losses(given: ClozeBatch) -> Losses:
-            return member_losses(self.cloze, given, settings.alpha)
-
-        return Trainer(self.cloze, settings, losses, self.work.runtime)
-
-    def reset(self) -> None:
-        """Put the starting weights back in place."""
-        self.cloze.load_state_dict(self.start)
-
-    def ask(self, pvp: PVP) -> Asked:
-        """Fill all texts into a pattern."""
-        settings = self.work.settings
-        verbalizers = self.verbalizers[pvp.number]
-        encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-        return Asked({split: encoder.encode(tokens) for split, tokens in self.tokens.items()}, verbalizers)
-
-    def score(self, asked: Asked, split: str, name: str) -> NDArray[np.float32]:
-        """Label scores [N, L] of one split."""
-
-        def label_scores(batch: Batch) -> torch.Tensor:
-            return self.cloze.label_scores(self.cloze.states(batch), batch.mask_positions, asked.verbalizers)
-
-        return score_rows(label_scores, asked.rows[split], self.work.speller, self.work.runtime, f"{name} on {split}")
-
-
-# ---- training one member -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ClozeBatch:
-    """Labelled rows first, then unlabelled ones. `labels`: [B labelled]; `target_places`: row and column [2, K] of the
-    MLM targets; `targets`: their tokens [K], filled up with IGNORED so that few values of K occur."""
-
-    batch: Batch
-    labels: torch.Tensor
-    target_places: torch.Tensor
-    targets: torch.Tensor
-    verbalizers: VerbalizerIds
-
-    def to(self, device: torch.device) -> "ClozeBatch":
-        """The same batch on a device."""
-        return ClozeBatch(
-            self.batch.to(device),
-            self.labels.to(device),
-            self.target_places.to(device),
-            self.targets.to(device),
-            self.verbalizers.to(device),
-        )
-
-
-def train_member(bench: Bench, asked: Asked, plan: Plan) -> TrainingReport:
-    """Train the bench's model on the labelled texts, with the auxiliary MLM loss on the pool."""
-    settings = bench.work.settings.finetune
-    seed = derive_seed("member", bench.work.settings.seed, plan.pvp.pattern.source, plan.repetition)
-    seed_everything(seed)
-    batches = draw_batches(bench, asked, settings, np.random.default_rng(seed))
-    return bench.trainer.run(batches, plan.label)
-
-
-def member_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
-    """Label loss and MLM loss of one micro-batch, from one forward pass."""
-    states = cloze.states(given.batch)  # [B, T, H]
-    num_labelled = len(given.labels)
-    positions = given.batch.mask_positions[:num_labelled]
-    scores = cloze.label_scores(states[:num_labelled], positions, given.verbalizers)
-    label = label_loss(scores, given.labels)
-    if num_labelled == len(states):
-        return {"loss": label, "label_loss": label}
-    row, column = given.target_places
-    mlm = mlm_loss(cloze.vocabulary_logits(states[row, column]), given.targets)
-    return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
-
-
-def draw_batches(
-    bench: Bench, asked: Asked, settings: FinetuneSettings, rng: np.random.Generator
-) -> Iterator[ClozeBatch]:
-    """Micro-batches for ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time."""
-    speller, device = bench.work.speller, bench.work.runtime.device
-    uses_mlm = settings.alpha > 0 and settings.unlabelled_batch > 0
-    train_rows, pool_rows = asked.rows["train"], asked.rows["pool"]
-    both = Rows(
-        train_rows.ids + pool_rows.ids,
-        train_rows.types + pool_rows.types,
-        np.concatenate([train_rows.mask_positions, pool_rows.mask_positions]),
-    )
-    fixed_width = bench.work.settings.model.max_length if settings.mask_targets == "any" and uses_mlm else None
-    labelled = endless_order(len(train_rows), settings.labelled_batch, rng)
-    unlabelled = endless_order(len(pool_rows), settings.unlabelled_batch, rng) if uses_mlm else None
-    never = never_masked(bench, settings)
-    while True:
-        chosen = next(labelled)
-        size = len(chosen)
-        labels = torch.from_numpy(bench.labels[chosen])
-        if unlabelled:
-            chosen = np.concatenate([chosen, len(train_rows) + next(unlabelled)])
-        batch = pad_rows(both, chosen, speller, fixed_width or training_width(both, chosen))
-        places, targets = hide_tokens(batch, size, settings, never, bench, rng)
-        given = ClozeBatch(batch, labels, places, targets, asked.verbalizers)
-        yield given.to(device)
-
-
-def never_masked(bench: Bench, settings: FinetuneSettings) -> NDArray[np.int64]:
-    """Token ids that are never MLM targets: all special tokens, or (published code) only those of the frame."""
-    speller = bench.work.speller
-    if settings.mask_targets == "content":
-        return np.asarray(speller.tokenizer.all_special_ids)
-    frame = speller.frames[2]
-    return np.asarray([*frame.before, *frame.between, *frame.after])
-
-
-def hide_tokens(
-    batch: Batch,
-    num_labelled: int,
-    settings: FinetuneSettings,
-    never: NDArray[np.int64],
-    bench: Bench,
-    rng: np.random.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Replace MLM targets in the unlabelled rows of `batch`, in place; their places [2, K] and tokens [K]."""
-    ids = batch.input_ids.numpy()
-    maskable = ~np.isin(ids, never)
-    maskable[:num_labelled] = False
-    changed, targets = mask_tokens(
-        ids, maskable, settings.mask_probability, bench.work.speller.mask_id, len(bench.work.speller.tokenizer), rng
-    )
-    batch.input_ids = torch.from_numpy(changed)
-    places = np.nonzero(targets != IGNORED)
-    return pad_targets(np.stack(places), targets[places], settings.mask_probability * ids[num_labelled:].size)
-
-
-def pad_targets(
-    places: NDArray[np.int64], targets: NDArray[np.int64], expected: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places [2, K] and targets [K], filled up to a number that hardly ever varies for batches of one shape.
-
-    `expected`: mean number of targets if every token could be one; half as many again is many standard deviations off.
-    """
-    capacity = padded_length(max(len(targets), int(1.5 * expected)), TARGET_MULTIPLE)
-    missing = capacity - len(targets)
-    places = np.pad(places, ((0, 0), (0, missing)))
-    targets = np.pad(targets, (0, missing), constant_values=IGNORED)
-    return torch.from_numpy(places), torch.from_numpy(targets)
+    draft.write_json("training.json", {"train_accuracy": accuracy, **training})
+    finish(bench.work, draft)

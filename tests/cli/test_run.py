@@ -37,7 +37,8 @@ def test_flags_and_set_override_the_pipeline_and_set_wins(done, tmp_path):
     assert settings["data"]["train_examples"] == 6
     assert settings["seed"] == 3
     assert settings["distill"]["steps"] == 1
-    assert settings["runtime"] == {"device": "cpu", "precision": "fp32", "capture": True, "batch_tokens": None}
+    assert settings["runtime"]["device"] == "cpu"
+    assert settings["runtime"]["precision"] == "fp32"
     assert settings["task"] == {"name": str(done.ground.folder), "data": str(done.ground.folder)}
     assert "6 labels, 30 unlabelled, 20 test texts, seed 3" in result.stdout
 

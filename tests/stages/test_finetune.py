@@ -1,6 +1,6 @@
 """finetune: what each member writes, that nothing but its own settings decides what it becomes, and its losses."""
 
-import copy
+import dataclasses
 import json
 import shutil
 from itertools import islice
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from plain import FILLED, alone, assert_same_gradients, gradients, tokens_of
 from rows import (
     LABELS,
     MAX_LENGTH,
@@ -27,11 +28,13 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pet.encoding import padded_length
+from pet.encoding import Layout, round_up
 from pet.errors import SettingsError, StoreError
 from pet.losses import IGNORED
 from pet.stages import finetune, prepare
-from pet.stages.finetune import TARGET_MULTIPLE, Bench, ClozeBatch, Plan, draw_batches, member_losses, pad_targets
+from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
+from pet.stages.bench import Bench
+from pet.stages.finetune import Plan, draw_batches
 from pet.stages.work import read_scores
 from pet.tasks import read_texts
 from pet.training import tensors_of
@@ -196,7 +199,10 @@ def test_members_are_made_again_where_the_card_asks_otherwise(done, tmp_path):
     assert states == {"prepare": False, "finetune": True, "label": True, "distill": True, "evaluate": True}
 
 
-# ---- losses --------------------------------------------------------------------------------------------------------
+# ---- micro-batches and losses --------------------------------------------------------------------------------------
+
+
+LAYOUTS = {"end to end": None, "filled up": FILLED, "padded": Layout(True, None, 8)}
 
 
 @pytest.fixture
@@ -210,94 +216,118 @@ def open_bench(done):
     return open_it
 
 
-def batches_of(bench, number, pattern=0):
-    """The first micro-batches of a pattern's members, and the pattern asked."""
-    asked = bench.ask(bench.work.pvps[pattern])
-    drawn = draw_batches(bench, asked, bench.work.settings.finetune, np.random.default_rng(0))
+@pytest.fixture(params=LAYOUTS)
+def any_layout(request, monkeypatch):
+    """Batches as on a CPU, as on a GPU, and as of a family that needs padded rows."""
+    if LAYOUTS[request.param]:
+        monkeypatch.setattr(Bench, "layout", lambda self: LAYOUTS[request.param])
+    return request.param
+
+
+def batches_of(bench, number, *patterns, seed=0):
+    """The first micro-batches of one member of each of these patterns (default: the first), and what they are asked."""
+    asked = [bench.ask(bench.work.pvps[pattern]) for pattern in patterns or (0,)]
+    drawn = draw_batches(bench, asked, [seed + pattern for pattern in patterns or (0,)])
     return list(islice(drawn, number)), asked
 
 
 def targets_of(given):
-    """Rows, columns and tokens of a batch's MLM targets, without what fills them up; that comes last."""
+    """Places and tokens of a batch's MLM targets, without what fills them up; that comes last."""
     asked = int((given.targets != IGNORED).sum())
     assert (given.targets[asked:] == IGNORED).all()
-    rows, columns = given.target_places[:, :asked]
-    return rows, columns, given.targets[:asked]
+    return given.target_places[:asked], given.targets[:asked]
+
+
+def rows_of(given):
+    """Token ids of each row, without padding."""
+    return [tuple(given.batch.input_ids[tokens].tolist()) for _, tokens in alone(given.batch)]
+
+
+def texts_of(rows):
+    """Token ids of all texts of a split."""
+    found = rows.encoder.join(rows, np.arange(len(rows)))
+    return [tuple(one.tolist()) for one in np.split(found.ids, np.cumsum(found.lengths)[:-1])]
+
+
+def reference_losses(bench, given, member=0):
+    """(label loss, MLM loss) of a member in float64, from the full logits of one row after another."""
+    lm = AutoModelForMaskedLM.from_pretrained(bench.work.settings.model.name).double()
+    logits = torch.zeros(len(given.batch.input_ids), lm.config.vocab_size, dtype=torch.float64)
+    with torch.inference_mode():
+        for inputs, tokens in alone(given.batch):
+            logits[tokens] = lm(**inputs).logits[0]
+    words = bench.work.speller.tokenizer.convert_tokens_to_ids(LABELS)
+    labels = given.labels[member].tolist()
+    places = given.label_places.view(given.labels.shape)[member]
+    label = 0.0
+    for place, gold in zip(places.tolist(), labels, strict=True):
+        assert given.batch.input_ids[place] == bench.work.speller.mask_id
+        label -= float(logits[place, words].log_softmax(-1)[gold]) / len(labels)
+    own = [(p, t) for p, t in zip(*targets_of(given), strict=True) if given.members[p] == member]
+    mlm = -sum(float(logits[place].log_softmax(-1)[target]) for place, target in own) / len(own)
+    return label, mlm
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.3])
 @pytest.mark.parametrize("pattern", [0, 1])
-def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, alpha, pattern):
+def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, any_layout, alpha, pattern):
     """L = (1 - alpha) CE + alpha MLM (P1 section 3.2), from a separate forward pass without any shortcut."""
     bench = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
     (given,), _ = batches_of(bench, 1, pattern)
-    found = member_losses(bench.cloze, given, alpha)
-
-    lm = copy.deepcopy(bench.cloze.lm).double()
-    with torch.inference_mode():
-        logits = lm(**given.batch.inputs).logits
-    assert (logits.dtype, logits.shape[0], len(given.labels)) == (torch.float64, 9, 4)
-    words = bench.work.speller.tokenizer.convert_tokens_to_ids(LABELS)
-    label = 0.0
-    for row, gold in enumerate(given.labels.tolist()):
-        scores = logits[row, given.batch.mask_positions[row], words]
-        label -= float(scores.log_softmax(-1)[gold]) / 4
-    mlm, (rows, columns, targets) = 0.0, targets_of(given)
-    assert 5 < len(rows) < len(given.targets), "and some to fill up"
-    for row, column, target in zip(rows, columns, targets, strict=True):
-        mlm -= float(logits[row, column].log_softmax(-1)[target]) / len(rows)
-
-    assert float(found["label_loss"].detach()) == pytest.approx(label, rel=1e-5)
-    assert float(found["mlm_loss"].detach()) == pytest.approx(mlm, rel=1e-5)
-    assert float(found["loss"].detach()) == pytest.approx((1 - alpha) * label + alpha * mlm, rel=1e-5)
+    assert (len(given.batch), given.labels.shape) == (9, (1, 4))
+    assert 5 < len(targets_of(given)[0]) < len(given.targets), "and some to fill up"
+    assert (len(given.batch.input_ids) > int(given.batch.starts[9])) == (any_layout == "filled up")
+    found = {name: float(value.detach()) for name, value in cloze_losses(bench.cloze, given, alpha).items()}
+    label, mlm = reference_losses(bench, given)
+    assert found["label_loss"] == pytest.approx(label, rel=1e-5)
+    assert found["mlm_loss"] == pytest.approx(mlm, rel=1e-5)
+    assert found["loss"] == pytest.approx((1 - alpha) * label + alpha * mlm, rel=1e-5)
 
 
 @pytest.mark.parametrize("targets", ["content", "any"])
 def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, targets):
     bench = open_bench(mask_targets=targets, mask_probability=0.9)
-    batches, asked = batches_of(bench, 4)
-    seen = []
+    batches, (asked,) = batches_of(bench, 4)
+    seen, texts = [], texts_of(asked.rows["train"])
     for given in batches:
-        size = len(given.labels)
-        rows, _, _ = targets_of(given)
-        assert len(rows) > 0
-        assert rows.min() >= size
-        for row in range(size):
-            ids = given.batch.input_ids[row][given.batch.attention_mask[row].bool()].numpy()
-            seen.append(next(n for n, one in enumerate(asked.rows["train"].ids) if np.array_equal(one, ids)))
-            assert int(given.labels[row]) == bench.labels[seen[-1]]
+        (labels,) = given.labels
+        places, _ = targets_of(given)
+        assert len(places) > 0
+        assert places.min() >= given.batch.starts[len(labels)]
+        for ids, label in zip(rows_of(given), labels.tolist(), strict=False):
+            seen.append(texts.index(ids))
+            assert label == bench.labels[seen[-1]]
     assert sorted(seen) == list(range(12)), "one pass over the twelve labelled texts"
 
 
 @pytest.mark.parametrize("pattern", [0, 1])
-def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_bench, pattern):
-    """Neither padding nor special tokens nor the pattern's mask, however many tokens are hidden (P1 section 3.2)."""
+def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_bench, any_layout, pattern):
+    """Neither padding nor special tokens nor the pattern's mask, however many tokens are hidden (P1 section 3.2); nor
+    what fills a batch up."""
     bench = open_bench(mask_targets="content", mask_probability=0.999, unlabelled_batch=6)
     specials = set(bench.work.speller.tokenizer.all_special_ids)
     batches, _ = batches_of(bench, 10, pattern)
     number = 0
     for given in batches:
-        rows, columns, targets = targets_of(given)
+        places, targets = targets_of(given)
         number += len(targets)
         assert not set(targets.tolist()) & specials
-        assert given.batch.attention_mask[rows, columns].all()
-        assert (columns != given.batch.mask_positions[rows]).all()
-        for row in range(3, 9):
-            place = given.batch.mask_positions[row]
-            assert given.batch.input_ids[row, place] == bench.work.speller.mask_id, "the mask is still there"
+        assert set(places.tolist()) <= set(tokens_of(given.batch).tolist())
+        assert not set(places.tolist()) & set(given.batch.mask_positions.tolist())
+        masks = given.batch.input_ids[given.batch.mask_positions]
+        assert set(masks.tolist()) == {bench.work.speller.mask_id}, "the mask is still there"
     assert number > 500
 
 
-def test_content_targets_are_the_hidden_tokens_themselves(open_bench):
+def test_content_targets_are_the_hidden_tokens_themselves(open_bench, any_layout):
     bench = open_bench(mask_probability=0.5)
-    (given,), asked = batches_of(bench, 1)
-    originals = {tuple(ids.tolist()) for ids in asked.rows["pool"].ids}
-    rows, columns, targets = targets_of(given)
-    restored = given.batch.input_ids.clone()
-    restored[rows, columns] = targets
-    for row in range(3, 6):
-        assert tuple(restored[row][given.batch.attention_mask[row].bool()].tolist()) in originals
-    hidden = given.batch.input_ids[rows, columns]
+    (given,), (asked,) = batches_of(bench, 1)
+    places, targets = targets_of(given)
+    hidden = given.batch.input_ids[places].clone()
+    given.batch.input_ids[places] = targets
+    originals = texts_of(asked.rows["pool"])
+    assert len(given.batch) == 6
+    assert all(ids in originals for ids in rows_of(given)[3:])
     assert (hidden == bench.work.speller.mask_id).float().mean() > 0.5
 
 
@@ -306,8 +336,9 @@ def test_any_targets_are_what_the_published_code_masks(open_bench):
     bench = open_bench(mask_targets="any", mask_probability=0.5, unlabelled_batch=6)
     tokenizer = bench.work.speller.tokenizer
     batches, _ = batches_of(bench, 10)
-    targets = torch.cat([targets_of(given)[2] for given in batches])
-    assert {given.batch.input_ids.shape[1] for given in batches} == {MAX_LENGTH}
+    targets = torch.cat([targets_of(given)[1] for given in batches])
+    assert {given.batch.width for given in batches} == {MAX_LENGTH}
+    assert {len(given.batch.input_ids) for given in batches} == {9 * MAX_LENGTH}
     assert (targets == tokenizer.pad_token_id).float().mean() > 0.3
     assert (targets == tokenizer.mask_token_id).sum() > 10
     assert not set(targets.tolist()) & {tokenizer.cls_token_id, tokenizer.sep_token_id}
@@ -318,86 +349,119 @@ def test_any_targets_are_what_the_published_code_masks(open_bench):
 def test_without_alpha_or_unlabelled_rows_there_is_no_mlm_loss(open_bench, off, targets):
     bench = open_bench(mask_targets=targets, **off)
     (given,), _ = batches_of(bench, 1)
-    assert len(given.batch.input_ids) == len(given.labels) == 3
+    assert len(given.batch) == given.labels.numel() == 3
     assert len(given.targets) == 0
-    found = member_losses(bench.cloze, given, bench.work.settings.finetune.alpha)
+    found = cloze_losses(bench.cloze, given, bench.work.settings.finetune.alpha)
     assert set(found) == {"loss", "label_loss"}
     assert found["loss"] is found["label_loss"]
 
 
-def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench):
-    bench = open_bench(mask_probability=1e-9)
+def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench, any_layout):
+    bench = open_bench(mask_probability=1e-9, unlabelled_batch=16)
     (given,), _ = batches_of(bench, 1)
-    assert len(targets_of(given)[2]) == 0
-    found = member_losses(bench.cloze, given, 0.5)
+    assert len(targets_of(given)[1]) == 0
+    found = cloze_losses(bench.cloze, given, 0.5)
     assert float(found["mlm_loss"].detach()) == 0
-    found["loss"].backward()
+    found["loss"].sum().backward()
+    assert all(one.grad.isfinite().all() for one in bench.cloze.parameters() if one.grad is not None)
 
 
-@pytest.mark.parametrize("count", [0, 1, 40, 95, 96, 97, 128, 200])
-def test_targets_are_filled_up_with_ignored_ones_and_keep_their_order(count):
-    rng = np.random.default_rng(count)
-    places, tokens = rng.integers(16, size=(2, count)), rng.integers(1000, size=count)
-    found_places, found = pad_targets(places, tokens, 64.0)
-    assert (found_places.dtype, found.dtype) == (torch.int64, torch.int64)
-    assert found_places.shape == (2, len(found))
-    assert len(found) == padded_length(max(96, count), TARGET_MULTIPLE)
-    assert np.array_equal(found_places[:, :count], places)
-    assert np.array_equal(found[:count], tokens)
-    assert (found[count:] == IGNORED).all()
-    assert (found_places[:, count:] == 0).all(), "a place that every batch has"
+@pytest.mark.parametrize("count", [0, 1, 40, 111, 112, 113, 128, 200])
+def test_targets_are_filled_up_with_places_that_are_none_and_keep_their_order(count):
+    places = np.random.default_rng(count).integers(1000, size=count)
+    found = pad_targets(places, 64.0)
+    assert len(found) == round_up(max(112, count), TARGET_MULTIPLE), "64 expected and six standard deviations of 8"
+    assert np.array_equal(found[:count], places)
+    assert (found[count:] == -1).all()
 
 
 def test_where_no_target_is_expected_nothing_is_filled_up():
-    places, targets = pad_targets(np.empty((2, 0), dtype=np.int64), np.empty(0, dtype=np.int64), 0.0)
-    assert (places.shape, targets.shape) == ((2, 0), (0,))
+    assert pad_targets(np.empty(0, dtype=np.int64), 0.0).shape == (0,)
 
 
 @pytest.mark.parametrize("targets", ["content", "any"])
-@pytest.mark.parametrize("pattern", [0, 1])
-def test_batches_of_one_shape_have_equally_many_targets(open_bench, targets, pattern):
+@pytest.mark.parametrize("patterns", [[0], [1], [0, 1]])
+def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch, targets, patterns):
+    if targets == "content":
+        monkeypatch.setattr(Bench, "layout", lambda self: FILLED)
     bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
-    batches, _ = batches_of(bench, 30, pattern)
+    batches, _ = batches_of(bench, 30, *patterns)
     sizes = {(given.batch.input_ids.shape, len(given.targets)) for given in batches}
-    assert len(sizes) == len({shape for shape, _ in sizes})
+    assert len(sizes) == len({shape for shape, _ in sizes}) < 10
     assert all(size % TARGET_MULTIPLE == 0 and size > 0 for _, size in sizes)
-    assert len({len(targets_of(given)[2]) for given in batches}) > 5, "those that are asked for vary"
+    assert len({len(targets_of(given)[1]) for given in batches}) > 5, "those that are asked for vary"
 
 
-def test_rows_in_training_are_padded_to_few_widths(open_bench):
-    bench = open_bench(labelled_batch=1, unlabelled_batch=1)
-    batches, _ = batches_of(bench, 30, 1)
-    for given in batches:
-        width, longest = given.batch.input_ids.shape[1], int(given.batch.attention_mask.sum(1).max())
-        assert width % 16 == 0
-        assert width - 16 < longest <= width
-
-
-def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench):
+def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench, any_layout):
     bench = open_bench(mask_probability=0.4)
     (given,), _ = batches_of(bench, 1)
-    rows, columns, targets = targets_of(given)
+    places, targets = targets_of(given)
     assert len(targets) < len(given.targets)
-    bare = ClozeBatch(given.batch, given.labels, torch.stack([rows, columns]), targets, given.verbalizers)
-    losses, gradients = [], []
+    members = given.target_members[: len(targets)]
+    bare = dataclasses.replace(given, target_places=places, targets=targets, target_members=members)
+    losses, found = [], []
     for one in (given, bare):
-        bench.cloze.zero_grad()
-        found = member_losses(bench.cloze, one, 0.5)
-        found["loss"].backward()
-        losses.append({name: float(value.detach()) for name, value in found.items()})
-        gradients.append(torch.cat([each.grad.flatten() for each in bench.cloze.parameters() if each.grad is not None]))
+        mine = cloze_losses(bench.cloze, one, 0.5)
+        losses.append({name: float(value.detach()) for name, value in mine.items()})
+        found.append(gradients(bench.cloze, mine["loss"].sum()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+    assert_same_gradients(*found)
 
 
-def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench):
+def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench, any_layout):
     bench = open_bench()
-    (given,), asked = batches_of(bench, 1)
-    assert torch.equal(given.verbalizers.words, asked.verbalizers.words)
-    assert torch.equal(given.verbalizers.averaging, asked.verbalizers.averaging)
+    (given,), (asked,) = batches_of(bench, 1)
+    assert torch.equal(given.words, asked.verbalizers.words)
+    assert torch.equal(given.averaging, asked.verbalizers.averaging[None])
+    same = given.to(torch.device("cpu"))
+    assert all(torch.equal(one, other) for one, other in zip(tensors_of(same), tensors_of(given), strict=True))
     moved = tensors_of(given.to(torch.device("meta")))
     assert [one.shape for one in moved] == [one.shape for one in tensors_of(given)]
     assert {one.device.type for one in moved} == {"meta"}
+
+
+@pytest.mark.parametrize("targets", ["content", "any"])
+def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_batch(open_bench, targets):
+    """Each draws from its own random stream: its rows, what is hidden in them, its words and its losses."""
+    bench = open_bench(mask_targets=targets, mask_probability=0.4, unlabelled_batch=4)
+    together, asked = batches_of(bench, 3, 0, 1)
+    for member in (0, 1):
+        single, _ = batches_of(bench, 3, member)
+        for number, (given, mine) in enumerate(zip(together, single, strict=True)):
+            own = given.members[: len(given.batch.rows)] == member
+            assert torch.equal(given.batch.input_ids[own], mine.batch.input_ids), number
+            assert torch.equal(given.labels[member], mine.labels[0])
+            place, targets_there = targets_of(given)
+            assert torch.equal(targets_there[given.members[place] == member], targets_of(mine)[1])
+            assert torch.equal(given.target_members[: len(place)], given.members[place])
+            scores = given.averaging[member][given.averaging[member].any(1)]
+            assert torch.equal(scores, asked[member].verbalizers.averaging)
+            with torch.no_grad():
+                found, alone_ = cloze_losses(bench.cloze, given, 0.3), cloze_losses(bench.cloze, mine, 0.3)
+            for name, value in alone_.items():
+                assert float(found[name][member]) == pytest.approx(float(value), rel=1e-5), name
+    assert given.batch.input_ids.shape[0] == sum(len(batches_of(bench, 3, one)[0][2].batch.input_ids) for one in (0, 1))
+
+
+def test_the_losses_of_members_in_one_batch_are_those_of_the_full_logits(open_bench, any_layout):
+    bench = open_bench(mask_probability=0.4, unlabelled_batch=4)
+    if any_layout == "padded":
+        bench.layout = lambda: Layout(True, MAX_LENGTH)
+    (given,), _ = batches_of(bench, 1, 0, 1)
+    found = cloze_losses(bench.cloze, given, 0.3)
+    for member in (0, 1):
+        label, mlm = reference_losses(bench, given, member)
+        assert float(found["label_loss"][member].detach()) == pytest.approx(label, rel=1e-5)
+        assert float(found["mlm_loss"][member].detach()) == pytest.approx(mlm, rel=1e-5)
+
+
+def test_rows_in_training_are_padded_only_where_they_must_be(open_bench, done, electra):
+    """Because the family needs it, or because padding is a target; to one width where members share a batch."""
+    assert open_bench().layout() == open_bench(method="lora").layout() == Layout(False, None, 8)
+    assert open_bench(mask_targets="any").layout() == Layout(True, MAX_LENGTH, 8)
+    for method, width in (("full", None), ("lora", MAX_LENGTH)):
+        work = open_work(done.ground, done.store, model={"name": str(electra)}, finetune={"method": method})
+        assert Bench(work, prepare.need(work)).layout() == Layout(True, width, 8)
 
 
 def test_all_members_are_trained_by_one_trainer(open_bench):

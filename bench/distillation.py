@@ -1,0 +1,70 @@
+"""One step of the student on soft labels: the original's loop against ours, RoBERTa-large's shape, AG News lengths.
+
+    python bench/distillation.py [--steps 500]
+
+16 pool texts a step. Ours is `pet.training.Trainer` with `pet.classification` and the loss of `stages/distill.py`.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+from common import build_large, clock, draw_lengths, flops_per_token, random_rows, show, start, wait
+from reference import DistillReference
+
+from pet import models, packing
+from pet.classification import ClassifierModel
+from pet.encoding import send
+from pet.losses import distillation_loss
+from pet.runtime import open_runtime
+from pet.settings import DistillSettings, RuntimeSettings
+from pet.training import Trainer, endless_order
+
+BATCH = 16
+
+
+def main() -> None:
+    """Measure and print."""
+    options, device, rate = start(__doc__, steps=500)
+    lengths = draw_lengths(4096)
+    model = build_large(device, "RobertaForSequenceClassification")
+    flops = 3 * BATCH * lengths.mean() * flops_per_token(model.config)
+    rng = np.random.default_rng(0)
+    starts = iter(range(0, 4096, BATCH))
+    reference_loop = DistillReference(model)
+
+    def reference_step() -> None:
+        first = next(starts)
+        reference_loop.train_step(lengths[first : first + BATCH], rng)
+
+    reference = clock(reference_step, device, 10)
+    show("reference", reference, reference, flops, rate)
+    model.zero_grad(set_to_none=True)
+
+    rows, targets = random_rows(lengths), torch.from_numpy(rng.normal(size=(4096, 4))).float()
+    settings = DistillSettings(steps=options.steps)
+    student = ClassifierModel(model)
+    for name, compiled in (("captured", False), ("captured, compiled", True)):
+        runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
+        models.compile_layers(model, runtime)
+        layout = packing.training_layout(model, runtime)
+
+        def draw(layout=layout):
+            for chosen in endless_order(len(rows), BATCH, np.random.default_rng(0)):
+                yield rows.batch(chosen, layout).to(device), send(targets[torch.from_numpy(chosen)], device)
+
+        trainer = Trainer(
+            student,
+            settings,
+            lambda given: {"loss": distillation_loss(student.logits(given[0]), given[1], settings.temperature)},
+            runtime,
+        )
+        batches = draw()
+        trainer.run(batches, "warm-up")
+        wait(device)
+        seconds = clock(lambda: trainer.run(batches, "measured"), device, 1, warmup=0) / options.steps  # noqa: B023
+        show(name, seconds, reference, flops, rate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The AG News job of the paper at RoBERTa-large's shape, as `pet run` does it: time only, weights are random.
+
+    python bench/job.py [--method full|lora] [--pool 40000] [--test 7600] [--steps 1000] [--student-steps 5000]
+
+6 patterns, 3 repetitions: 18 members of 1,000 steps with 4 labelled and 12 unlabelled texts, 40,000 pool and 7,600 test
+texts scored by each, a student of 5,000 steps. Texts are made-up words in the lengths of AG News. Everything is really
+done, from the CSV to the published artifacts. Prints seconds a stage, and the time that `reference.py` would take by
+its own rates measured here first.
+"""
+
+import argparse
+import csv
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name, clock, draw_lengths
+from reference import DistillReference, Reference
+
+from pet.artifacts import Store
+from pet.pipeline import run_stage
+from pet.runtime import Silent, open_runtime
+from pet.settings import resolve_settings
+from pet.stages.work import Work
+
+LABELS = ["World", "Sports", "Business", "Tech"]
+
+
+class Printed(Silent):
+    """Stage messages on the terminal, with the time."""
+
+    def say(self, message: str) -> None:
+        """One line."""
+        print(time.strftime("%H:%M:%S"), message, flush=True)
+
+
+def main() -> None:
+    """Build, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=["full", "lora"], default="full")
+    for name, default in (("pool", 40_000), ("test", 7_600), ("steps", 1000), ("student-steps", 5000), ("members", 18)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    if options.tiny:
+        LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    device = open_runtime(resolve_settings().runtime).device
+    print(f"{card_name(device)}, torch {torch.__version__}, method {options.method}", flush=True)
+    projected = project(options, device)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = run(options, Path(folder))
+    for stage, value in seconds.items():
+        print(f"{stage:10} {value:7.1f} s")
+    total = sum(seconds.values())
+    print(
+        f"all        {total:7.1f} s = {total / 60:.1f} min; reference by its rates {projected / 3600:.2f} h, ", end=""
+    )
+    print(f"{projected / total:.1f} times as long")
+
+
+def project(options: Any, device: torch.device) -> float:
+    """Seconds that the reference would take: measured steps and texts a second, times their numbers."""
+    lengths, rng = draw_lengths(400), np.random.default_rng(0)
+    reference = Reference(build_large(device), WORDS)
+    step = clock(lambda: reference.train_step(lengths[:16], rng), device, 5)
+    text = clock(lambda: reference.score(lengths, rng), device, 1) / len(lengths)
+    student = DistillReference(build_large(device, "RobertaForSequenceClassification"))
+    distill = clock(lambda: student.train_step(lengths[:16], rng), device, 5)
+    texts = options.members * (options.pool + options.test)
+    print(
+        f"reference: {1000 * step:.1f} ms/step, {1 / text:.0f} texts/s, student {1000 * distill:.1f} ms/step",
+        flush=True,
+    )
+    return options.members * options.steps * step + texts * text + options.student_steps * distill
+
+
+def run(options: Any, folder: Path) -> dict[str, float]:
+    """Seconds of each stage."""
+    write_model(folder / "model")
+    write_texts(folder / "train.csv", options.pool + 100)
+    write_texts(folder / "test.csv", options.test)
+    settings = resolve_settings(
+        None,
+        {
+            "task": {"name": "agnews", "data": str(folder)},
+            "model": {"name": str(folder / "model"), "max_length": 256},
+            "data": {"train_examples": 10, "pool_per_label": options.pool // len(LABELS)},
+            "finetune": {"steps": options.steps, "method": options.method, "repetitions": options.members // 6},
+            "distill": {"steps": options.student_steps},
+        },
+    )
+    work = Work(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))
+    seconds = {}
+    for stage in ("prepare", "finetune", "label", "distill"):
+        begin = time.perf_counter()
+        run_stage(work, stage)
+        seconds[stage] = time.perf_counter() - begin
+    return seconds
+
+
+def write_model(folder: Path) -> None:
+    """A random model of the shape, and a tokenizer of made-up words with AG News's label words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    plain = [*LABELS, "News", "Category", *":()[]-", *(f"w{number}" for number in range(50_000))]
+    vocabulary = {token: number for number, token in enumerate([*special, *plain])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.save_pretrained(folder)
+    build_large(torch.device("cpu")).save_pretrained(folder)
+
+
+def write_texts(path: Path, count: int) -> None:
+    """Labelled texts in AG News's format: a headline of 7 words and a body, together as long as AG News's."""
+    assert LENGTHS.is_file()
+    rng = np.random.default_rng(count)
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+        for number, length in enumerate(draw_lengths(count, seed=count) - PATTERN_TOKENS):
+            words = [f"w{word}" for word in rng.integers(0, 50_000, size=max(8, int(length)))]
+            rows.writerow([number % len(LABELS) + 1, " ".join(words[:7]), " ".join(words[7:])])
+
+
+if __name__ == "__main__":
+    main()

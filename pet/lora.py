@@ -1,0 +1,275 @@
+"""LoRA members (Hu et al. 2021) on one frozen model: all in one batch, each token with its own member's adapter.
+
+For member m an adapted linear map y = W x becomes y = W x + s B_m A_m x. The A of all M members are kept as one matrix
+[M r, in], the B as one [M r, out], and a gate [N, M r] is s in the columns of a token's own member and 0 elsewhere. So
+M members cost two thin matrix products more than none, tokens may come in any order, and a member's gradient is that of
+training it alone. Adapters are written as `peft` writes them. Nothing here knows of patterns or training loops.
+
+Shapes: M members, r rank, N tokens of all rows together, in/out sizes of a linear map.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from pet.errors import ModelError, SettingsError
+from pet.models import layers_of
+from pet.settings import FinetuneSettings, LoraSettings
+
+TARGETS = {
+    "albert": ("query", "value"),
+    "bert": ("query", "value"),
+    "deberta-v2": ("query_proj", "value_proj"),
+    "distilbert": ("q_lin", "v_lin"),
+    "electra": ("query", "value"),
+    "modernbert": ("Wqkv",),
+    "roberta": ("query", "value"),
+    "xlm-roberta": ("query", "value"),
+}
+"""config.model_type -> the linear maps that get adapters unless told otherwise (Hu et al. 4.2: query, value)."""
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+"""peft's files, and what it puts around a linear map's name."""
+
+
+class Gate:
+    """What all adapted maps of a model read: the gate [N, M r] of the batch at hand, or `None`: no adapter at all."""
+
+    value: torch.Tensor | None = None
+
+
+class Pair(nn.Module):
+    """One map's adapters of all members: `down` [M, r, in], `up` [M, r, out]."""
+
+    def __init__(self, base: nn.Linear, generators: Sequence[torch.Generator], rank: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(base.in_features)  # as nn.Linear and peft begin; B begins at 0
+        drawn = [torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=one) for one in generators]
+        device = base.weight.device
+        self.down = nn.Parameter(torch.stack(drawn).to(device))
+        self.up = nn.Parameter(torch.zeros(len(generators), rank, base.out_features, device=device))
+
+
+class Adapted(nn.Module):
+    """A frozen linear map with its pair."""
+
+    def __init__(self, base: nn.Linear, pair: Pair, gate: Gate) -> None:
+        super().__init__()
+        self.base = base
+        self.pair = pair
+        self.gate = gate
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        found = self.base(inputs)
+        if self.gate.value is None:
+            return torch.as_tensor(found)
+        down, up = (one.flatten(0, 1).to(inputs.dtype) for one in (self.pair.down, self.pair.up))
+        inner = functional.linear(inputs.flatten(0, -2), down) * self.gate.value  # [N, M r]
+        return torch.addmm(found.flatten(0, -2), inner, up).view(found.shape)
+
+
+class Adapters(nn.Module):
+    """The adapters of M members on a model. Its parameters are theirs; the model's own are frozen while `installed`.
+
+    `model` may be a copy of `master` in lower precision: what is folded into its weights is computed from the master's.
+    `seeds`: one a member, of its starting weights.
+    """
+
+    def __init__(self, model: Any, master: Any, seeds: Sequence[int], settings: FinetuneSettings) -> None:
+        """
+        Raises:
+            SettingsError: the model has no such linear maps.
+        """
+        super().__init__()
+        self.settings = settings.lora
+        self.scale = settings.lora.alpha / settings.lora.rank
+        self.num_members = len(seeds)
+        self.gate = Gate()
+        names = find_targets(master, settings.lora.targets, settings.frozen_layers)
+        self.bases: dict[str, nn.Linear] = {name: model.get_submodule(name) for name in names}
+        self.originals = {name: master.get_submodule(name).weight.detach().clone() for name in names}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.pairs = nn.ModuleList(Pair(base, generators, settings.lora.rank) for base in self.bases.values())
+        self.host = (model,)  # in a tuple: not a part of this module
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The model with the adapters in it, frozen; afterwards as it was, weights and all."""
+        (model,) = self.host
+        trained = [one for one in model.parameters() if one.requires_grad]
+        model.requires_grad_(False)
+        for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
+            replace(model, name, Adapted(base, pair, self.gate))  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            for name, base in self.bases.items():
+                replace(model, name, base)
+            self.restore()
+            for one in trained:
+                one.requires_grad_(True)
+
+    def open_gate(self, members: torch.Tensor, dtype: torch.dtype) -> None:
+        """Say which member each token of the next batch belongs to [N]."""
+        own = functional.one_hot(members, self.num_members).to(dtype) * self.scale  # [N, M]
+        self.gate.value = own.repeat_interleave(self.settings.rank, dim=1)
+
+    def close_gate(self) -> None:
+        """Let the model answer without adapters."""
+        self.gate.value = None
+
+    @torch.no_grad()
+    def clip(self, max_norm: float) -> None:
+        """Clip each member's gradient to a norm of its own."""
+        gradients = [one.grad for one in self.parameters() if one.grad is not None]
+        squares = torch.stack([one.square().sum((1, 2)) for one in gradients])  # [parameters, M]
+        factor = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        for one in gradients:
+            one.mul_(factor[:, None, None])
+
+    @torch.no_grad()
+    def fold(self, member: int) -> None:
+        """Fold one member into the model's weights, in place: W + s B A, computed in fp32. The gate must be closed."""
+        for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
+            delta = pair.up[member].T @ pair.down[member]  # type: ignore[index]
+            base.weight.copy_(self.originals[name].float() + self.scale * delta)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo `fold`."""
+        for name, base in self.bases.items():
+            base.weight.copy_(self.originals[name])
+
+    def save(self, member: int, folder: Path, model_name: str) -> None:
+        """Write one member as a peft adapter."""
+        folder.mkdir()
+        tensors = {}
+        for name, pair in zip(self.bases, self.pairs, strict=True):
+            tensors[f"{PREFIX}{name}{A}"] = pair.down[member].detach().cpu().contiguous()  # type: ignore[index]
+            tensors[f"{PREFIX}{name}{B}"] = pair.up[member].detach().T.cpu().contiguous()  # type: ignore[index]
+        save_file(tensors, folder / WEIGHTS)
+        config = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": model_name,
+            "r": self.settings.rank,
+            "lora_alpha": self.settings.alpha,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": list(self.bases),
+            "inference_mode": True,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | None) -> list[str]:
+    """Full names of the linear maps that get adapters.
+
+    Raises:
+        SettingsError: there are none of these names; says which there are.
+    """
+    family = model.config.model_type
+    ends = tuple(wanted or TARGETS.get(family, ()))
+    frozen = {id(module) for layer in layers_of(model)[: frozen_layers or 0] for module in layer.modules()}
+    inside = {id(module) for module in model.base_model.modules()} - frozen
+    linear = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside}
+    found = [name for name in linear if f".{name}".endswith(tuple(f".{end}" for end in ends))] if ends else []
+    if not found:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise SettingsError(
+            f"finetune.lora.targets {list(ends)}: the {family} model has no such linear maps; name some of {names}"
+        )
+    return found
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put another module in place of one."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+# ---- merging -------------------------------------------------------------------------------------------------------
+
+MOST_DIFFERENCE = 1e-4
+"""Of merged and adapted logits, relative to the largest: fp32 rounding through some thirty layers stays under it."""
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that the adapter in `folder` belongs to.
+
+    Raises:
+        ModelError: there is no LoRA adapter.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    if config.get("peft_type") != "LORA" or not (folder / WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora, or its adapter"
+        )
+    return str(config["base_model_name_or_path"])
+
+
+def merge(model: Any, folder: Path, probe: dict[str, torch.Tensor]) -> float:
+    """Fold the adapter in `folder` into a model's weights, in place, and check on `probe` (keyword arguments of the
+    model, rows padded) that weights changed and that the merged model answers like the adapted one. Returns the largest
+    difference, as a share of the largest logit.
+
+    Raises:
+        ModelError: no adapter there, one of another model, one that changes nothing, or answers that differ.
+    """
+    adapters = load(model, folder)
+    model.eval()
+    with torch.no_grad():
+        with adapters.installed():
+            adapters.open_gate(torch.zeros(probe["input_ids"].numel(), dtype=torch.long), torch.float32)
+            adapted = model(**probe).logits
+        adapters.fold(0)
+        merged = model(**probe).logits
+    if all(torch.equal(adapters.originals[name], base.weight) for name, base in adapters.bases.items()):
+        raise ModelError(f"{folder}: the adapter changes no weight; it was never trained")
+    worst = float((adapted - merged).abs().max() / adapted.abs().max())
+    if not worst <= MOST_DIFFERENCE:
+        raise ModelError(
+            f"{folder}: merged and adapted model differ by {worst:.1e} of the largest logit, more than "
+            f"{MOST_DIFFERENCE:.0e}; the model is not the one the adapter was trained on, or it is numerically unstable"
+        )
+    return worst
+
+
+def load(model: Any, folder: Path) -> Adapters:
+    """A peft LoRA adapter as the only member on a model.
+
+    Raises:
+        ModelError: there is none, or it is of another model.
+    """
+    base_of(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    tensors = load_file(folder / WEIGHTS)
+    names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
+    linear = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+    fits = all(
+        name in linear
+        and tensors[f"{PREFIX}{name}{A}"].shape == (config["r"], linear[name].in_features)
+        and tensors[f"{PREFIX}{name}{B}"].shape == (linear[name].out_features, config["r"])
+        for name in names
+    )
+    if not names or not fits:
+        raise ModelError(f"{folder} does not fit the model {base_of(folder)!r}; it was made for another one")
+    lora = LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(names))
+    adapters = Adapters(model, model, [0], FinetuneSettings(lora=lora))
+    with torch.no_grad():
+        for name, pair in zip(adapters.bases, adapters.pairs, strict=True):
+            pair.get_parameter("down")[0] = tensors[f"{PREFIX}{name}{A}"]
+            pair.get_parameter("up")[0] = tensors[f"{PREFIX}{name}{B}"].T
+    return adapters

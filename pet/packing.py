@@ -1,0 +1,84 @@
+"""How a transformers encoder reads a `Batch`: rows end to end and no padding where its family allows it.
+
+All that an encoder does apart from attention, it does token by token. So the rows of a batch can lie end to end, as
+one row, if attention is told where each begins: no token of padding is computed. PACKED names the families that this is
+tested for; the others are given padded rows (`scoring_layout`, `training_layout`). Nothing here knows of heads.
+
+Shapes: B rows, N tokens, T places (padded), H hidden size.
+"""
+
+from typing import Any
+
+import torch
+
+from pet.attention import ATTENTION
+from pet.encoding import Batch, Layout
+from pet.runtime import Runtime
+
+PACKED = {"albert": False, "bert": False, "roberta": True, "xlm-roberta": True}
+"""config.model_type -> whether its positions are numbered from after the padding token's id, else from 0."""
+
+WIDTH_MULTIPLE = 8
+TRAINING_WIDTHS = {True: 32, False: 256}
+TOKEN_MULTIPLE = 64
+"""What batches are rounded up to. On a GPU each shape of a training step is captured, so there must be few: padded rows
+go to a multiple of 32; packed ones are brought to a multiple of 64 tokens in all, and their width, which only bounds
+the attention, to one of 256."""
+
+
+def install(model: Any) -> bool:
+    """Let a transformers model read packed batches, if its family can; says whether."""
+    packed = model.config.model_type in PACKED
+    if packed:
+        model.set_attn_implementation(ATTENTION)
+    return packed
+
+
+def scoring_layout(model: Any) -> Layout:
+    """How rows are laid out for scoring."""
+    return Layout(padded=not is_packed(model), width_multiple=WIDTH_MULTIPLE)
+
+
+def training_layout(model: Any, runtime: Runtime, padded_to: int | None = None) -> Layout:
+    """How rows are laid out for training. `padded_to`: pad every row to this width, whatever the model."""
+    padded = padded_to is not None or not is_packed(model)
+    if not runtime.captures:
+        return Layout(padded, padded_to, WIDTH_MULTIPLE)
+    return Layout(padded, padded_to, TRAINING_WIDTHS[padded], TOKEN_MULTIPLE)
+
+
+def is_packed(model: Any) -> bool:
+    """Whether `install` was of use."""
+    return bool(model.config._attn_implementation == ATTENTION)
+
+
+def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
+    """Keyword arguments of a transformers model or its body for this batch: one row [1, N], or B padded ones [B, T]."""
+    if batch.attention_mask is not None:
+        shape = (len(batch), batch.width)
+        padded = {"input_ids": batch.input_ids.view(shape), "attention_mask": batch.attention_mask.view(shape)}
+        if batch.token_type_ids is not None:
+            padded["token_type_ids"] = batch.token_type_ids.view(shape)
+        return padded
+    first = model.config.pad_token_id + 1 if PACKED[model.config.model_type] else 0
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids[None],
+        "position_ids": batch.places[None] + first,
+        "starts": batch.starts,
+        "rows": batch.rows,
+        "places": batch.places,
+        "width": batch.width,
+    }
+    if batch.token_type_ids is not None:
+        inputs["token_type_ids"] = batch.token_type_ids[None]
+    return inputs
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Last hidden states [N, H] of a transformers model's body."""
+    return torch.as_tensor(model.base_model(**inputs_of(model, batch)).last_hidden_state).flatten(0, 1)
+
+
+def full_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits [N, V] of a transformers masked LM."""
+    return torch.as_tensor(model(**inputs_of(model, batch)).logits).flatten(0, 1)

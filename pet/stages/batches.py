@@ -1,0 +1,205 @@
+"""Micro-batches of cloze training and their losses. Training itself is `training`, what is trained is `finetune`.
+
+A batch serves M members at once, each with its own labelled texts, pool texts, pattern and random stream; a member that
+is a model of its own is trained with M = 1.
+
+Shapes: M members, n labelled rows of each, N tokens of all rows together, K MLM targets, W label words, L labels.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from pet.cloze import ClozeModel, average
+from pet.encoding import (
+    Batch,
+    Layout,
+    Rows,
+    Speller,
+    VerbalizerIds,
+    fill,
+    join_batches,
+    lay_out,
+    round_up,
+    send,
+)
+from pet.losses import IGNORED, combined_loss, mask_tokens
+from pet.settings import FinetuneSettings
+from pet.training import Losses, endless_order
+
+TARGET_MULTIPLE = 64
+"""MLM targets of a batch are padded to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class ClozeBatch:
+    """`members`: which member each token belongs to [N]; `labels` [M, n] and `label_places`: which tokens are the masks
+    of the labelled rows [M n]; `target_places`: which tokens are MLM targets, `target_members` whose they are and
+    `targets` what they were [K], filled up with IGNORED so that few values of K occur; `words`: label words of all
+    members [W]; `averaging`: from their logits to label scores [M, W, L]."""
+
+    batch: Batch
+    members: torch.Tensor
+    labels: torch.Tensor
+    label_places: torch.Tensor
+    target_places: torch.Tensor
+    target_members: torch.Tensor
+    targets: torch.Tensor
+    words: torch.Tensor
+    averaging: torch.Tensor
+
+    def to(self, device: torch.device) -> "ClozeBatch":
+        """The same batch on a device."""
+        return ClozeBatch(
+            self.batch.to(device),
+            *(
+                send(one, device)
+                for one in (
+                    self.members,
+                    self.labels,
+                    self.label_places,
+                    self.target_places,
+                    self.target_members,
+                    self.targets,
+                    self.words,
+                    self.averaging,
+                )
+            ),
+        )
+
+
+def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
+    """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2)."""
+    states = cloze.states(given.batch)  # [N, H]
+    num_members = len(given.labels)
+    logits = cloze.word_logits(states, given.label_places, given.words).view(num_members, -1, len(given.words))
+    scores = average(logits, given.averaging)  # [M, n, L]
+    each = functional.cross_entropy(scores.flatten(0, 1), given.labels.flatten(), reduction="none")
+    label = each.view(given.labels.shape).mean(1)
+    if len(given.batch) == given.labels.numel():  # no unlabelled rows
+        return {"loss": label, "label_loss": label}
+    vocabulary = cloze.vocabulary_logits(states[given.target_places]).T.float().contiguous()  # [K, V]
+    asked = functional.cross_entropy(vocabulary, given.targets, ignore_index=IGNORED, reduction="none")  # [K]
+    sums = asked.new_zeros(num_members).index_add(0, given.target_members, asked)
+    counts = asked.new_zeros(num_members).index_add(0, given.target_members, (given.targets != IGNORED).float())
+    mlm = sums / counts.clamp(min=1)  # nothing hidden: nothing lost
+    return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
+
+
+# ---- one member's batches ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """One member's part of a micro-batch: its rows, the labelled ones first, in the layout that the batch will have.
+
+    `labels`: [n]; `targets`: [N], IGNORED where nothing is asked.
+    """
+
+    batch: Batch
+    labels: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    verbalizers: VerbalizerIds
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where one member's rows come from, and what is never hidden in them (token ids)."""
+
+    labelled: Rows
+    labels: NDArray[np.int64]
+    pool: Rows
+    verbalizers: VerbalizerIds
+    never_masked: NDArray[np.int64]
+
+
+def draw_shares(
+    sources: Sources, settings: FinetuneSettings, layout: Layout, rng: np.random.Generator
+) -> Iterator[Share]:
+    """For ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time."""
+    layout = dataclasses.replace(layout, token_multiple=1)  # `combine` fills up
+    uses_mlm = settings.alpha > 0 and settings.unlabelled_batch > 0
+    labelled = endless_order(len(sources.labelled), settings.labelled_batch, rng)
+    unlabelled = endless_order(len(sources.pool), settings.unlabelled_batch, rng) if uses_mlm else None
+    while True:
+        chosen = next(labelled)
+        from_pool = next(unlabelled) if unlabelled else chosen[:0]
+        batch = lay_out([sources.labelled, sources.pool], [chosen, from_pool], layout)
+        targets = hide_tokens(batch, len(chosen), sources, settings.mask_probability, rng)
+        yield Share(batch, sources.labels[chosen], targets, sources.verbalizers)
+
+
+def never_masked(speller: Speller, mask_targets: str) -> NDArray[np.int64]:
+    """Token ids that are never MLM targets: all special tokens, or (published code) only those of the frame."""
+    if mask_targets == "content":
+        return np.asarray(speller.tokenizer.all_special_ids)
+    frame = speller.frames[2]
+    return np.asarray([*frame.before, *frame.between, *frame.after])
+
+
+def hide_tokens(
+    batch: Batch, num_labelled: int, sources: Sources, probability: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Replace MLM targets in the unlabelled rows of `batch`, in place; what they were [N], IGNORED elsewhere."""
+    speller = sources.pool.encoder.speller
+    ids = batch.input_ids.numpy()
+    maskable = ~np.isin(ids, sources.never_masked)
+    maskable[: int(batch.starts[num_labelled])] = False
+    changed, targets = mask_tokens(ids, maskable, probability, speller.mask_id, len(speller.tokenizer), rng)
+    batch.input_ids = torch.from_numpy(changed)
+    return targets
+
+
+# ---- several members' shares as one batch --------------------------------------------------------------------------
+
+
+def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout) -> ClozeBatch:
+    """One micro-batch of all members' shares, in their order."""
+    # The more rows, the more their tokens vary in number; the number of shapes should not.
+    several = max(1, len(shares) // 2) if layout.token_multiple > 1 else 1
+    layout = dataclasses.replace(layout, token_multiple=layout.token_multiple * several)
+    batch = fill(join_batches([share.batch for share in shares]), layout)
+    extra = len(batch.input_ids) - sum(len(share.targets) for share in shares)
+    members = np.pad(np.repeat(np.arange(len(shares)), [len(share.targets) for share in shares]), (0, extra))
+    targets = np.pad(np.concatenate([share.targets for share in shares]), (0, extra), constant_values=IGNORED)
+    labels = np.stack([share.labels for share in shares])  # [M, n]
+    first_rows = np.arange(len(shares)) * len(shares[0].batch)
+    labelled_rows = (first_rows[:, None] + np.arange(labels.shape[1])).ravel()
+    unlabelled = 1 - labels.shape[1] / len(shares[0].batch)  # not their tokens' own share: it varies among equal shapes
+    places = pad_targets(np.flatnonzero(targets != IGNORED), settings.mask_probability * unlabelled * len(targets))
+    words, averaging = join_verbalizers([share.verbalizers for share in shares])
+    return ClozeBatch(
+        batch,
+        torch.from_numpy(members),
+        torch.from_numpy(labels),
+        batch.mask_positions[torch.from_numpy(labelled_rows)],
+        torch.from_numpy(np.maximum(places, 0)),
+        torch.from_numpy(members[places]),
+        torch.from_numpy(np.where(places < 0, IGNORED, targets[places])),
+        words,
+        averaging,
+    )
+
+
+def pad_targets(places: NDArray[np.int64], expected: float) -> NDArray[np.int64]:
+    """Places [K], filled up with -1 to a number that hardly ever varies for batches of one shape.
+
+    `expected`: mean number of targets if every token could be one; six standard deviations more are hardly ever needed.
+    """
+    capacity = round_up(max(len(places), int(expected + 6 * np.sqrt(expected))), TARGET_MULTIPLE)
+    return np.pad(places, (0, capacity - len(places)), constant_values=-1)
+
+
+def join_verbalizers(parts: Sequence[VerbalizerIds]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label words of all members [W], and how each member's scores are averaged from their logits [M, W, L]."""
+    averaging = torch.zeros(len(parts), sum(len(one.words) for one in parts), parts[0].averaging.shape[1])
+    start = 0
+    for member, one in enumerate(parts):
+        averaging[member, start : start + len(one.words)] = one.averaging
+        start += len(one.words)
+    return torch.cat([one.words for one in parts]), averaging

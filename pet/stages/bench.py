@@ -1,0 +1,183 @@
+"""What all members of a walk share: the model, the tokenised texts and the starting weights. No artifact here."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet import models, packing
+from pet.artifacts import Artifact
+from pet.cloze import ClozeModel
+from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
+from pet.inference import refresh, score_rows, scoring_copy
+from pet.patterns import PVP
+from pet.stages import prepare
+from pet.stages.batches import ClozeBatch, Sources, cloze_losses, never_masked
+from pet.stages.work import Work, label_numbers
+from pet.training import Losses, Trainer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One PVP, ready to be asked: rows per split and the ids of its label words."""
+
+    rows: dict[str, Rows]
+    verbalizers: VerbalizerIds
+
+
+class Aside:
+    """One job at a time beside the training: a model of gigabytes is written and hashed while the next one trains.
+
+    Leaving the context waits for the job, also when something else went wrong. A job must not touch the GPU.
+    """
+
+    def __enter__(self) -> "Aside":
+        self._thread = ThreadPoolExecutor(1)
+        self._job: Future[None] | None = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.wait()
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin a job when the one before is done; what went wrong in that one is raised here."""
+        self.wait()
+        self._job = self._thread.submit(job)
+
+    def wait(self) -> None:
+        """Until the job is done; raises what it raised."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+
+class Bench:
+    """Everything is loaded when the first member needs it."""
+
+    def __init__(self, work: Work, prepared: Artifact) -> None:
+        self.work = work
+        self.prepared = prepared
+
+    @cached_property
+    def splits(self) -> prepare.Splits:
+        """The texts."""
+        return prepare.load(self.prepared)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Gold labels of the labelled texts, as numbers."""
+        return label_numbers(self.splits.train, self.work.card.labels)
+
+    @cached_property
+    def tokens(self) -> dict[str, TokenizedTexts]:
+        """Every text, tokenised once for all patterns."""
+        texts = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
+        return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
+
+    @cached_property
+    def verbalizers(self) -> dict[int, VerbalizerIds]:
+        """Label words of all patterns, checked together so that every problem is told at once."""
+        found = encode_verbalizers(self.work.speller, self.work.pvps, self.work.card.name)
+        return {pvp.number: ids for pvp, ids in zip(self.work.pvps, found, strict=True)}
+
+    @cached_property
+    def cloze(self) -> ClozeModel:
+        """The model that every member starts from."""
+        cloze = ClozeModel(models.load_masked_lm(self.work.settings.model)).to(self.work.runtime.device)
+        if not cloze.shortcut:
+            self.work.runtime.reporter.say(
+                f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
+            )
+        models.freeze_lower(cloze.lm, self.work.settings.finetune.frozen_layers)
+        return cloze.eval()
+
+    @cached_property
+    def start(self) -> list[torch.Tensor]:
+        """The weights before any training."""
+        return [one.detach().clone() for one in self.cloze.parameters()]
+
+    @cached_property
+    def scorer(self) -> ClozeModel:
+        """The model that scores: the same, or a copy in lower precision."""
+        return scoring_copy(self.cloze, self.work.runtime)
+
+    @cached_property
+    def trainer(self) -> "Trainer[ClozeBatch]":
+        """The training of a member that is a model of its own; what it captured serves the next one."""
+        settings = self.work.settings.finetune
+        models.compile_layers(self.cloze.lm, self.work.runtime)
+
+        def losses(given: ClozeBatch) -> Losses:
+            return cloze_losses(self.cloze, given, settings.alpha)
+
+        return Trainer(self.cloze, settings, losses, self.work.runtime)
+
+    @cached_property
+    def _host(self) -> dict[str, torch.Tensor]:
+        """Room for the model's state on the host. What is one tensor in the model is one here."""
+        pinned = self.work.runtime.device.type == "cuda"
+        room: dict[int, torch.Tensor] = {}
+        found = {}
+        for name, value in self.cloze.lm.state_dict().items():
+            if value.data_ptr() not in room:
+                room[value.data_ptr()] = torch.empty_like(value, device="cpu", pin_memory=pinned)
+            found[name] = room[value.data_ptr()]
+        return found
+
+    def state_on_host(self) -> dict[str, torch.Tensor]:
+        """The weights of the transformers model as they are now, in memory that the next call uses again."""
+        for name, value in self.cloze.lm.state_dict().items():
+            self._host[name].copy_(value)
+        return dict(self._host)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Put the starting weights back in place."""
+        for mine, first in zip(self.cloze.parameters(), self.start, strict=True):
+            mine.copy_(first)
+
+    def layout(self) -> Layout:
+        """How rows are laid out in training. Rows of several members must be of one width where they are padded."""
+        settings = self.work.settings.finetune
+        whole = settings.mask_targets == "any" or (settings.method == "lora" and not packing.is_packed(self.cloze.lm))
+        return packing.training_layout(
+            self.cloze.lm, self.work.runtime, self.work.settings.model.max_length if whole else None
+        )
+
+    def ask(self, pvp: PVP) -> Asked:
+        """Fill all texts into a pattern."""
+        settings = self.work.settings
+        encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+        rows = {split: encoder.encode(tokens) for split, tokens in self.tokens.items()}
+        return Asked(rows, self.verbalizers[pvp.number])
+
+    def sources(self, asked: Asked) -> Sources:
+        """What a member of this pattern is trained on."""
+        never = never_masked(self.work.speller, self.work.settings.finetune.mask_targets)
+        return Sources(asked.rows["train"], self.labels, asked.rows["pool"], asked.verbalizers, never)
+
+    def score(self, asked: Asked, splits: Sequence[str], name: str) -> dict[str, NDArray[np.float32]]:
+        """Label scores [N, L] of the model as it is now, by split."""
+        refresh(self.scorer, self.cloze)
+        return {split: self.score_as_is(asked, split, name) for split in splits}
+
+    def score_as_is(self, asked: Asked, split: str, name: str) -> NDArray[np.float32]:
+        """Label scores [N, L] of one split by `scorer` with the weights it has."""
+        scorer, runtime = self.scorer, self.work.runtime
+        words = asked.verbalizers.to(runtime.device)
+        return score_rows(
+            lambda batch: scorer.label_scores(scorer.states(batch), batch.mask_positions, words),
+            asked.rows[split],
+            packing.scoring_layout(scorer.lm),
+            runtime,
+            f"{name} on {split}",
+        )
