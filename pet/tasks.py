@@ -9,6 +9,7 @@ import csv
 import gzip
 import importlib.util
 import io
+import itertools
 import json
 import os
 import socket
@@ -24,7 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from pet.errors import TaskError, raise_problems
-from pet.examples import Texts
+from pet.examples import CHUNK, Texts
 from pet.patterns import PVP, parse_pattern
 from pet.settings import Concern, find_file, parse_model, read_extended
 
@@ -521,14 +522,43 @@ def write_texts(path: Path, texts: Texts, labelled: bool = True) -> None:
     columns: dict[str, Any] = {"id": texts.ids, **{f"text_{name}": column for name, column in texts.fields.items()}}
     if labelled:
         columns["label"] = pyarrow.array(texts.labels, pyarrow.string())
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=CHUNK)
 
 
 def read_texts(path: Path) -> Texts:
     """Read what `write_texts` wrote; labels are `None` where there is no such column."""
     import pyarrow.parquet
 
-    columns = pyarrow.parquet.read_table(path).to_pydict()
+    return texts_of(pyarrow.parquet.read_table(path).to_pydict())
+
+
+def texts_of(columns: dict[str, list[Any]]) -> Texts:
+    """The columns of `write_texts` as texts."""
     ids = columns.pop("id")
     labels = columns.pop("label", [None] * len(ids))
     return Texts(ids, {name.removeprefix("text_"): column for name, column in columns.items()}, labels)
+
+
+class TextFile:
+    """What `write_texts` wrote, read in chunks: memory does not grow with it."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
+        self.path = path
+        self._count: int = pyarrow.parquet.read_metadata(path).num_rows
+
+    def __len__(self) -> int:
+        return self._count
+
+    def chunks(self) -> Iterator[Texts]:
+        """All texts in order, at most CHUNK at a time."""
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            for batch in file.iter_batches(batch_size=CHUNK):
+                yield texts_of(batch.to_pydict())
+
+    def id_of(self, row: int) -> str:
+        """The id of one text."""
+        return next(itertools.islice((one for chunk in self.chunks() for one in chunk.ids), row, None))

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pet import tasks
 from pet.errors import SHOWN_PROBLEMS, TaskError
-from pet.examples import Texts
+from pet.examples import Texts, concatenate
 from pet.settings import shipped_folder, shipped_names
-from pet.tasks import TaskCard, load_card, load_texts, read_texts, write_texts
+from pet.tasks import TaskCard, TextFile, load_card, load_texts, read_texts, write_texts
 
 DATA = shipped_folder("data")
 
@@ -548,6 +549,18 @@ def test_texts_can_be_written_without_their_labels(tmp_path, labels):
     write_texts(tmp_path / "texts.parquet", texts, labelled=False)
     assert b"good" not in (tmp_path / "texts.parquet").read_bytes()
     assert read_texts(tmp_path / "texts.parquet") == texts.unlabelled()
+
+
+def test_a_file_of_texts_is_read_in_chunks_in_its_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "CHUNK", 4)
+    texts = Texts([f"t{row}" for row in range(10)], {"body": [f"text {row}" for row in range(10)]}, [None] * 10)
+    write_texts(tmp_path / "texts.parquet", texts, labelled=False)
+    file = TextFile(tmp_path / "texts.parquet")
+    assert len(file) == 10
+    chunks = list(file.chunks())
+    assert [len(one) for one in chunks] == [4, 4, 2]
+    assert concatenate(chunks) == texts
+    assert [file.id_of(row) for row in (0, 5, 9)] == ["t0", "t5", "t9"]
 
 
 # ---- texts that are refused ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pet.sampling import derive_seed
 from pet.stages import prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
+from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "baseline"
@@ -52,7 +53,7 @@ def run(work: Work, prepared: Artifact) -> Artifact:
 
 
 def score_supervised(
-    work: Work, splits: prepare.Splits, gold: NDArray[np.int64]
+    work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], TrainingReport]:
     """Test scores [N, L] of a classifier fine-tuned on the labelled texts."""
     settings = work.settings.baseline
@@ -62,7 +63,7 @@ def score_supervised(
     return classifier.score(classifier.encode(splits.test), "supervised on test"), report
 
 
-def score_probe(work: Work, splits: prepare.Splits, gold: NDArray[np.int64]) -> NDArray[np.float32]:
+def score_probe(work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
     """Test scores [N, L] of a logistic regression on the student's encoder before any training; -inf for labels that
     have no labelled text."""
     from sklearn.linear_model import LogisticRegression

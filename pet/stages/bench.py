@@ -14,11 +14,13 @@ from pet import models, packing
 from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
+from pet.examples import TextSource
 from pet.inference import refresh, score_rows, scoring_copy
 from pet.patterns import PVP
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, never_masked
 from pet.stages.work import Work, label_numbers
+from pet.tasks import TextFile
 from pet.training import Losses, Trainer
 
 
@@ -68,7 +70,7 @@ class Bench:
         self.prepared = prepared
 
     @cached_property
-    def splits(self) -> prepare.Splits:
+    def splits(self) -> prepare.Splits[TextFile]:
         """The texts."""
         return prepare.load(self.prepared)
 
@@ -80,7 +82,7 @@ class Bench:
     @cached_property
     def tokens(self) -> dict[str, TokenizedTexts]:
         """Every text, tokenised once for all patterns."""
-        texts = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
+        texts: dict[str, TextSource] = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
         return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
 
     @cached_property

@@ -17,6 +17,7 @@ from pet.sampling import derive_seed
 from pet.stages import label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, training_settings, write_scores
+from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "distill"
@@ -65,7 +66,7 @@ def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
 
 
 def train_student(
-    work: Work, splits: prepare.Splits, teacher: NDArray[np.floating[Any]]
+    work: Work, splits: prepare.Splits[TextFile], teacher: NDArray[np.floating[Any]]
 ) -> tuple[Classifier, TrainingReport]:
     """The student, trained on pool texts and the teacher's raw scores [N, L]."""
     settings = work.settings.distill

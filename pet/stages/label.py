@@ -1,11 +1,14 @@
-"""label: the ensemble's opinion on the unlabelled pool.
+"""label: the ensemble's opinion on the unlabelled pool, a chunk of texts at a time.
 
 Reads the members' scores, weighs each member by the accuracy of its untuned pattern, pools the raw scores. Writes
 soft_labels.parquet (id, the most probable label, one probability and one raw score per label) and ensemble.json
 (weights, agreement between members, share of each label).
 """
 
-from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,10 @@ from numpy.typing import NDArray
 
 from pet.artifacts import Artifact, Key
 from pet.ensemble import Array, agreement, member_weights, pool_scores, soften
+from pet.examples import TextSource
 from pet.stages import prepare
 from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, finish, read_scores
+from pet.stages.work import Work, begin, finish, open_scores
 
 STAGE = "label"
 VERSION = 1
@@ -41,13 +45,13 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         return found
     begin(work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}")
     labels = work.card.labels
-    pool = prepare.load(prepared).pool
     weights = weigh(work, members)
-    scores = np.stack([read_scores(member)["pool"] for member in members.tuned])  # [M, N, L]
-    pooled = pool_scores(scores, weights)
     with work.store.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}") as draft:
-        pyarrow.parquet.write_table(soft_label_table(pool.ids, labels, pooled), draft.path / "soft_labels.parquet")
-        report = describe_ensemble(labels, members, weights, scores, pooled)
+        with ExitStack() as stack:
+            scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
+            pool = prepare.load(prepared).pool
+            summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights)
+        report = describe_ensemble(labels, members, weights, summary)
         draft.write_json("ensemble.json", report)
         finish(work, draft)
     work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
@@ -71,7 +75,36 @@ def weigh(work: Work, members: Members) -> Array:
     return member_weights(np.asarray([np.nan if one is None else one for one in found]))
 
 
-def soft_label_table(ids: list[str], labels: tuple[str, ...], pooled: Array) -> Any:
+@dataclass
+class Summary:
+    """What is counted on the way: texts, texts per label, and the sum over texts of the agreement between members."""
+
+    texts: int
+    counts: NDArray[np.int64]
+    agreement: float
+
+
+def write_soft_labels(
+    path: Path, pool: TextSource, scores: Sequence[Any], labels: Sequence[str], weights: Array
+) -> Summary:
+    """Pool the members' raw scores, each [N, L] and to be sliced, and write them, a chunk of texts at a time."""
+    summary = Summary(0, np.zeros(len(labels), dtype=np.int64), 0.0)
+    with ExitStack() as stack:
+        writer = None
+        for chunk in pool.chunks():
+            rows = slice(summary.texts, summary.texts + len(chunk))
+            found = np.stack([one[rows] for one in scores])  # [M, n, L]
+            pooled = pool_scores(found, weights)
+            table = soft_label_table(chunk.ids, labels, pooled)
+            writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(path, table.schema))
+            writer.write_table(table)
+            summary.texts += len(chunk)
+            summary.counts += np.bincount(pooled.argmax(-1), minlength=len(labels))
+            summary.agreement += len(chunk) * agreement(found)
+    return summary
+
+
+def soft_label_table(ids: list[str], labels: Sequence[str], pooled: Array) -> Any:
     """Pooled scores [N, L] as a table."""
     probabilities = soften(pooled)
     best = probabilities.argmax(-1)
@@ -83,22 +116,22 @@ def soft_label_table(ids: list[str], labels: tuple[str, ...], pooled: Array) -> 
 
 def load_scores(artifact: Artifact, labels: tuple[str, ...]) -> NDArray[np.float64]:
     """The pooled raw scores [N, L], in the pool's order."""
-    table = pyarrow.parquet.read_table(artifact.path / "soft_labels.parquet")
+    names = [f"score_{label}" for label in labels]
+    table = pyarrow.parquet.read_table(artifact.path / "soft_labels.parquet", columns=names)
     return np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1)
 
 
-def describe_ensemble(
-    labels: tuple[str, ...], members: Members, weights: Array, scores: NDArray[np.float32], pooled: Array
-) -> dict[str, Any]:
+def describe_ensemble(labels: tuple[str, ...], members: Members, weights: Array, summary: Summary) -> dict[str, Any]:
     """Weights, agreement and label shares."""
-    counts = Counter(labels[number] for number in pooled.argmax(-1))
     return {
         "members": [
             {"member": plan.label, "identity": one.identity, "weight": round(float(weight), 6)}
             for plan, one, weight in zip(members.plans, members.tuned, weights, strict=True)
         ],
-        "agreement": round(agreement(scores), 4),
-        "label_shares": {label: round(counts[label] / len(pooled), 4) for label in labels},
+        "agreement": round(summary.agreement / summary.texts, 4),
+        "label_shares": {
+            label: round(int(count) / summary.texts, 4) for label, count in zip(labels, summary.counts, strict=True)
+        },
     }
 
 

@@ -5,25 +5,28 @@ labels of the pool, where the source has them: opened by `evaluate` alone) and r
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pet.artifacts import Artifact, Draft, Key, digest_json
 from pet.errors import TaskError
-from pet.examples import Texts, concatenate
+from pet.examples import Texts, TextSource, concatenate
 from pet.sampling import Draw, draw_by_seed, draw_first, find_near_duplicates
 from pet.stages.work import Work, begin, finish
-from pet.tasks import read_texts, write_texts
+from pet.tasks import TextFile, read_texts, write_texts
 
 STAGE = "prepare"
 VERSION = 1
 
 
+Pool = TypeVar("Pool", bound=TextSource)
+
+
 @dataclass(frozen=True)
-class Splits:
-    """The texts of one draw. `pool` has no labels."""
+class Splits(Generic[Pool]):
+    """The texts of one draw. `pool` has no labels; once written it is read from its file, never held in memory."""
 
     train: Texts
-    pool: Texts
+    pool: Pool
     test: Texts
 
 
@@ -76,9 +79,10 @@ def need(work: Work) -> Artifact:
     return work.store.need(key(work), "splits of these settings", work.command(STAGE))
 
 
-def load(artifact: Artifact) -> Splits:
+def load(artifact: Artifact) -> Splits[TextFile]:
     """The splits of a prepare artifact."""
-    return Splits(*(read_texts(artifact.path / f"{split}.parquet") for split in ("train", "pool", "test")))
+    train, pool, test = (artifact.path / f"{split}.parquet" for split in ("train", "pool", "test"))
+    return Splits(read_texts(train), TextFile(pool), read_texts(test))
 
 
 def sizes(artifact: Artifact) -> dict[str, int]:
@@ -91,7 +95,7 @@ def load_pool_gold(artifact: Artifact) -> list[str | None]:
     return read_texts(artifact.path / "pool_gold.parquet").labels
 
 
-def draw_splits(work: Work) -> tuple[Splits, list[str | None]]:
+def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
     """Splits and the pool's hidden labels."""
     data, labels = work.settings.data, work.card.labels
     source = work.source
@@ -114,7 +118,7 @@ def draw_splits(work: Work) -> tuple[Splits, list[str | None]]:
     return take_splits(side, test_side, draw)
 
 
-def take_splits(side: Texts, test_side: Texts | None, draw: Draw) -> tuple[Splits, list[str | None]]:
+def take_splits(side: Texts, test_side: Texts | None, draw: Draw) -> tuple[Splits[Texts], list[str | None]]:
     """The drawn texts; the pool loses its labels here and nowhere else."""
     pool = side.take(draw.pool)
     splits = Splits(
@@ -128,7 +132,7 @@ def labelled_only(texts: Texts) -> Texts:
     return texts.take([row for row, label in enumerate(texts.labels) if label is not None])
 
 
-def write_splits(draft: Draft, splits: Splits, gold: list[str | None]) -> None:
+def write_splits(draft: Draft, splits: Splits[Texts], gold: list[str | None]) -> None:
     """One Parquet file per split."""
     write_texts(draft.path / "train.parquet", splits.train)
     write_texts(draft.path / "pool.parquet", splits.pool, labelled=False)
@@ -136,7 +140,7 @@ def write_splits(draft: Draft, splits: Splits, gold: list[str | None]) -> None:
     write_texts(draft.path / "pool_gold.parquet", Texts(splits.pool.ids, {}, gold))
 
 
-def describe_splits(splits: Splits) -> dict[str, Any]:
+def describe_splits(splits: Splits[Texts]) -> dict[str, Any]:
     """Sizes, and how many test texts say nearly the same as a labelled or a pool text."""
     joined = {
         name: [texts.joined(row) for row in range(len(texts))]

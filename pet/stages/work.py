@@ -1,6 +1,7 @@
 """What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from pet import models
@@ -149,8 +150,33 @@ def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
     Raises:
         StoreError: the file is missing or damaged; says what to do.
     """
-    path = artifact.path / SCORES
+    with readable_scores(artifact):
+        return dict(load_file(artifact.path / SCORES))
+
+
+@contextmanager
+def open_scores(artifact: Artifact, split: str) -> Iterator[Any]:
+    """The scores of one split, to be sliced: only the rows asked for are read.
+
+    Raises:
+        StoreError: the file is missing or damaged; says what to do.
+    """
+    with ExitStack() as stack:
+        with readable_scores(artifact):
+            file = stack.enter_context(safe_open(artifact.path / SCORES, framework="numpy"))
+            found = file.get_slice(split)
+        yield found
+
+
+@contextmanager
+def readable_scores(artifact: Artifact) -> Iterator[None]:
+    """Turn what safetensors raises into one sentence.
+
+    Raises:
+        StoreError: the file is missing or damaged; says what to do.
+    """
     try:
-        return dict(load_file(path))
+        yield
     except (OSError, SafetensorError) as problem:
+        path = artifact.path / SCORES
         raise StoreError(f"{path} cannot be read ({problem}); remove {artifact.path} and run its stage again") from None

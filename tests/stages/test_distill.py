@@ -118,7 +118,8 @@ def test_a_student_of_clear_soft_labels_learns_them(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
     work = open_work(ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 4e-3})
     splits = prepare.load(prepare.run(work))
-    wanted = np.asarray([topic_of(splits.pool.joined(row)) for row in range(30)])
+    (pool,) = splits.pool.chunks()
+    wanted = np.asarray([topic_of(pool.joined(row)) for row in range(30)])
     student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted])
     losses = report.losses["loss"]
     assert report.steps == list(range(10, 90, 10))

@@ -9,6 +9,7 @@ import pytest
 from rows import LABELS, files_of, open_work, read_json
 from safetensors.numpy import load_file
 
+from pet import tasks
 from pet.artifacts import Artifact
 from pet.stages import finetune, label, prepare
 from pet.tasks import read_texts
@@ -58,6 +59,15 @@ def relabel(done, folder, **sections):
     work, there = open_work(done.ground, folder, **sections), open_work(done.ground, done.store, **sections)
     prepared = prepare.need(there)
     return label.run(work, prepared, finetune.need(there, prepared))
+
+
+def test_soft_labels_pooled_in_chunks_are_those_pooled_at_once(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "CHUNK", 7)
+    artifact = relabel(done, tmp_path)
+    (table, *found), (whole, *expected) = (read_soft_labels(one) for one in (artifact.path, done.one("label")))
+    assert table["id"].equals(whole["id"])
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert artifact.read_json("ensemble.json") == read_json(done.one("label") / "ensemble.json")
 
 
 def test_uniform_weighting_is_the_plain_mean(done, tmp_path):

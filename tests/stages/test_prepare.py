@@ -20,6 +20,7 @@ from rows import (
     write_csv,
 )
 
+from pet.examples import concatenate
 from pet.stages import prepare
 from pet.tasks import read_texts
 
@@ -33,6 +34,10 @@ def columns(path):
 def texts_of(path):
     texts = read_texts(path)
     return {texts.joined(row) for row in range(len(texts))}
+
+
+def pool_of(artifact):
+    return concatenate(list(prepare.load(artifact).pool.chunks()))
 
 
 def test_the_artifact_holds_the_splits_and_a_report_and_nothing_else(done):
@@ -54,7 +59,7 @@ def test_the_pool_has_no_label_column(done):
     folder = done.one("prepare")
     assert columns(folder / "pool.parquet") == ["id", "text_headline", "text_body"]
     assert columns(folder / "train.parquet") == ["id", "text_headline", "text_body", "label"]
-    assert set(prepare.load(open_artifact(done)).pool.labels) == {None}
+    assert set(pool_of(open_artifact(done)).labels) == {None}
 
 
 def open_artifact(done):
@@ -79,7 +84,10 @@ def test_no_text_is_both_labelled_and_in_the_pool(done):
 def test_the_splits_come_back_as_they_were_drawn(done):
     work = open_work(done.ground, done.store)
     drawn, _ = prepare.draw_splits(work)
-    assert prepare.load(prepare.need(work)) == drawn
+    artifact = prepare.need(work)
+    found = prepare.load(artifact)
+    assert (found.train, pool_of(artifact), found.test) == (drawn.train, drawn.pool, drawn.test)
+    assert len(found.pool) == len(drawn.pool)
 
 
 def test_another_seed_draws_other_texts_and_the_same_one_the_same(done, tmp_path):
@@ -98,7 +106,7 @@ def test_drawing_first_takes_the_first_texts_of_each_label_and_leaves_them_in_th
     train, pool = (read_texts(artifact.path / f"{name}.parquet") for name in ("train", "pool"))
     assert train.ids == [f"train.csv:{line}" for line in range(2, 14)]
     assert set(train.ids) <= set(pool.ids)
-    assert set(prepare.load(artifact).pool.labels) == {None}, "the labelled texts in it have lost their labels"
+    assert set(pool_of(artifact).labels) == {None}, "the labelled texts in it have lost their labels"
     other = prepare.run(open_work(done.ground, tmp_path, **settings, **{"seed": 1}))
     assert other.path == artifact.path, "a draw without chance does not depend on the seed"
 
@@ -106,7 +114,7 @@ def test_drawing_first_takes_the_first_texts_of_each_label_and_leaves_them_in_th
 def test_a_task_without_a_test_file_draws_its_test_texts_first(lone):
     artifact = prepare.run(open_work(lone, lone.folder / "store"))
     splits = prepare.load(artifact)
-    drawn = [set(one.ids) for one in (splits.train, splits.pool, splits.test)]
+    drawn = [set(one.ids) for one in (splits.train, pool_of(artifact), splits.test)]
     assert len(drawn[2]) == (TRAIN - HIDDEN) // 2
     assert sum(map(len, drawn)) == len(set.union(*drawn))
     assert None not in splits.test.labels
