@@ -114,7 +114,7 @@ def random_rows(lengths: NDArray[np.int64], seed: int = 0) -> Rows:
         ids[1] = RandomSpeller.mask_id
         return ids
 
-    column = TokenColumn([[row(int(length)) for length in lengths]])
+    column = TokenColumn([[row(int(length)) for length in lengths]], len(lengths))
     return Rows(RandomEncoder(), [column], len(lengths))  # type: ignore[arg-type]
 
 

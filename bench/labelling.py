@@ -4,7 +4,7 @@
 
 Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
 `pet.inference.score_rows` with `pet.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
-are in bf16 (`scoring_copy`), its layers plain or compiled.
+are in bf16 (`computing_copy`), its layers plain or compiled.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from reference import Reference
 from pet import packing
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, VerbalizerIds
-from pet.inference import score_rows, scoring_copy
+from pet.inference import computing_copy, score_rows
 from pet.runtime import open_runtime
 from pet.settings import RuntimeSettings
 
@@ -36,11 +36,11 @@ def main() -> None:
     words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))).to(device)
     for compiled in (False, True):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
-        scorer = scoring_copy(ClozeModel(lm).eval(), runtime)
+        scorer = computing_copy(ClozeModel(lm).eval(), runtime)
         layout = packing.scoring_layout(scorer.lm)
 
         def score(batch: Batch, scorer: ClozeModel = scorer) -> torch.Tensor:
-            return scorer.label_scores(scorer.states(batch), batch.mask_positions, words)
+            return scorer.label_scores(batch, words)
 
         def run(score=score, layout=layout, runtime=runtime) -> None:
             score_rows(score, rows, layout, runtime, "texts")

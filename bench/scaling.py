@@ -97,7 +97,7 @@ def label(size: int) -> dict[str, float]:
         texts = TextFile(pool)
         rows = Encoder(speller, pvp.pattern, 32).encode(TokenizedTexts(speller, texts))
         scores = score_rows(
-            lambda batch: cloze.label_scores(cloze.states(batch), batch.mask_positions, verbalizers),
+            lambda batch: cloze.label_scores(batch, verbalizers),
             rows,
             packing.scoring_layout(cloze.lm),
             runtime,

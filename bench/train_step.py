@@ -30,7 +30,7 @@ from reference import Reference
 
 from pet import models, packing
 from pet.cloze import ClozeModel
-from pet.inference import scoring_copy
+from pet.inference import computing_copy
 from pet.lora import Adapters
 from pet.runtime import Runtime, open_runtime
 from pet.settings import FinetuneSettings, RuntimeSettings
@@ -100,14 +100,13 @@ def time_full(model: ClozeModel, rows: object, settings: FinetuneSettings, runti
 
 def time_lora(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime, members: int) -> float:
     """Seconds of a step of all members as adapters, as `stages.finetune.train_adapters`."""
-    scorer = scoring_copy(model, runtime)
+    scorer = computing_copy(model, runtime)
     adapters = Adapters(scorer.lm, model.lm, range(members), settings)
     dtype = next(scorer.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
-        adapters.open_gate(given.members, dtype)
-        with torch.autocast(given.members.device.type, enabled=False):
-            return cloze_losses(scorer, given, settings.alpha)
+        adapters.open_gate(given.members, dtype, given.keys)
+        return cloze_losses(scorer, given, settings.alpha)
 
     layout = packing.training_layout(scorer.lm, runtime)
     with adapters.installed():

@@ -44,22 +44,58 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, h, d]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        width = min(width, len(q))  # the kernel wants no more
+        width = min(width, q.shape[0])  # the kernel wants no more
         if dropout == 0:
             return short_row_attention(q, k, v, starts, width, scale)[0][None], None
         return torch.ops.aten._flash_attention_forward(
             q, k, v, starts, starts, width, width, dropout, False, False, scale=scale
         )[0][None], None
-    num_rows = len(starts) - 1
+    num_rows = starts.shape[0] - 1
     q, k, v = (unpack(one[0].transpose(0, 1), rows, places, num_rows, width) for one in (query, key, value))
-    sizes = (starts[1:] - starts[:-1]).clamp(min=1)  # a row of nothing attends to one empty place, not to none
-    mask = torch.arange(width, device=query.device) < sizes[:, None]  # [B, T]
-    found = functional.scaled_dot_product_attention(q, k, v, mask[:, None, None], dropout, scale=scaling)
+    found = functional.scaled_dot_product_attention(q, k, v, visible(starts, width), dropout, scale=scaling)
     return found.transpose(1, 2)[rows, places][None], None
+
+
+def single_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    starts: torch.Tensor,
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    width: int,
+) -> torch.Tensor:
+    """Attention of one token of each row to its row; query [1, h, B, d], key and value [1, h, N, d] -> [1, B, h, d].
+
+    Beyond the B rows there may be some of nothing.
+    """
+    wanted, num_rows = query.shape[2], starts.shape[0] - 1
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
+        own = torch.arange(num_rows + 1, device=query.device, dtype=torch.int32).clamp(max=wanted)
+        return torch.as_tensor(
+            torch.ops.aten._flash_attention_forward(
+                q, k, v, own, starts, 1, width, dropout, False, False, scale=scaling
+            )[0][None]
+        )
+    k, v = (unpack(one[0].transpose(0, 1), rows, places, num_rows, width)[:wanted] for one in (key, value))
+    q = query[0].transpose(0, 1)[:, :, None]  # [B, h, 1, d]
+    mask = visible(starts, width)[:wanted]
+    return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)[None, :, :, 0]
+
+
+def visible(starts: torch.Tensor, width: int) -> torch.Tensor:
+    """Which places of each padded row are tokens [B, 1, 1, T]; of a row of nothing its first."""
+    sizes = (starts[1:] - starts[:-1]).clamp(min=1)
+    return (torch.arange(width, device=starts.device) < sizes[:, None])[:, None, None]
 
 
 def unpack(flat: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
     """[N, h, d] -> [B, h, T, d], zeros in the gaps."""
+    if len(flat) == num_rows * width:  # no gaps, as where all texts are cut at the same length
+        return flat.view(num_rows, width, *flat.shape[1:]).transpose(1, 2)
     padded = flat.new_zeros(num_rows, width, *flat.shape[1:])
     return padded.index_put((rows, places), flat).transpose(1, 2)
 
@@ -85,7 +121,9 @@ def _(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, width: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     aligned = -(-width // 32) * 32  # the kernel keeps its statistics in blocks of 32
-    return query.new_empty(query.shape), query.new_empty(len(starts) - 1, query.shape[1], aligned, dtype=torch.float32)
+    return query.new_empty(query.shape), query.new_empty(
+        starts.shape[0] - 1, query.shape[1], aligned, dtype=torch.float32
+    )
 
 
 @torch.library.custom_op("pet::short_row_attention_backward", mutates_args=())

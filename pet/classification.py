@@ -64,9 +64,8 @@ class ClassifierModel(nn.Module):
         """Logits [B, L]."""
         if not self.shortcut:
             return torch.as_tensor(self.model(**packing.inputs_of(self.model, batch)).logits)
-        first = packing.hidden_states(self.model, batch)[batch.starts[: len(batch)]]
-        with torch.autocast(first.device.type, enabled=False):
-            return HEADS[self.family](self.model, first)
+        first = packing.single_states(self.model, batch, batch.starts[: len(batch)])
+        return HEADS[self.family](self.model, first)
 
     def features(self, batch: Batch) -> torch.Tensor:
         """Hidden states of the last layer, averaged over each row's tokens, at unit length [B, H]."""

@@ -119,27 +119,23 @@ class ClozeModel(nn.Module):
             logits = weight @ transform(states).T
         return logits if bias is None else logits + bias[:, None]
 
-    def word_logits(self, states: torch.Tensor, mask_positions: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-        """Logits [B, W] of some words at the mask, in fp32 whatever the encoder computes in.
+    def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """Logits [B, W] of some words, in fp32 whatever the encoder computes in.
 
-        `states`: [N, H]; `mask_positions`: [B], indices into N; `words`: token ids [W].
+        `at_mask`: what `states` has at the masks, [B, H] or [B, V]; `words`: token ids [W].
         """
-        at_mask = states[mask_positions].float()
+        at_mask = at_mask.float()
         if not self.shortcut:
             return at_mask[:, words]
         transform, weight, bias = HEADS[self.family](self.lm)
-        with torch.autocast(states.device.type, enabled=False):
-            chosen = None if bias is None else bias[words].float()
-            return functional.linear(transform(at_mask), weight[words].float(), chosen)
+        return functional.linear(
+            transform(at_mask), weight[words].float(), None if bias is None else bias[words].float()
+        )
 
-    def label_scores(
-        self, states: torch.Tensor, mask_positions: torch.Tensor, verbalizers: VerbalizerIds
-    ) -> torch.Tensor:
+    def label_scores(self, batch: Batch, verbalizers: VerbalizerIds) -> torch.Tensor:
         """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3)."""
-        return average(self.word_logits(states, mask_positions, verbalizers.words), verbalizers.averaging)
-
-
-def average(logits: torch.Tensor, averaging: torch.Tensor) -> torch.Tensor:
-    """Label scores [..., L] of word logits [..., W], in fp32 also under autocast; `averaging`: [..., W, L]."""
-    with torch.autocast(logits.device.type, enabled=False):
-        return logits @ averaging
+        if self.shortcut:
+            at_mask = packing.single_states(self.lm, batch, batch.mask_positions)
+        else:
+            at_mask = self.states(batch)[batch.mask_positions]
+        return self.word_logits(at_mask, verbalizers.words) @ verbalizers.averaging

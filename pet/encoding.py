@@ -131,21 +131,23 @@ class Speller:
 class TokenColumn:
     """Token ids of n texts, one after another in an unnamed temporary file; in memory only where each text starts."""
 
-    def __init__(self, chunks: Iterable[list[Ids]]) -> None:
+    def __init__(self, chunks: Iterable[list[Ids]], count: int) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed, and gone, with this object
         weakref.finalize(self, self._file.close)
-        counts = [np.zeros(1, dtype=np.int64)]
+        self.starts = np.zeros(count + 1, dtype=np.int64)
+        done = 0
         for chunk in chunks:
-            counts.append(np.fromiter(map(len, chunk), dtype=np.int64, count=len(chunk)))
+            self.starts[done + 1 : done + 1 + len(chunk)] = [len(ids) for ids in chunk]
+            done += len(chunk)
             self._file.write(b"".join(ids.tobytes() for ids in chunk))
         self._file.flush()
-        self.starts = np.cumsum(np.concatenate(counts))
+        np.cumsum(self.starts, out=self.starts)
 
     def sizes(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int64]:
-        """Tokens of each of these texts."""
-        return np.asarray(np.diff(self.starts)[rows] if isinstance(rows, slice) else self._sizes(rows))
-
-    def _sizes(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each of these texts; a slice has no step and no negative ends."""
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self.starts) - 1)
+            return np.asarray(np.diff(self.starts[start : stop + 1]))
         return np.asarray(self.starts[rows + 1] - self.starts[rows])
 
     def read(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> Ids:
@@ -174,10 +176,11 @@ class TokenizedTexts:
         """Token ids of the slot's field for every text."""
         key = (slot.field, slot.unpunctuated, after)
         if key not in self._found:
-            self._found[key] = TokenColumn(
+            spelled = (
                 self.speller.spell([slot.read(text) for text in chunk.fields[slot.field]], after)
                 for chunk in self.texts.chunks()
             )
+            self._found[key] = TokenColumn(spelled, len(self.texts))
         return self._found[key]
 
 

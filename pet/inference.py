@@ -1,6 +1,6 @@
 """Scoring many rows: sorted by length, cut into batches of equal size in tokens, results in the rows' own order; and
-the copy of a model that scores. On a GPU its encoder holds its weights in bf16, and so are its hidden states: half the
-memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three digits.
+the copy of a model that computes. On a GPU its encoder holds its weights in bf16, and so are its hidden states: half
+the memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three digits.
 """
 
 import copy
@@ -30,16 +30,18 @@ def score_rows(
 ) -> Float:
     """Apply `score` (a batch of B rows -> [B, D]) to all rows and return [len(rows), D] in their order.
 
-    In which precision is the model's own affair: see `scoring_copy`.
+    In which precision is the model's own affair: see `computing_copy`.
 
     Raises nothing of its own; `name` is for the progress bar.
     """
-    found = [np.zeros((0, 0), dtype=np.float32)]
+    found = np.zeros((0, 0), dtype=np.float32)
     with torch.inference_mode(), runtime.reporter.track(name, len(rows), "text") as advance:
         for start in range(0, len(rows), WINDOW):
             window = slice(start, min(start + WINDOW, len(rows)))
-            found.append(score_window(score, rows, window, layout, runtime, advance))
-    return np.concatenate(found[1:] or found)
+            part = score_window(score, rows, window, layout, runtime, advance)
+            found = found if len(found) else np.empty((len(rows), part.shape[1]), dtype=np.float32)
+            found[window] = part
+    return found
 
 
 def score_window(
@@ -76,14 +78,15 @@ def token_batches(lengths: NDArray[np.int64], budget: int, layout: Layout) -> It
         start = stop
 
 
-def scoring_copy(model: M, runtime: Runtime) -> M:
-    """The model to score with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
+def computing_copy(model: M, runtime: Runtime) -> M:
+    """The model to compute with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
 
     `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
     """
     if runtime.dtype is None:
+        models.compile_layers(model.transformer, runtime)
         return model
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    twin = copy.deepcopy(model)
     whole = twin.transformer
     (whole.base_model if twin.shortcut else whole).to(runtime.dtype)
     models.compile_layers(whole, runtime)

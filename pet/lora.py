@@ -42,9 +42,11 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 class Gate:
-    """What all adapted maps of a model read: the gate [N, M r] of the batch at hand, or `None`: no adapter at all."""
+    """What all adapted maps and dropouts of a model read, for the batch at hand: the gate [N, M r], or `None`: no
+    adapter at all; and the tokens' random keys [N], or `None`: no dropout."""
 
     value: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
 
 
 class Pair(nn.Module):
@@ -78,6 +80,36 @@ class Adapted(nn.Module):
         return torch.addmm(found.flatten(0, -2), inner, up).view(found.shape)
 
 
+class KeyedDropout(nn.Module):
+    """Dropout of hidden states whose mask is a hash of each token's key, this place in the model and the column: so a
+    member's random stream is its own, whichever others are in the batch. Attention probabilities are left alone."""
+
+    def __init__(self, p: float, place: int, gate: Gate) -> None:
+        super().__init__()
+        self.p = p
+        self.place = place
+        self.gate = gate
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., H] -> [..., H], if there is one row for each key."""
+        keys = self.gate.keys
+        if keys is None or inputs.shape[:-1].numel() != keys.shape[0]:
+            return inputs
+        columns = torch.arange(inputs.shape[-1], dtype=torch.int32, device=inputs.device)
+        kept = hash_bits(keys[:, None] + hash_bits(columns + self.place * 65_537)) >= int(self.p * HASH_RANGE)
+        return inputs * kept.view(inputs.shape) / (1 - self.p)
+
+
+HASH_RANGE = 1 << 24
+
+
+def hash_bits(values: torch.Tensor) -> torch.Tensor:
+    """int32 values, hashed to 24 bits: two rounds of multiplying and folding, as in MurmurHash3's last step."""
+    for factor, shift in ((-2048144789, 13), (-1028477387, 16)):
+        values = (values ^ ((values >> shift) & ((1 << (32 - shift)) - 1))) * factor  # the shift fills with zeros
+    return ((values ^ ((values >> 15) & 0x1FFFF)) >> 4) & (HASH_RANGE - 1)
+
+
 class Adapters(nn.Module):
     """The adapters of M members on a model. Its parameters are theirs; the model's own are frozen while `installed`.
 
@@ -107,7 +139,12 @@ class Adapters(nn.Module):
         """The model with the adapters in it, frozen; afterwards as it was, weights and all."""
         (model,) = self.host
         trained = [one for one in model.parameters() if one.requires_grad]
+        dropouts = {
+            name: one for name, one in model.base_model.named_modules() if isinstance(one, nn.Dropout) and one.p
+        }
         model.requires_grad_(False)
+        for place, (name, dropout) in enumerate(dropouts.items()):
+            replace(model.base_model, name, KeyedDropout(dropout.p, place, self.gate))
         for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
             replace(model, name, Adapted(base, pair, self.gate))  # type: ignore[arg-type]
         try:
@@ -115,18 +152,21 @@ class Adapters(nn.Module):
         finally:
             for name, base in self.bases.items():
                 replace(model, name, base)
+            for name, dropout in dropouts.items():
+                replace(model.base_model, name, dropout)
             self.restore()
             for one in trained:
                 one.requires_grad_(True)
 
-    def open_gate(self, members: torch.Tensor, dtype: torch.dtype) -> None:
-        """Say which member each token of the next batch belongs to [N]."""
+    def open_gate(self, members: torch.Tensor, dtype: torch.dtype, keys: torch.Tensor | None = None) -> None:
+        """Say which member each token of the next batch belongs to [N]; `keys`: of their dropout [N], `None`: none."""
         own = functional.one_hot(members, self.num_members).to(dtype) * self.scale  # [N, M]
         self.gate.value = own.repeat_interleave(self.settings.rank, dim=1)
+        self.gate.keys = keys
 
     def close_gate(self) -> None:
-        """Let the model answer without adapters."""
-        self.gate.value = None
+        """Let the model answer without adapters and dropout."""
+        self.gate.value = self.gate.keys = None
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> None:

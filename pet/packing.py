@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
-from pet.attention import ATTENTION
+from pet.attention import ATTENTION, single_attention
 from pet.encoding import Batch, Layout
+from pet.models import layers_of
 from pet.runtime import Runtime
 
 PACKED = {"albert": False, "bert": False, "roberta": True, "xlm-roberta": True}
 """config.model_type -> whether its positions are numbered from after the padding token's id, else from 0."""
+
+SINGLE = ("bert", "roberta", "xlm-roberta")
+"""Families whose last layer can compute single tokens: their layers are built alike."""
 
 WIDTH_MULTIPLE = 8
 TRAINING_WIDTHS = {True: 32, False: 256}
@@ -31,6 +35,9 @@ def install(model: Any) -> bool:
     packed = model.config.model_type in PACKED
     if packed:
         model.set_attn_implementation(ATTENTION)
+    if model.config.model_type in SINGLE:
+        last = layers_of(model)[-1]
+        last.__class__ = type(f"Single{type(last).__name__}", (SingleLayer, type(last)), {})
     return packed
 
 
@@ -72,6 +79,47 @@ def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids[None]
     return inputs
+
+
+class SingleLayer:
+    """Lets the last layer compute one token of each row only, if told which (`single` [B]), where no other is read.
+
+    Laid over the layer's own class, so that no name of a weight changes.
+    """
+
+    def forward(
+        self: Any, hidden_states: torch.Tensor, *rest: Any, single: torch.Tensor | None = None, **inputs: Any
+    ) -> Any:
+        """[1, N, H] -> [1, N, H], or [1, B, H]."""
+        if single is None:
+            return super().forward(hidden_states, *rest, **inputs)  # type: ignore[misc]
+        attention = self.attention.self
+        chosen = hidden_states[:, single]  # [1, B, H]
+        query, key, value = (
+            project(given).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
+            for project, given in (
+                (attention.query, chosen),
+                (attention.key, hidden_states),
+                (attention.value, hidden_states),
+            )
+        )
+        found = single_attention(
+            query,
+            key,
+            value,
+            attention.scaling,
+            attention.dropout.p if self.training else 0.0,
+            *(inputs[name] for name in ("starts", "rows", "places", "width")),
+        )
+        return self.feed_forward_chunk(self.attention.output(found.flatten(2), chosen))
+
+
+def single_states(model: Any, batch: Batch, places: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [B, H] of one token of each row of a transformers model's body; `places`: which of N [B]."""
+    if batch.attention_mask is not None or model.config.model_type not in SINGLE:
+        return hidden_states(model, batch)[places]
+    body = model.base_model(**inputs_of(model, batch), single=places)
+    return torch.as_tensor(body.last_hidden_state)[0]
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

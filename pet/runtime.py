@@ -72,12 +72,6 @@ class Runtime:
     capture: bool = True
     compile: bool | None = None
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Matrix products in `dtype`; a no-op in fp32."""
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
     @property
     def captures(self) -> bool:
         """Whether training steps become CUDA graphs."""

@@ -85,8 +85,8 @@ class Optimisation(Concern):
 
 
 class LoraSettings(Concern):
-    """Adapters of `finetune.method: lora`. There is no dropout: a member does not depend on which others it is trained
-    with."""
+    """Adapters of `finetune.method: lora`. Dropout is the model's, of hidden states only, from a member's own random
+    stream: a member does not depend on which others it is trained with."""
 
     rank: Count = Field(8, description="rank of each adapter (Hu et al. 2021, Tab 9)")
     alpha: Positive = Field(16.0, description="the adapter's product is scaled by alpha / rank")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.optimizer import build_optimizer, clip_to
 from pet.runtime import Runtime
 from pet.settings import Optimisation
 
@@ -48,7 +49,8 @@ class Trainer(Generic[B]):
     """A model with its loss, and what outlives one training: the optimizer, and on a GPU the captured steps.
 
     `losses` maps a micro-batch on the device (a tensor, or a dataclass or list of such) to its losses; `clip` clips the
-    model's gradients to a norm, default: all together.
+    model's gradients to a norm, default: all together. `master`: the same model in fp32, where `model` computes in
+    lower precision: its weights are the ones that are trained, `model` is given them after every step.
     """
 
     def __init__(
@@ -58,13 +60,14 @@ class Trainer(Generic[B]):
         losses: Callable[[B], Losses],
         runtime: Runtime,
         clip: Callable[[float], None] | None = None,
+        master: torch.nn.Module | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.losses = losses
         self.runtime = runtime
-        self.clip = clip or self.clip_all
-        self.optimizer = build_optimizer(model, settings, runtime.device)
+        self.optimizer = build_optimizer(model, master, settings, runtime.device)
+        self.clip = clip or (lambda max_norm: clip_to(model, self.optimizer, max_norm))
         self.run_step: Callable[[list[B]], Losses] = self.step
         if runtime.captures:
             self.run_step = CapturedSteps(self.step, runtime.device)
@@ -76,47 +79,29 @@ class Trainer(Generic[B]):
         `names`: of the members, for the tracker; one report each.
         """
         settings = self.settings
-        reset_optimizer(self.optimizer)
+        self.optimizer.reset()
         reports = [TrainingReport([], {}) for _ in names]
         recent: list[Losses] = []
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
         with self.runtime.reporter.track(title, settings.steps, "step") as advance:
             for step in range(1, settings.steps + 1):
-                self.set_rate(settings.learning_rate * rate_factor(step - 1, settings))
+                self.optimizer.set_rate(settings.learning_rate * rate_factor(step - 1, settings))
                 recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                 advance(1)
                 if step % LOG_EVERY == 0 or step == settings.steps:
                     record(reports, names, step, recent, self.runtime)
                     recent = []
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.model.eval()
         return reports
-
-    def clip_all(self, max_norm: float) -> None:
-        """Clip the gradient of all parameters together.
-
-        The fused optimizer divides by `grad_scale` what it reads (torch.amp's protocol): one pass less over gradients.
-        """
-        gradients = [one.grad for one in self.model.parameters() if one.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
-
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the next step; a tensor where a captured step reads it."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
     def step(self, micro_batches: Sequence[B]) -> Losses:
         """One optimizer step; the mean of each loss over its micro-batches."""
         total: Losses = {}
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         for batch in micro_batches:
-            with self.runtime.autocast():
-                found = self.losses(batch)
+            found = self.losses(batch)
             torch.autograd.backward(found["loss"].sum() / len(micro_batches))
             for key, value in found.items():
                 share = value.detach().float() / len(micro_batches)
@@ -124,18 +109,6 @@ class Trainer(Generic[B]):
         self.clip(self.settings.max_grad_norm)
         self.optimizer.step()
         return total
-
-
-def train(
-    model: torch.nn.Module,
-    settings: Optimisation,
-    batches: Iterator[B],
-    losses: Callable[[B], Losses],
-    runtime: Runtime,
-    name: str,
-) -> TrainingReport:
-    """Train `model` once: see `Trainer.run`."""
-    return Trainer(model, settings, losses, runtime).run(batches, name)[0]
 
 
 # ---- the step as one CUDA graph ------------------------------------------------------------------------------------
@@ -247,26 +220,7 @@ def clone(tree: Any) -> Any:
     return type(tree)(**{name: clone(getattr(tree, name)) for name in names}) if names else tree
 
 
-# ---- optimizer -----------------------------------------------------------------------------------------------------
-
-
-def build_optimizer(model: torch.nn.Module, settings: Optimisation, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; biases and norm weights, the parameters with one dimension, are not decayed (P1 Tab 5)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-    on_gpu = device.type == "cuda"
-    rate = torch.tensor(settings.learning_rate, device=device) if on_gpu else settings.learning_rate
-    return torch.optim.AdamW(groups, lr=rate, eps=settings.adam_epsilon, fused=True, capturable=on_gpu)
-
-
-def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Forget all moments and step counts, in place, as a captured step expects them where they are."""
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.zero_()
+# ---- rates, records, order -----------------------------------------------------------------------------------------
 
 
 def rate_factor(step: int, settings: Optimisation) -> float:

@@ -532,7 +532,7 @@ def in_chunks(ids: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_a_column_gives_back_the_ids_of_any_texts_in_any_order(chunk):
     ids = random_ids(0, 30)
-    column = TokenColumn(in_chunks(ids, chunk))
+    column = TokenColumn(in_chunks(ids, chunk), 30)
     sizes = np.array([len(one) for one in ids])
     assert column.sizes(slice(None)).tolist() == sizes.tolist()
     assert column.sizes(slice(7, 19)).tolist() == sizes[7:19].tolist()
@@ -547,7 +547,7 @@ def test_a_column_gives_back_the_ids_of_any_texts_in_any_order(chunk):
 
 def test_a_column_reads_only_as_much_of_a_text_as_it_is_asked_for():
     ids = random_ids(2, 30)
-    column = TokenColumn(in_chunks(ids, 7))
+    column = TokenColumn(in_chunks(ids, 7), 30)
     rng = np.random.default_rng(3)
     rows = rng.permutation(30)
     sizes = rng.integers(0, column.sizes(rows) + 1)
@@ -559,7 +559,7 @@ def test_a_column_reads_only_as_much_of_a_text_as_it_is_asked_for():
     "chunks", [[], [[]], [[np.empty(0, dtype=np.int32)] * 2]], ids=["none", "empty", "empty texts"]
 )
 def test_a_column_without_a_token_reads_as_nothing(chunks):
-    column = TokenColumn(chunks)
+    column = TokenColumn(chunks, sum(len(chunk) for chunk in chunks))
     count = sum(len(chunk) for chunk in chunks)
     rows = np.arange(count)
     assert column.sizes(rows).tolist() == column.sizes(slice(None)).tolist() == [0] * count
@@ -584,7 +584,7 @@ def test_a_column_leaves_nothing_behind(temporary):
     """No name in the folder even while it is in use, so that no crash can leave one; no open file afterwards, and no
     warning of one."""
     before = open_files()
-    column = TokenColumn(in_chunks(random_ids(4, 20), 5))
+    column = TokenColumn(in_chunks(random_ids(4, 20), 5), 20)
     assert column.read(np.array([1]), np.array([1])).shape == (1,)
     assert list(temporary.iterdir()) == []
     assert open_files() == before + 1 or not before
@@ -694,7 +694,7 @@ def test_pieces_are_copied_to_their_places_in_every_row(rows):
     """Against one list a row, grown piece by piece."""
     rng = np.random.default_rng(rows)
     texts = random_ids(1, 12)
-    column = TokenColumn([texts])
+    column = TokenColumn([texts], len(texts))
     chosen = rng.integers(12, size=rows)
     fixed = np.array([5, 6, 7], dtype=np.int32)
     part = rng.integers(0, column.sizes(chosen) + 1)

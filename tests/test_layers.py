@@ -33,6 +33,7 @@ LAYERS = {
     "losses": 4,
     "models": 4,
     "runtime": 4,
+    "optimizer": 5,
     "training": 5,
     "inference": 5,
     "stages.*": 6,

@@ -1,6 +1,7 @@
 """Adapters of many members in one batch are, for each member, what folding or peft would give it alone: answers,
 gradients, training. References are weights W + (alpha / rank) B A written out here, one row at a time, and peft."""
 
+import contextlib
 import copy
 import json
 import math
@@ -12,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from plain import FILLED, LIVELY, OTHERS, alone, assert_near, kind, some_batch, some_rows, tokens_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import FAMILIES, TOKENIZERS, WORDS, tiny_model
 from torch.func import functional_call
 from torch.nn import functional
@@ -20,15 +21,18 @@ from torch.nn import functional
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, VerbalizerIds
 from pet.errors import ModelError, SettingsError
-from pet.inference import scoring_copy
+from pet.inference import computing_copy
 from pet.lora import CONFIG, TARGETS, WEIGHTS, Adapters, base_of, load, merge
 from pet.losses import IGNORED
 from pet.models import freeze_lower
 from pet.packing import PACKED
 from pet.runtime import Runtime, Silent
-from pet.settings import FinetuneSettings, LoraSettings
+from pet.settings import FinetuneSettings
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares
 from pet.training import Losses, Trainer, TrainingReport
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+"""peft still asks transformers so."""
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
 
@@ -40,9 +44,6 @@ SEEDS = (11, 12, 13)
 
 WHOSE = torch.tensor([2, 0, 1, 1, 0, 2, 0])
 """Which member each of the seven rows of a batch belongs to."""
-
-BASE = -1
-"""No member: the model without adapters."""
 
 MAPS = {
     "albert": ("query", "value", 1),
@@ -103,13 +104,12 @@ def weights_of(adapters: Adapters, member: int) -> dict[str, tuple[torch.Tensor,
     return {name: (down[member], up[member].T) for name, (down, up) in zip(adapters.bases, pairs, strict=True)}
 
 
-def with_member(family: str, adapters: Adapters, member: int):
+def with_member(family: str, adapters: Adapters, member: int, **more: object):
     """The untouched transformers model with weights W + (alpha / rank) B A."""
-    lm = model_of(family)
-    if member != BASE:
-        with torch.no_grad():
-            for name, (down, up) in weights_of(adapters, member).items():
-                lm.get_submodule(name).weight += ALPHA / RANK * up @ down
+    lm = model_of(family, **more)
+    with torch.no_grad():
+        for name, (down, up) in weights_of(adapters, member).items():
+            lm.get_submodule(name).weight += ALPHA / RANK * up @ down
     return lm
 
 
@@ -129,13 +129,12 @@ def test_each_row_of_a_batch_is_answered_with_its_own_member_s_weights(family):
             states, logits = cloze.states(batch), logits_of(cloze, batch)
         for member, (inputs, tokens) in zip(whose.tolist(), alone(batch), strict=True):
             with torch.no_grad():
-                expected = references[member](**inputs, output_hidden_states=True)
-                base = untouched(**inputs).logits[0]
-            assert_near(logits[tokens], expected.logits[0])
+                expected, base = references[member](**inputs).logits[0], untouched(**inputs).logits[0]
+                hidden = references[member].base_model(**inputs).last_hidden_state[0]
+            assert_near(logits[tokens], expected)
             if cloze.shortcut:
-                assert_near(states[tokens], references[member].base_model(**inputs).last_hidden_state[0])
-            difference = (base - expected.logits[0]).abs().max()
-            assert difference > 0.05 * base.abs().max(), "the adapters say something"
+                assert_near(states[tokens], hidden)
+            assert (base - expected).abs().max() > 0.05 * base.abs().max(), "the adapters say something"
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -171,7 +170,7 @@ def test_in_bf16_scores_are_within_a_tenth_of_those_in_fp32(family, folded):
     """Of the largest score: the bound of the copy that scores without adapters, too. Folded weights are computed from
     the fp32 ones."""
     cloze = ClozeModel(model_of(family))
-    low = scoring_copy(cloze, Runtime(torch.device("cpu"), torch.bfloat16, 2048, Silent()))
+    low = computing_copy(cloze, Runtime(torch.device("cpu"), torch.bfloat16, 2048, Silent()))
     assert low.lm.base_model.dtype == torch.bfloat16
     batch, words = some_batch(family, layout_of(family)), torch.arange(20, 40)
     exact = grown(cloze.lm)
@@ -179,21 +178,41 @@ def test_in_bf16_scores_are_within_a_tenth_of_those_in_fp32(family, folded):
     members = torch.full((len(batch.input_ids),), 1)
     with torch.no_grad(), exact.installed():
         exact.open_gate(members, torch.float32)
-        expected = cloze.word_logits(cloze.states(batch), batch.mask_positions, words)
+        expected = cloze.word_logits(cloze.states(batch)[batch.mask_positions], words)
     with torch.no_grad(), adapters.installed():
         if folded:
             adapters.fold(1)
             for name, (down, up) in weights_of(adapters, 1).items():
                 full = cloze.lm.get_submodule(name).weight + ALPHA / RANK * up @ down
-                torch.testing.assert_close(adapters.bases[name].weight, full.bfloat16(), rtol=2**-7, atol=1e-6)
+                assert (adapters.bases[name].weight != full.bfloat16()).float().mean() < 0.01, "rounded once"
         else:
             adapters.open_gate(members, torch.bfloat16)
-        found = low.word_logits(low.states(batch), batch.mask_positions, words)
+        found = low.word_logits(low.states(batch)[batch.mask_positions], words)
     assert found.dtype == torch.float32
     assert not torch.equal(found, expected)
     assert_near(found, expected, 0.1)
-    untouched = cloze.word_logits(cloze.states(batch), batch.mask_positions, words)
+    untouched = cloze.word_logits(cloze.states(batch)[batch.mask_positions], words)
     assert (untouched - expected).abs().max() > 0.2 * expected.abs().max(), "the bound could be missed"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="pet.lora: the gate has a row per token, share_att_key gives the maps another table"
+)
+def test_deberta_whose_queries_are_also_those_of_positions_is_answered_rightly_or_refused():
+    """DeBERTa v3 (`share_att_key`): the same maps read the table of relative positions, which is no token's."""
+    share, batch = {"share_att_key": True}, some_batch("deberta-v2", layout_of("deberta-v2"))
+    cloze = ClozeModel(model_of("deberta-v2", **share))
+    try:
+        adapters = grown(cloze.lm)
+    except SettingsError:
+        return
+    with torch.no_grad(), adapters.installed():
+        adapters.open_gate(members_of(batch), torch.float32)
+        logits = logits_of(cloze, batch)
+    for member, (inputs, tokens) in zip(WHOSE.tolist(), alone(batch), strict=True):
+        with torch.no_grad():
+            reference = with_member("deberta-v2", adapters, member, **share)
+            assert_near(logits[tokens], reference(**inputs).logits[0])
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
@@ -203,15 +222,16 @@ def reference_gradients(
     family: str, adapters: Adapters, member: int, batch: Batch, weights: torch.Tensor
 ) -> dict[str, list[torch.Tensor]]:
     """Gradients of A [r, in] and B [out, r] of one member from its own rows, through the untouched model."""
-    lm = model_of(family).requires_grad_(False)
+    lm = model_of(family).double().requires_grad_(False)
     leaves = {
         name: [one.detach().clone().requires_grad_() for one in pair]
         for name, pair in weights_of(adapters, member).items()
     }
     adapted = {
-        f"{name}.weight": lm.get_submodule(name).weight + ALPHA / RANK * up @ down for name, (down, up) in leaves.items()
+        f"{name}.weight": lm.get_submodule(name).weight + ALPHA / RANK * up @ down
+        for name, (down, up) in leaves.items()
     }
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float64)
     for whose, (inputs, tokens) in zip(WHOSE.tolist(), alone(batch), strict=True):
         if whose == member:
             total = total + (functional_call(lm, adapted, (), inputs).logits[0] * weights[tokens]).sum()
@@ -221,13 +241,14 @@ def reference_gradients(
 
 @pytest.mark.parametrize("family", MAPS)
 def test_gradients_of_each_member_are_those_of_its_rows_alone(family):
-    """Of a loss that weighs every logit of every token differently. Nothing else gets a gradient."""
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
-    adapters, own = grown(cloze.lm), tokens_of(batch)
-    vocabulary = len(TOKENIZERS[kind(family)]())
-    weights = torch.randn(len(batch.input_ids), vocabulary, generator=torch.Generator().manual_seed(0))
+    """Of a loss that weighs every logit of every token differently; in float64, where nothing hides in rounding. No
+    weight of the model gets a gradient."""
+    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family).double())
+    adapters, own = grown(cloze.lm).double(), tokens_of(batch)
+    shape, generator = (len(batch.input_ids), len(TOKENIZERS[kind(family)]())), torch.Generator().manual_seed(0)
+    weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     with adapters.installed():
-        adapters.open_gate(members_of(batch), torch.float32)
+        adapters.open_gate(members_of(batch), torch.float64)
         (logits_of(cloze, batch)[own] * weights[own]).sum().backward()
     assert all(one.grad is None for one in cloze.parameters())
     for member in range(3):
@@ -237,7 +258,11 @@ def test_gradients_of_each_member_are_those_of_its_rows_alone(family):
             for found, wanted in ((pair.down.grad[member], down), (pair.up.grad[member].T, up)):
                 assert wanted.any()
                 torch.testing.assert_close(
-                    found, wanted, rtol=1e-5, atol=1e-5 * scale, msg=lambda text, n=name, m=member: f"{n} of {m}: {text}"
+                    found,
+                    wanted,
+                    rtol=1e-9,
+                    atol=1e-9 * scale,
+                    msg=lambda text, n=name, m=member: f"{n} of {m}: {text}",
                 )
 
 
@@ -307,12 +332,12 @@ def test_a_member_starts_within_peft_s_bound():
     """Uniform up to 1 / sqrt(in): so does peft draw it."""
     wide = {"hidden_size": 64, "intermediate_size": 96}
     lm = model_of(**wide)
-    mine = [one.abs().max() for one in (pair.down for pair in Adapters(lm, lm, SEEDS, settings_of()).pairs)]
+    mine = [one for name, one in Adapters(lm, lm, SEEDS, settings_of()).named_parameters() if "down" in name]
     adapted = get_peft_model(model_of(**wide), LoraConfig(r=RANK, target_modules=["query", "value"]))
-    theirs = [one.abs().max() for name, one in adapted.named_parameters() if "lora_A" in name]
+    theirs = [one for name, one in adapted.named_parameters() if "lora_A" in name]
     bound = 1 / math.sqrt(64)
     assert len(mine) == len(theirs) == 4
-    assert all(0.9 * bound < float(one) <= bound for one in (*mine, *theirs))
+    assert all(0.9 * bound < one.detach().abs().max() <= bound for one in (*mine, *theirs))
 
 
 # ---- in and out of the model ---------------------------------------------------------------------------------------
@@ -341,7 +366,9 @@ def test_after_it_the_model_is_exactly_what_it_was(family, problem):
             assert all(one.requires_grad for one in own)
             assert everything(lm) != before
             adapters.fold(2)
-            assert not torch.equal(next(iter(adapters.bases.values())).weight, weights[f"{next(iter(adapters.bases))}.weight"])
+            assert not torch.equal(
+                next(iter(adapters.bases.values())).weight, weights[f"{next(iter(adapters.bases))}.weight"]
+            )
             if problem:
                 raise problem
 
@@ -354,7 +381,10 @@ def test_after_it_the_model_is_exactly_what_it_was(family, problem):
     assert list(lm.state_dict()) == list(weights)
     assert all(torch.equal(one, weights[name]) for name, one in lm.state_dict().items())
     batch = some_batch(family, layout_of(family))
-    assert_near(cloze.states(batch).detach()[tokens_of(batch)], ClozeModel(model_of(family)).states(batch).detach()[tokens_of(batch)])
+    assert_near(
+        cloze.states(batch).detach()[tokens_of(batch)],
+        ClozeModel(model_of(family)).states(batch).detach()[tokens_of(batch)],
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "modernbert"])
@@ -363,17 +393,17 @@ def test_a_member_folded_in_answers_as_it_does_in_a_batch(family):
     batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
     adapters, own = grown(cloze.lm), tokens_of(batch)
     with torch.no_grad(), adapters.installed():
-        base = cloze.states(batch)
-        for member in (1, 0, 2):
+        base, expected = cloze.states(batch), []
+        for member in range(3):
             adapters.open_gate(torch.full((len(batch.input_ids),), member), torch.float32)
-            expected = cloze.states(batch)
-            adapters.close_gate()
+            expected.append(cloze.states(batch))
+            assert not torch.allclose(base, expected[member], atol=0.1)
+        adapters.close_gate()
+        for member in (1, 0, 2):
             adapters.fold(member)
-            assert_near(cloze.states(batch)[own], expected[own])
-            assert not torch.allclose(base, expected, atol=0.1)
-            if member == 0:
-                adapters.restore()
-                assert torch.equal(cloze.states(batch), base)
+            assert_near(cloze.states(batch)[own], expected[member][own])
+        adapters.restore()
+        assert torch.equal(cloze.states(batch), base)
 
 
 # ---- which maps ----------------------------------------------------------------------------------------------------
@@ -402,7 +432,9 @@ def test_queries_and_values_of_every_layer_get_adapters(family):
 def test_frozen_layers_get_no_adapters(family):
     every = names_of(family)
     assert names_of(family, frozen_layers=0) == every
-    assert names_of(family, frozen_layers=1) == [name for name in every if ".0." not in name] == every[len(every) // 2 :]
+    assert (
+        names_of(family, frozen_layers=1) == [name for name in every if ".0." not in name] == every[len(every) // 2 :]
+    )
     with pytest.raises(SettingsError, match="no such linear maps"):
         names_of(family, frozen_layers=2)
 
@@ -443,6 +475,13 @@ def test_a_name_that_is_nowhere_is_refused_and_those_that_are_there_are_told(fam
     with pytest.raises(SettingsError) as refused:
         names_of(family, targets=targets)
     assert all(word in str(refused.value) for word in ["finetune.lora.targets", *words]), refused.value
+
+
+@pytest.mark.xfail(strict=True, reason="pet.lora.find_targets takes the names it finds")
+def test_every_name_must_be_somewhere():
+    """A misspelled one beside a right one, too."""
+    with pytest.raises(SettingsError, match=r"vlaue.*name some of dense, key, query, value"):
+        names_of(targets=["query", "vlaue"])
 
 
 def test_a_family_without_a_default_takes_the_names_it_is_told():
@@ -524,10 +563,10 @@ def test_an_adapter_is_the_same_after_saving_loading_and_saving_again(tmp_path):
 @pytest.mark.parametrize("family", MAPS)
 def test_merging_changes_the_adapted_weights_alone_and_gives_what_peft_merges(family, tmp_path):
     theirs, lm, probe = peft_folder(tmp_path / "theirs", family), model_of(family), probe_of(family)
-    assert merge(lm, tmp_path / "theirs", probe) < 1e-5
+    assert merge(lm, tmp_path / "theirs", probe) < 1e-4
     with torch.no_grad():
-        assert_near(lm(**probe).logits, theirs(**probe).logits)
-        assert_near(lm(**probe).logits, theirs.merge_and_unload()(**probe).logits)
+        assert_near(lm(**probe).logits, theirs(**probe).logits, 1e-4)
+        assert_near(lm(**probe).logits, theirs.merge_and_unload()(**probe).logits, 1e-4)
     untouched, merged = model_of(family).state_dict(), lm.state_dict()
     assert list(untouched) == list(merged)
     changed = {name for name, one in merged.items() if not torch.equal(one, untouched[name])}
@@ -567,7 +606,11 @@ def test_a_folder_without_a_lora_adapter_is_refused(tmp_path):
     (tmp_path / "no JSON" / CONFIG).write_text("{")
     (tmp_path / "empty").mkdir()
     for name in ("no weights", "no config", "no JSON", "empty", "no such folder"):
-        for use in (base_of, lambda folder: load(model_of(), folder), lambda folder: merge(model_of(), folder, probe_of())):
+        for use in (
+            base_of,
+            lambda folder: load(model_of(), folder),
+            lambda folder: merge(model_of(), folder, probe_of()),
+        ):
             with pytest.raises(ModelError, match=f"{name} holds no LoRA adapter; give a member made with"):
                 use(tmp_path / name)
 
@@ -579,21 +622,67 @@ def test_adapters_of_another_peft_type_are_refused(tmp_path):
         merge(model_of(), tmp_path / "vera", probe_of())
 
 
-def test_a_model_whose_merged_answers_differ_is_refused(tmp_path):
-    """Here: weights so large that fp32 cannot hold what the adapter adds."""
+def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path):
     peft_folder(tmp_path / "theirs")
     lm = model_of()
     with torch.no_grad():
-        lm.get_submodule("bert.encoder.layer.0.attention.self.value").weight.add_(1e6)
-    with pytest.raises(ModelError, match="merged and adapted model differ by .* of the largest logit, more than 1e-04"):
+        lm.get_submodule("bert.encoder.layer.0.attention.self.key").bias[3] = math.nan
+    with pytest.raises(ModelError, match="theirs: merged and adapted model differ by nan of the largest logit"):
         merge(lm, tmp_path / "theirs", probe_of())
+
+
+def test_what_is_merged_is_what_was_asked(tmp_path, monkeypatch):
+    """A model that is folded wrongly is found out."""
+    peft_folder(tmp_path / "theirs")
+    fold = Adapters.fold
+
+    def fold_twice(self: Adapters, member: int) -> None:
+        fold(self, member)
+        self.originals = {name: base.weight.detach().clone() for name, base in self.bases.items()}
+        fold(self, member)
+
+    monkeypatch.setattr(Adapters, "fold", fold_twice)
+    with pytest.raises(
+        ModelError, match=r"merged and adapted model differ by \d\..* of the largest logit, more than 1e-04"
+    ):
+        merge(model_of(), tmp_path / "theirs", probe_of())
+
+
+MORE_THAN_MAPS = {
+    "a scale of its own": {"use_rslora": True},
+    "a map with another alpha": {"alpha_pattern": {"query": 20}},
+    "magnitudes": {"use_dora": True},
+    "biases of the model": {"bias": "lora_only"},
+    "whole modules": {"modules_to_save": ["transform"]},
+    "maps of the head": {"target_modules": ["query", "transform.dense"]},
+    "embeddings": {"target_modules": ["query", "word_embeddings"]},
+}
+
+
+@pytest.mark.xfail(strict=True, reason="pet.lora.load reads A and B of maps in the body and drops the rest")
+@pytest.mark.parametrize("what", MORE_THAN_MAPS)
+def test_an_adapter_that_says_more_than_a_member_s_is_read_whole_or_refused(what, tmp_path):
+    """Never in part: what was merged would not be what was trained."""
+    theirs = peft_folder(tmp_path / "theirs", **MORE_THAN_MAPS[what])
+    with torch.no_grad():
+        for name, one in theirs.named_parameters():
+            if one.requires_grad and "lora_" not in name:
+                one.add_(1.0)
+    theirs.save_pretrained(tmp_path / "theirs")
+    lm, probe = model_of(), probe_of()
+    with contextlib.suppress(ModelError):
+        merge(lm, tmp_path / "theirs", probe)
+        with torch.no_grad():
+            assert_near(lm(**probe).logits, theirs(**probe).logits, 1e-4)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
 STEPS = 20
-TRAINING = settings_of(steps=STEPS, labelled_batch=3, unlabelled_batch=2, alpha=0.3, warmup_steps=3, mask_probability=0.3)
+TRAINING = settings_of(
+    steps=STEPS, labelled_batch=3, unlabelled_batch=2, alpha=0.3, warmup_steps=3, mask_probability=0.3
+)
 TRAINING = TRAINING.model_copy(update={"learning_rate": 0.02, "weight_decay": 0.1, "max_grad_norm": 0.7})
 ANSWERS = ("good", "bad", "okay")
 
@@ -660,7 +749,11 @@ def test_a_member_trained_in_a_batch_with_others_is_the_one_trained_alone(togeth
     assert_same_adapters(weights_of(adapters, member), weights_of(single, 0))
     assert all(up.abs().max() > 0.01 for _, up in weights_of(adapters, member).values()), "it has learned something"
     others = [weights_of(adapters, other) for other in range(3) if other != member]
-    assert all(not torch.allclose(one[1], weights_of(adapters, member)[name][1]) for other in others for name, one in other.items())
+    assert all(
+        not torch.allclose(one[1], weights_of(adapters, member)[name][1])
+        for other in others
+        for name, one in other.items()
+    )
 
 
 def peft_loop(model: torch.nn.Module, batches: Iterator[ClozeBatch]) -> list[dict[str, float]]:
@@ -671,7 +764,9 @@ def peft_loop(model: torch.nn.Module, batches: Iterator[ClozeBatch]) -> list[dic
     for step, given in enumerate(batches):
         rows = list(alone(given.batch))
         logits = torch.zeros(len(given.batch.input_ids), model.config.vocab_size)
-        logits = logits.index_put((torch.cat([tokens for _, tokens in rows]),), torch.cat([model(**inputs).logits[0] for inputs, _ in rows]))
+        logits = logits.index_put(
+            (torch.cat([tokens for _, tokens in rows]),), torch.cat([model(**inputs).logits[0] for inputs, _ in rows])
+        )
         scores = logits[given.label_places][:, given.words] @ given.averaging[0]
         label = functional.cross_entropy(scores, given.labels[0])
         asked = given.targets != IGNORED
@@ -699,8 +794,6 @@ def test_a_member_is_the_peft_model_trained_by_a_plain_loop_on_the_same_rows(tog
     for name, values in reports[member].losses.items():
         each = [one[name] for one in losses]
         assert values == pytest.approx([np.mean(each[:10]), np.mean(each[10:])], rel=1e-4), name
-    model.save_pretrained(tmp_path / "end")
-    end = load_file(tmp_path / "end" / WEIGHTS)
-    prefix = "base_model.model."
-    expected = {name: (end[f"{prefix}{name}.lora_A.weight"], end[f"{prefix}{name}.lora_B.weight"]) for name in adapters.bases}
+    end = {name: model.base_model.model.get_submodule(name) for name in adapters.bases}
+    expected = {name: (one.lora_A["default"].weight, one.lora_B["default"].weight) for name, one in end.items()}
     assert_same_adapters(weights_of(adapters, member), expected)

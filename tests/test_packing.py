@@ -24,7 +24,8 @@ from transformers import AttentionInterface, AutoModelForMaskedLM
 from pet import packing
 from pet.attention import ATTENTION, packed_attention, unpack
 from pet.encoding import Batch, Layout
-from pet.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states
+from pet.models import layers_of
+from pet.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, single_states
 from pet.runtime import Runtime, Silent
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
@@ -269,6 +270,37 @@ def test_what_fills_up_a_training_batch_is_never_longer_than_its_width():
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_single_states_and_their_gradients_are_those_of_all_states(family, layout):
+    """The last layer computes one token of each row: the first, some other, the same gradient for every weight."""
+    batch = some_batch(family, {**END_TO_END, **PADDED}[layout])
+    for shift in (0, 1):
+        places = batch.starts[: len(batch)].long() + shift
+        one, other = model_of(family), model_of(family)
+        expected = hidden_states(one, batch)[places]
+        found = single_states(other, batch, places)
+        assert_near(found.detach(), expected.detach())
+        weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+        assert_same_gradients(gradients(other, (found * weights).sum()), gradients(one, (expected * weights).sum()))
+
+
+def test_single_states_compute_no_other_token_of_the_last_layer(monkeypatch):
+    """Seen at the feed-forward part: as many rows as there are texts."""
+    model, batch = model_of("roberta"), some_batch("roberta", Layout(False))
+    seen = []
+    for layer in layers_of(model):
+        layer.intermediate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    single_states(model, batch, batch.mask_positions)
+    assert seen == [len(batch.input_ids), len(batch)]
+
+
+def test_the_last_layer_keeps_the_names_of_its_weights_and_loads_again(tmp_path):
+    model = model_of("bert")
+    model.save_pretrained(tmp_path)
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert set(again.state_dict()) == set(model.state_dict())
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="these kernels are a GPU's")
 
 
@@ -276,7 +308,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="these kern
 @pytest.mark.parametrize("layout", [Layout(False), FILLED], ids=["end to end", "filled up"])
 @pytest.mark.parametrize("family", PACKED)
 def test_states_and_gradients_on_a_gpu_are_those_of_a_cpu(family, layout):
-    """In fp32, and with the kernels for half precision, to its digits."""
+    """In fp32, and with the kernels for half precision, to its digits; single states too."""
     batch = some_batch(family, layout)
     own, lm = tokens_of(batch), model_of(family)
     weights = torch.randn(len(batch.input_ids), 32, generator=torch.Generator().manual_seed(0))
@@ -284,16 +316,19 @@ def test_states_and_gradients_on_a_gpu_are_those_of_a_cpu(family, layout):
     gradient = gradients(lm, (expected * weights[own]).sum())
     there, lm = batch.to(torch.device("cuda")), lm.cuda()
     for dtype, share in ((None, 1e-3), (torch.bfloat16, 0.1)):
-        with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
-            found = hidden_states(lm, there).float().cpu()[own]
-            with torch.no_grad():
-                scored = hidden_states(lm, there).float().cpu()[own]
+        lm.base_model.to(dtype or torch.float32)
+        everything = hidden_states(lm, there).float().cpu()
+        found = everything[own]
+        with torch.no_grad():
+            scored = hidden_states(lm, there).float().cpu()[own]
+            single = single_states(lm, there, there.mask_positions).float().cpu()
         assert_near(found.detach(), expected.detach(), share)
         assert_near(scored, expected.detach(), share)
+        assert_near(single, everything[batch.mask_positions].detach(), max(share / 2, 1e-5))
         mine = gradients(lm, (found * weights[own]).sum())
         largest = max(float(one.norm()) for one in gradient.values())
         for name, one in gradient.items():
-            assert float((mine[name].cpu() - one).norm()) < share * (float(one.norm()) + 0.1 * largest), name
+            assert float((mine[name].cpu().float() - one).norm()) < share * (float(one.norm()) + 0.1 * largest), name
 
 
 @needs_gpu

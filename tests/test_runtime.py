@@ -61,9 +61,6 @@ def test_a_gpu_without_bf16_runs_in_full_precision(pretend_gpu, monkeypatch):
 def test_the_precision_that_was_asked_for_is_used_on_a_cpu_even_beside_a_gpu(precision, dtype, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     runtime = open_runtime(settings(device="cpu", precision=precision))
-    one = torch.ones(2, 2)
-    with runtime.autocast():
-        assert (one @ one).dtype == (dtype or torch.float32)
     assert runtime.dtype == dtype
     assert runtime.facts()["precision"] == ("fp32" if dtype is None else "bf16")
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pet.cloze import ClozeModel, average
+from pet.cloze import ClozeModel
 from pet.encoding import (
     Batch,
     Layout,
@@ -36,15 +36,21 @@ TARGET_MULTIPLE = 64
 """MLM targets of a batch are padded to a multiple of this."""
 
 
+KEY_STEP = 2_654_435_761
+"""Between the keys of neighbouring tokens: 2^32 over the golden ratio, so that they are spread evenly."""
+
+
 @dataclass(frozen=True)
 class ClozeBatch:
-    """`members`: which member each token belongs to [N]; `labels` [M, n] and `label_places`: which tokens are the masks
+    """`members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
+    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks
     of the labelled rows [M n]; `target_places`: which tokens are MLM targets, `target_members` whose they are and
     `targets` what they were [K], filled up with IGNORED so that few values of K occur; `words`: label words of all
     members [W]; `averaging`: from their logits to label scores [M, W, L]."""
 
     batch: Batch
     members: torch.Tensor
+    keys: torch.Tensor
     labels: torch.Tensor
     label_places: torch.Tensor
     target_places: torch.Tensor
@@ -61,6 +67,7 @@ class ClozeBatch:
                 send(one, device)
                 for one in (
                     self.members,
+                    self.keys,
                     self.labels,
                     self.label_places,
                     self.target_places,
@@ -77,8 +84,8 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2)."""
     states = cloze.states(given.batch)  # [N, H]
     num_members = len(given.labels)
-    logits = cloze.word_logits(states, given.label_places, given.words).view(num_members, -1, len(given.words))
-    scores = average(logits, given.averaging)  # [M, n, L]
+    logits = cloze.word_logits(states[given.label_places], given.words).view(num_members, -1, len(given.words))
+    scores = logits @ given.averaging  # [M, n, L]
     each = functional.cross_entropy(scores.flatten(0, 1), given.labels.flatten(), reduction="none")
     label = each.view(given.labels.shape).mean(1)
     if len(given.batch) == given.labels.numel():  # no unlabelled rows
@@ -98,10 +105,11 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
 class Share:
     """One member's part of a micro-batch: its rows, the labelled ones first, in the layout that the batch will have.
 
-    `labels`: [n]; `targets`: [N], IGNORED where nothing is asked.
+    `labels`: [n]; `targets`: [N], IGNORED where nothing is asked; `key`: a random number.
     """
 
     batch: Batch
+    key: int
     labels: NDArray[np.int64]
     targets: NDArray[np.int64]
     verbalizers: VerbalizerIds
@@ -123,6 +131,7 @@ def draw_shares(
 ) -> Iterator[Share]:
     """For ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time."""
     layout = dataclasses.replace(layout, token_multiple=1)  # `combine` fills up
+    (keys,) = rng.spawn(1)
     uses_mlm = settings.alpha > 0 and settings.unlabelled_batch > 0
     labelled = endless_order(len(sources.labelled), settings.labelled_batch, rng)
     unlabelled = endless_order(len(sources.pool), settings.unlabelled_batch, rng) if uses_mlm else None
@@ -131,7 +140,7 @@ def draw_shares(
         from_pool = next(unlabelled) if unlabelled else chosen[:0]
         batch = lay_out([sources.labelled, sources.pool], [chosen, from_pool], layout)
         targets = hide_tokens(batch, len(chosen), sources, settings.mask_probability, rng)
-        yield Share(batch, sources.labels[chosen], targets, sources.verbalizers)
+        yield Share(batch, int(keys.integers(2**31)), sources.labels[chosen], targets, sources.verbalizers)
 
 
 def never_masked(speller: Speller, mask_targets: str) -> NDArray[np.int64]:
@@ -173,9 +182,11 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     unlabelled = 1 - labels.shape[1] / len(shares[0].batch)  # not their tokens' own share: it varies among equal shapes
     places = pad_targets(np.flatnonzero(targets != IGNORED), settings.mask_probability * unlabelled * len(targets))
     words, averaging = join_verbalizers([share.verbalizers for share in shares])
+    keys = [share.key + np.arange(len(share.targets)) * KEY_STEP for share in shares]
     return ClozeBatch(
         batch,
         torch.from_numpy(members),
+        torch.from_numpy(np.pad(np.concatenate(keys), (0, extra)).astype(np.int32)),  # wraps
         torch.from_numpy(labels),
         batch.mask_positions[torch.from_numpy(labelled_rows)],
         torch.from_numpy(np.maximum(places, 0)),

@@ -15,7 +15,7 @@ from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
 from pet.examples import TextSource
-from pet.inference import refresh, score_rows, scoring_copy
+from pet.inference import computing_copy, refresh, score_rows
 from pet.patterns import PVP
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, never_masked
@@ -108,20 +108,20 @@ class Bench:
         return [one.detach().clone() for one in self.cloze.parameters()]
 
     @cached_property
-    def scorer(self) -> ClozeModel:
-        """The model that scores: the same, or a copy in lower precision."""
-        return scoring_copy(self.cloze, self.work.runtime)
+    def twin(self) -> ClozeModel:
+        """The model that computes: the same, or a copy in lower precision."""
+        return computing_copy(self.cloze, self.work.runtime)
 
     @cached_property
     def trainer(self) -> "Trainer[ClozeBatch]":
         """The training of a member that is a model of its own; what it captured serves the next one."""
         settings = self.work.settings.finetune
-        models.compile_layers(self.cloze.lm, self.work.runtime)
 
         def losses(given: ClozeBatch) -> Losses:
-            return cloze_losses(self.cloze, given, settings.alpha)
+            return cloze_losses(self.twin, given, settings.alpha)
 
-        return Trainer(self.cloze, settings, losses, self.work.runtime)
+        master = None if self.twin is self.cloze else self.cloze
+        return Trainer(self.twin, settings, losses, self.work.runtime, master=master)
 
     @cached_property
     def _host(self) -> dict[str, torch.Tensor]:
@@ -146,6 +146,7 @@ class Bench:
         """Put the starting weights back in place."""
         for mine, first in zip(self.cloze.parameters(), self.start, strict=True):
             mine.copy_(first)
+        refresh(self.twin, self.cloze)
 
     def layout(self) -> Layout:
         """How rows are laid out in training. Rows of several members must be of one width where they are padded."""
@@ -169,17 +170,15 @@ class Bench:
 
     def score(self, asked: Asked, splits: Sequence[str], name: str) -> dict[str, NDArray[np.float32]]:
         """Label scores [N, L] of the model as it is now, by split."""
-        refresh(self.scorer, self.cloze)
-        return {split: self.score_as_is(asked, split, name) for split in splits}
-
-    def score_as_is(self, asked: Asked, split: str, name: str) -> NDArray[np.float32]:
-        """Label scores [N, L] of one split by `scorer` with the weights it has."""
-        scorer, runtime = self.scorer, self.work.runtime
+        runtime = self.work.runtime
         words = asked.verbalizers.to(runtime.device)
-        return score_rows(
-            lambda batch: scorer.label_scores(scorer.states(batch), batch.mask_positions, words),
-            asked.rows[split],
-            packing.scoring_layout(scorer.lm),
-            runtime,
-            f"{name} on {split}",
-        )
+        return {
+            split: score_rows(
+                lambda batch: self.twin.label_scores(batch, words),
+                asked.rows[split],
+                packing.scoring_layout(self.twin.lm),
+                runtime,
+                f"{name} on {split}",
+            )
+            for split in splits
+        }

@@ -10,11 +10,11 @@ from pet import models, packing
 from pet.classification import ClassifierModel
 from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, plain_pattern, send
 from pet.examples import TextSource
-from pet.inference import score_rows, scoring_copy
+from pet.inference import computing_copy, score_rows
 from pet.runtime import seed_everything
 from pet.settings import BaselineSettings, DistillSettings
 from pet.stages.work import Work
-from pet.training import TrainingReport, endless_order, train
+from pet.training import Trainer, TrainingReport, endless_order
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Scores [B, L] and the targets of the same rows -> a scalar."""
@@ -38,6 +38,7 @@ class Classifier:
         seed_everything(seed)
         self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
         self.classifier = ClassifierModel(self.model)
+        self.twin = computing_copy(self.classifier, work.runtime)
 
     def encode(self, texts: TextSource) -> Rows:
         """Texts as rows."""
@@ -49,7 +50,8 @@ class Classifier:
     ) -> TrainingReport:
         """Train in place on rows with targets [N, ...] (labels or teacher scores)."""
         runtime = self.work.runtime
-        models.freeze_lower(self.model, settings.frozen_layers)
+        for model in (self.model, self.twin.model):
+            models.freeze_lower(model, settings.frozen_layers)
         layout = packing.training_layout(self.model, runtime)
 
         def draw() -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -59,22 +61,16 @@ class Classifier:
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given
-            return {"loss": loss(self.classifier.logits(batch), wanted)}
+            return {"loss": loss(self.twin.logits(batch), wanted)}
 
-        models.compile_layers(self.model, runtime)
-        return train(self.classifier, settings, draw(), losses, runtime, name)
+        master = None if self.twin is self.classifier else self.classifier
+        (report,) = Trainer(self.twin, settings, losses, runtime, master=master).run(draw(), name)
+        return report
 
     def score(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
-        return self._apply(lambda twin, batch: twin.logits(batch), rows, name)
+        return score_rows(self.twin.logits, rows, packing.scoring_layout(self.model), self.work.runtime, name)
 
     def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `classification`."""
-        return self._apply(lambda twin, batch: twin.features(batch), rows, name)
-
-    def _apply(
-        self, ask: Callable[[ClassifierModel, Batch], torch.Tensor], rows: Rows, name: str
-    ) -> NDArray[np.float32]:
-        twin = scoring_copy(self.classifier, self.work.runtime)
-        layout = packing.scoring_layout(self.model)
-        return score_rows(lambda batch: ask(twin, batch), rows, layout, self.work.runtime, name)
+        return score_rows(self.twin.features, rows, packing.scoring_layout(self.model), self.work.runtime, name)

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pet import models
 from pet.artifacts import Artifact, Draft, Key
 from pet.encoding import Encoder, encode_verbalizers
-from pet.inference import refresh
 from pet.lora import Adapters
 from pet.patterns import PVP
 from pet.runtime import seed_everything
@@ -201,9 +199,8 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
 def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     """Train members as adapters on one frozen model, all in one batch; score and publish them one by one."""
     announce(bench, plans)
-    work, model = bench.work, bench.scorer.lm
+    work, model = bench.work, bench.twin.lm
     bench.reset()
-    refresh(bench.scorer, bench.cloze)
     asked = [bench.ask(plan.pvp) for plan in plans]
     seeds = [member_seed(work, plan) for plan in plans]
     adapters = Adapters(model, bench.cloze.lm, seeds, work.settings.finetune)
@@ -212,7 +209,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
         for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
             with open_draft(bench, plan) as draft:
                 adapters.fold(number)
-                scores = {split: bench.score_as_is(one, split, plan.label) for split in splits_of(bench, plan)}
+                scores = bench.score(one, splits_of(bench, plan), plan.label)
                 adapters.save(number, draft.path / "adapter", work.settings.model.name)
                 together = [other.label for other in plans]
                 write_member(
@@ -223,14 +220,13 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
 def train_adapters(
     bench: Bench, adapters: Adapters, batches: Iterator[ClozeBatch], names: Sequence[str]
 ) -> list[TrainingReport]:
-    """Train installed adapters, one report each. The frozen model stays in eval mode: no dropout."""
+    """Train installed adapters, one report each. The frozen model stays in eval mode: dropout is the adapters' own."""
     settings = bench.work.settings.finetune
-    dtype = next(bench.scorer.lm.base_model.parameters()).dtype
+    dtype = next(bench.twin.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
-        adapters.open_gate(given.members, dtype)
-        with torch.autocast(given.members.device.type, enabled=False):
-            return cloze_losses(bench.scorer, given, settings.alpha)
+        adapters.open_gate(given.members, dtype, given.keys)
+        return cloze_losses(bench.twin, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
     reports = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip).run(batches, *names)
