@@ -12,9 +12,10 @@ import torch
 from common import build_large, clock, draw_lengths, flops_per_token, random_rows, show, start, wait
 from reference import DistillReference
 
-from pet import models, packing
+from pet import packing
 from pet.classification import ClassifierModel
 from pet.encoding import send
+from pet.inference import computing_copy
 from pet.losses import distillation_loss
 from pet.runtime import open_runtime
 from pet.settings import DistillSettings, RuntimeSettings
@@ -46,7 +47,7 @@ def main() -> None:
     student = ClassifierModel(model)
     for name, compiled in (("captured", False), ("captured, compiled", True)):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
-        models.compile_layers(model, runtime)
+        twin = computing_copy(student, runtime)
         layout = packing.training_layout(model, runtime)
 
         def draw(layout=layout):
@@ -54,10 +55,11 @@ def main() -> None:
                 yield rows.batch(chosen, layout).to(device), send(targets[torch.from_numpy(chosen)], device)
 
         trainer = Trainer(
-            student,
+            twin,
             settings,
-            lambda given: {"loss": distillation_loss(student.logits(given[0]), given[1], settings.temperature)},
+            lambda given: {"loss": distillation_loss(twin.logits(given[0]), given[1], settings.temperature)},  # noqa: B023
             runtime,
+            master=None if twin is student else student,
         )
         batches = draw()
         trainer.run(batches, "warm-up")

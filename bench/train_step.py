@@ -28,7 +28,7 @@ from common import (
 )
 from reference import Reference
 
-from pet import models, packing
+from pet import packing
 from pet.cloze import ClozeModel
 from pet.inference import computing_copy
 from pet.lora import Adapters
@@ -54,7 +54,6 @@ def main() -> None:
     runtime = open_runtime(RuntimeSettings(compile=False))
     for name, changes in (("plain", {"capture": False}), ("captured", {}), ("captured, compiled", {"compile": True})):
         chosen = dataclasses.replace(runtime, **changes)
-        models.compile_layers(lm, chosen)
         few = settings if chosen.capture else settings.model_copy(update={"steps": 20})
         show(f"full, {name}", time_full(model, rows, few, chosen), reference, 3 * forward, rate)
 
@@ -93,7 +92,9 @@ def measure(trainer: Trainer[ClozeBatch], batches: object, names: list[str], run
 
 def time_full(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime) -> float:
     """Seconds of a step of one member, all weights trained."""
-    trainer = Trainer(model, settings, lambda given: cloze_losses(model, given, settings.alpha), runtime)
+    twin = computing_copy(model, runtime)
+    master = None if twin is model else model
+    trainer = Trainer(twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master)
     layout = packing.training_layout(model.lm, runtime)
     return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)  # type: ignore[arg-type]
 

@@ -12,10 +12,12 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -136,13 +138,14 @@ class Adapters(nn.Module):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The model with the adapters in it, frozen; afterwards as it was, weights and all."""
+        """The model with the adapters in it, frozen and in eval mode; afterwards as it was, weights and all."""
         (model,) = self.host
         trained = [one for one in model.parameters() if one.requires_grad]
         dropouts = {
             name: one for name, one in model.base_model.named_modules() if isinstance(one, nn.Dropout) and one.p
         }
-        model.requires_grad_(False)
+        was_training = model.training
+        model.requires_grad_(False).eval()
         for place, (name, dropout) in enumerate(dropouts.items()):
             replace(model.base_model, name, KeyedDropout(dropout.p, place, self.gate))
         for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
@@ -155,6 +158,7 @@ class Adapters(nn.Module):
             for name, dropout in dropouts.items():
                 replace(model.base_model, name, dropout)
             self.restore()
+            model.train(was_training)
             for one in trained:
                 one.requires_grad_(True)
 
@@ -218,17 +222,24 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
         SettingsError: there are none of these names; says which there are.
     """
     family = model.config.model_type
+    if getattr(model.config, "share_att_key", False):
+        raise SettingsError(
+            f"finetune.method=lora cannot train this {family} model: its query and key maps also read a table of "
+            "positions (share_att_key), which belongs to no member; use finetune.method=full"
+        )
     ends = tuple(wanted or TARGETS.get(family, ()))
     frozen = {id(module) for layer in layers_of(model)[: frozen_layers or 0] for module in layer.modules()}
     inside = {id(module) for module in model.base_model.modules()} - frozen
-    linear = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside}
-    found = [name for name in linear if f".{name}".endswith(tuple(f".{end}" for end in ends))] if ends else []
-    if not found:
+    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside]
+    found = {end: [name for name in linear if f".{name}".endswith(f".{end}")] for end in ends}
+    unknown = [end for end, names in found.items() if not names]
+    if unknown or not found:
         names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise SettingsError(
-            f"finetune.lora.targets {list(ends)}: the {family} model has no such linear maps; name some of {names}"
+            f"finetune.lora.targets {unknown}: the {family} model has no such linear maps; name some of {names}"
         )
-    return found
+    chosen = {name for names in found.values() for name in names}
+    return [name for name in linear if name in chosen]
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -243,21 +254,46 @@ MOST_DIFFERENCE = 1e-4
 """Of merged and adapted logits, relative to the largest: fp32 rounding through some thirty layers stays under it."""
 
 
-def base_of(folder: Path) -> str:
-    """The name of the model that the adapter in `folder` belongs to.
+PLAIN = ("alpha_pattern", "rank_pattern", "modules_to_save", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
+"""What peft's LoRA can do and a member does not: anything but nothing here is refused."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An adapter as its folder holds it: name of the base model, rank, alpha; per linear map A [r, in], B [out, r]."""
+
+    base: str
+    rank: int
+    alpha: float
+    maps: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def read(folder: Path) -> Stored:
+    """The adapter in a folder.
 
     Raises:
-        ModelError: there is no LoRA adapter.
+        ModelError: there is none, it is damaged, or it says more than `Stored` can hold.
     """
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = {}
-    if config.get("peft_type") != "LORA" or not (folder / WEIGHTS).is_file():
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        kind = config["peft_type"]
+        tensors = load_file(folder / WEIGHTS) if kind == "LORA" else {}
+        names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
+        maps = {name: (tensors.pop(f"{PREFIX}{name}{A}"), tensors.pop(f"{PREFIX}{name}{B}")) for name in names}
+        found = Stored(str(config["base_model_name_or_path"]), config.get("r", 0), config.get("lora_alpha", 0), maps)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as problem:
         raise ModelError(
-            f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora, or its adapter"
-        )
-    return str(config["base_model_name_or_path"])
+            f"the LoRA adapter in {folder} is damaged ({type(problem).__name__}: {problem}); make the member anew"
+        ) from None
+    if kind != "LORA":
+        raise ModelError(f"{folder} holds no LoRA adapter but one of peft_type {kind}; merge it with peft")
+    more = [name for name in PLAIN if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
+    if more or tensors or not found.rank or not found.alpha:
+        what = ", ".join([*more, *list(tensors)[:1]]) or "rank or alpha is missing"
+        raise ModelError(f"{folder} holds another LoRA adapter than a member's ({what}); merge it with peft")
+    return found
 
 
 def merge(model: Any, folder: Path, probe: dict[str, torch.Tensor]) -> float:
@@ -293,23 +329,21 @@ def load(model: Any, folder: Path) -> Adapters:
     Raises:
         ModelError: there is none, or it is of another model.
     """
-    base_of(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    tensors = load_file(folder / WEIGHTS)
-    names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
-    linear = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear)}
-    fits = all(
-        name in linear
-        and tensors[f"{PREFIX}{name}{A}"].shape == (config["r"], linear[name].in_features)
-        and tensors[f"{PREFIX}{name}{B}"].shape == (linear[name].out_features, config["r"])
-        for name in names
-    )
-    if not names or not fits:
-        raise ModelError(f"{folder} does not fit the model {base_of(folder)!r}; it was made for another one")
-    lora = LoraSettings(rank=config["r"], alpha=config["lora_alpha"], targets=tuple(names))
+    stored = read(folder)
+    linear = {name: one for name, one in model.base_model.named_modules() if isinstance(one, nn.Linear)}
+    prefix = f"{model.base_model_prefix}."
+    for name, (down, up) in stored.maps.items():
+        base = linear.get(name.removeprefix(prefix))
+        if base is None or (down.shape, up.shape) != (
+            (stored.rank, base.in_features),
+            (base.out_features, stored.rank),
+        ):
+            raise ModelError(f"{folder} does not fit the model {stored.base!r}; it was made for another one")
+    lora = LoraSettings(rank=stored.rank, alpha=stored.alpha, targets=tuple(stored.maps))
     adapters = Adapters(model, model, [0], FinetuneSettings(lora=lora))
     with torch.no_grad():
         for name, pair in zip(adapters.bases, adapters.pairs, strict=True):
-            pair.get_parameter("down")[0] = tensors[f"{PREFIX}{name}{A}"]
-            pair.get_parameter("up")[0] = tensors[f"{PREFIX}{name}{B}"].T
+            down, up = stored.maps[name]
+            pair.get_parameter("down")[0] = down
+            pair.get_parameter("up")[0] = up.T
     return adapters

@@ -8,6 +8,8 @@ import click
 from pet.errors import ModelError
 
 PROBE = "The quick brown fox jumps over the lazy dog ."
+PROBE_LENGTH = 16
+"""Tokens of the two sentences that merged and adapted model are compared on, at most."""
 
 
 @click.command()
@@ -29,17 +31,24 @@ def merge(member: Path, out: Path) -> None:
     if out.exists():
         raise ModelError(f"{out} exists already; name a new folder, or remove it")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
-    settings = ModelSettings(name=lora.base_of(adapter))
+    settings = ModelSettings(name=lora.read(adapter).base, max_length=PROBE_LENGTH)
     model, tokenizer = models.load_masked_lm(settings), models.load_tokenizer(settings)
-    worst = lora.merge(
-        model, adapter, dict(tokenizer([PROBE, f"{PROBE} {tokenizer.mask_token}"], padding=True, return_tensors="pt"))
+    probe = tokenizer(
+        [PROBE, f"{PROBE} {tokenizer.mask_token}"],
+        padding=True,
+        truncation=True,
+        max_length=PROBE_LENGTH,
+        return_tensors="pt",
     )
+    worst = lora.merge(model, adapter, dict(probe))
     draft = out.with_name(f".{out.name}-draft")
     try:
         with models.quiet_transformers():
             model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
         draft.rename(out)
+    except OSError as problem:
+        raise ModelError(f"{out} cannot be written ({problem.strerror or problem}); name another folder") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     click.echo(f"{out}: {settings.name} with {adapter} merged; answers as before to {worst:.0e} of the largest logit")

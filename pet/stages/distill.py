@@ -21,7 +21,7 @@ from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "distill"
-VERSION = 1
+VERSION = 2
 
 
 def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
