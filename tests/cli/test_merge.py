@@ -31,7 +31,7 @@ from pet.tasks import read_texts
 SCORES = "scores.safetensors"
 CHECKPOINT = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 LORA = ["--set", "finetune.method=lora", "--set", "finetune.repetitions=1", "--set", "finetune.steps=4"]
-LORA += ["--set", "finetune.lora.learning_rate=0.05"]
+LORA += ["--set", "finetune.lora.learning_rate=0.02"]
 """A rate at which four steps move scores far."""
 
 
