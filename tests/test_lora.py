@@ -353,7 +353,7 @@ def drop(inputs: torch.Tensor, keys: torch.Tensor | None, p: float = 0.1, place:
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
-@pytest.mark.parametrize("start", [0, 1, 123_456_789])
+@pytest.mark.parametrize("start", [0, 123_456_789])
 def test_dropout_drops_its_share_without_a_pattern(p, start):
     """In all, of each token and of each column as a coin would; neighbours, places and other keys have no say."""
     tokens, columns = 4096, 96
@@ -782,10 +782,19 @@ MORE_THAN_MAPS = {
     "whole modules": {"modules_to_save": ["transform"]},
     "maps of the head": {"target_modules": ["query", "transform.dense"]},
     "embeddings": {"target_modules": ["query", "word_embeddings"]},
+    "weights that it took from the model": {"init_lora_weights": "pissa"},
+    "only from some token on": {"alora_invocation_tokens": [5, 6]},
 }
+UNKNOWN = ("weights that it took from the model", "only from some token on")
 
 
-@pytest.mark.parametrize("what", MORE_THAN_MAPS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(one, marks=[pytest.mark.xfail(strict=True, reason="not in pet.lora.PLAIN")] * (one in UNKNOWN))
+        for one in MORE_THAN_MAPS
+    ],
+)
 def test_an_adapter_that_says_more_than_a_member_s_is_read_whole_or_refused(what, tmp_path):
     """Never in part: what was merged would not be what was trained."""
     theirs = peft_folder(tmp_path / "theirs", **MORE_THAN_MAPS[what])
@@ -808,7 +817,9 @@ STEPS = 20
 TRAINING = settings_of(
     steps=STEPS, labelled_batch=3, unlabelled_batch=2, alpha=0.3, warmup_steps=3, mask_probability=0.3
 )
-TRAINING = TRAINING.model_copy(update={"learning_rate": 0.02, "weight_decay": 0.1, "max_grad_norm": 0.7})
+TRAINING = TRAINING.model_copy(
+    update={"learning_rate": 0.02, "weight_decay": 0.1, "max_grad_norm": 0.7, "adam_epsilon": 1e-4}
+)
 ANSWERS = ("good", "bad", "okay")
 
 

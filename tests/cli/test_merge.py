@@ -23,6 +23,7 @@ from rows import (
     save_lively,
     snapshot,
 )
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -226,6 +227,20 @@ def test_an_out_that_cannot_be_written_is_refused(lora, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert str(tmp_path / "file") in refuse(lora.one("finetune", "p0-r0"), tmp_path / "file" / "merged")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.xfail(strict=True, reason="pet.cli.merge knows OSError only, and makes the folders above for good")
+def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_left(lora, tmp_path, monkeypatch):
+    """As safetensors says it."""
+    save = transformers.PreTrainedModel.save_pretrained
+
+    def save_half(self, folder, **more):
+        save(self, folder, **more)
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", save_half)
+    assert "No space left on device" in refuse(lora.one("finetune", "p0-r0"), tmp_path / "new" / "merged")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["weights", "half the weights", "no JSON object", "no base model", "no alpha"])
