@@ -154,6 +154,32 @@ def flops_per_token(config: Any) -> float:
     return 2.0 * config.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner)
 
 
+def flops_per_row(config: Any, tokens: float) -> float:
+    """The same for a row of so many tokens whose last layer computes one of them: of the others keys and values only."""
+    hidden = config.hidden_size
+    layer = flops_per_token(config) / config.num_hidden_layers
+    return tokens * (flops_per_token(config) - layer + 4.0 * hidden * hidden) + layer - 4.0 * hidden * hidden
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer of whole words with RoBERTa's special tokens, their ids first."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    vocabulary = {token: number for number, token in enumerate([*special.values(), *words])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        **{f"{name}_token": token for name, token in special.items()},
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
 def matmul_rate(device: torch.device, size: int = 8192, seconds: float = 2.0) -> float:
     """FLOP/s of a large bf16 matrix product on this card, kept up for two seconds: in shorter runs it is hotter work
     than the card can sustain, and so would be no ceiling for what takes minutes."""

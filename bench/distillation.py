@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from common import build_large, clock, draw_lengths, flops_per_token, random_rows, show, start, wait
+from common import build_large, clock, draw_lengths, flops_per_row, flops_per_token, random_rows, show, start, wait
 from reference import DistillReference
 
 from pet import packing
@@ -65,7 +65,7 @@ def main() -> None:
         trainer.run(batches, "warm-up")
         wait(device)
         seconds = clock(lambda: trainer.run(batches, "measured"), device, 1, warmup=0) / options.steps  # noqa: B023
-        show(name, seconds, reference, flops, rate)
+        show(name, seconds, reference, 3 * BATCH * flops_per_row(model.config, lengths.mean()), rate)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name, clock, draw_lengths
+from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name, clock, draw_lengths, word_tokenizer
 from reference import DistillReference, Reference
 
 from pet.artifacts import Store
@@ -103,29 +103,8 @@ def run(options: Any, folder: Path) -> dict[str, float]:
 
 def write_model(folder: Path) -> None:
     """A random model of the shape, and a tokenizer of made-up words with AG News's label words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    plain = [*LABELS, "News", "Category", *":()[]-", *(f"w{number}" for number in range(50_000))]
-    vocabulary = {token: number for number, token in enumerate([*special, *plain])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        cls_token="<s>",
-        sep_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-    tokenizer.save_pretrained(folder)
+    words = [*LABELS, "News", "Category", *":()[]-", *(f"w{number}" for number in range(50_000))]
+    word_tokenizer(words).save_pretrained(folder)
     build_large(torch.device("cpu")).save_pretrained(folder)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 import torch
-from common import WORDS, build_large, clock, draw_lengths, flops_per_token, random_rows, show, start
+from common import WORDS, build_large, clock, draw_lengths, flops_per_row, flops_per_token, random_rows, show, start
 from reference import Reference
 
 from pet import packing
@@ -46,7 +46,8 @@ def main() -> None:
             score_rows(score, rows, layout, runtime, "texts")
 
         seconds = clock(run, device, 1, warmup=1) / len(lengths)
-        show("compiled" if compiled else "plain", seconds, reference, flops, rate, "texts/s")
+        done = flops_per_row(lm.config, lengths.mean())
+        show("compiled" if compiled else "plain", seconds, reference, done, rate, "texts/s")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def label(size: int) -> dict[str, float]:
     """Seconds and peak memory of labelling so many texts."""
     import torch
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from common import word_tokenizer
 
     from pet import packing
     from pet.cloze import ClozeModel
@@ -58,31 +58,17 @@ def label(size: int) -> dict[str, float]:
     from pet.stages.label import write_soft_labels
     from pet.tasks import TextFile
 
-    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
-    words = [*special, *LABELS, ":", *(f"w{number}" for number in range(WORDS))]
-    raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        unk_token="[UNK]",
-    )
+    tokenizer = word_tokenizer([*LABELS, ":", *(f"w{number}" for number in range(WORDS))])
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    cloze = ClozeModel(transformers.BertForMaskedLM(config).eval())
+    cloze = ClozeModel(transformers.RobertaForMaskedLM(config).eval())
     pvp = PVP(0, parse_pattern("{mask} : {text}", ["text"]), {name: (name,) for name in LABELS})
     runtime = open_runtime(RuntimeSettings(device="cpu"))
 

@@ -8,7 +8,6 @@ differs by family; HEADS says it for those that are tested against the full logi
 path, slower and right, and `ClozeModel.shortcut` is False.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -114,9 +113,9 @@ class ClozeModel(nn.Module):
         if not self.shortcut:
             return states.T
         transform, weight, bias = HEADS[self.family](self.lm)
-        reduced = states.dtype if states.dtype in (torch.bfloat16, torch.float16) else None
-        with torch.autocast(states.device.type, dtype=reduced) if reduced else contextlib.nullcontext():
-            logits = weight @ transform(states).T
+        # The head is in fp32 at least; states and embeddings may be in less, as the body is.
+        transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
+        logits = weight @ transformed.T.to(weight.dtype)
         return logits if bias is None else logits + bias[:, None]
 
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

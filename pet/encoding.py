@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pet.errors import ModelError, SettingsError, TaskError, raise_problems
 from pet.examples import TextSource
 from pet.patterns import PVP, Mask, Part, Pattern, Slot, read_part
+from pet.runtime import send
 
 Ids = NDArray[np.int32]
 
@@ -211,23 +212,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(
-            send(self.input_ids, device),
-            None if self.token_type_ids is None else send(self.token_type_ids, device),
-            send(self.places, device),
-            send(self.rows, device),
-            send(self.starts, device),
-            send(self.mask_positions, device),
-            self.width,
-            None if self.attention_mask is None else send(self.attention_mask, device),
-        )
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device; to a GPU through pinned memory, so that the host need not wait for the queue before it."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+        return send(self, device)
 
 
 @dataclass(frozen=True)
@@ -554,7 +539,7 @@ class VerbalizerIds:
 
     def to(self, device: torch.device) -> "VerbalizerIds":
         """The same on a device."""
-        return VerbalizerIds(self.words.to(device), self.averaging.to(device))
+        return send(self, device)
 
 
 def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list[VerbalizerIds]:

@@ -86,11 +86,12 @@ class KeyedDropout(nn.Module):
     """Dropout of hidden states whose mask is a hash of each token's key, this place in the model and the column: so a
     member's random stream is its own, whichever others are in the batch. Attention probabilities are left alone."""
 
-    def __init__(self, p: float, place: int, gate: Gate) -> None:
+    def __init__(self, p: float, place: int, gate: Gate, device: torch.device) -> None:
         super().__init__()
         self.p = p
-        self.place = place
         self.gate = gate
+        # A tensor: compiled layers share one program, which a number would make another one for each layer.
+        self.place = nn.Buffer(torch.tensor(place * 65_537, dtype=torch.int32, device=device), persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., H], if there is one row for each key."""
@@ -98,7 +99,7 @@ class KeyedDropout(nn.Module):
         if keys is None or inputs.shape[:-1].numel() != keys.shape[0]:
             return inputs
         columns = torch.arange(inputs.shape[-1], dtype=torch.int32, device=inputs.device)
-        kept = hash_bits(keys[:, None] + hash_bits(columns + self.place * 65_537)) >= int(self.p * HASH_RANGE)
+        kept = hash_bits(keys[:, None] + hash_bits(columns + self.place)) >= int(self.p * HASH_RANGE)
         return inputs * kept.view(inputs.shape) / (1 - self.p)
 
 
@@ -147,7 +148,7 @@ class Adapters(nn.Module):
         was_training = model.training
         model.requires_grad_(False).eval()
         for place, (name, dropout) in enumerate(dropouts.items()):
-            replace(model.base_model, name, KeyedDropout(dropout.p, place, self.gate))
+            replace(model.base_model, name, KeyedDropout(dropout.p, place, self.gate, model.device))
         for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
             replace(model, name, Adapted(base, pair, self.gate))  # type: ignore[arg-type]
         try:
@@ -194,8 +195,8 @@ class Adapters(nn.Module):
         for name, base in self.bases.items():
             base.weight.copy_(self.originals[name])
 
-    def save(self, member: int, folder: Path, model_name: str) -> None:
-        """Write one member as a peft adapter."""
+    def save(self, member: int, folder: Path, model_name: str, revision: str | None = None) -> None:
+        """Write one member as a peft adapter of this model."""
         folder.mkdir()
         tensors = {}
         for name, pair in zip(self.bases, self.pairs, strict=True):
@@ -205,6 +206,7 @@ class Adapters(nn.Module):
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": model_name,
+            "revision": revision,
             "r": self.settings.rank,
             "lora_alpha": self.settings.alpha,
             "lora_dropout": 0.0,
@@ -254,15 +256,34 @@ MOST_DIFFERENCE = 1e-4
 """Of merged and adapted logits, relative to the largest: fp32 rounding through some thirty layers stays under it."""
 
 
-PLAIN = ("alpha_pattern", "rank_pattern", "modules_to_save", "use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
-"""What peft's LoRA can do and a member does not: anything but nothing here is refused."""
+SAID = {"base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"}
+SAID |= {
+    "layers_to_transform",
+    "layers_pattern",
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+}
+MEANS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, "gaussian"),
+    "megatron_core": ("megatron.core",),
+    "qalora_group_size": (16,),
+}
+"""Of peft's configuration: what a member's adapter can be told by, or what its tensors show anyway; and values of other
+fields that mean nothing. Any other field that says something is refused: peft's LoRA can do much that W + s B A is
+not, and learns more."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An adapter as its folder holds it: name of the base model, rank, alpha; per linear map A [r, in], B [out, r]."""
+    """An adapter as its folder holds it: name and hub revision of the base model, rank, alpha; per linear map
+    A [r, in], B [out, r]."""
 
     base: str
+    revision: str | None
     rank: int
     alpha: float
     maps: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -282,14 +303,16 @@ def read(folder: Path) -> Stored:
         tensors = load_file(folder / WEIGHTS) if kind == "LORA" else {}
         names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
         maps = {name: (tensors.pop(f"{PREFIX}{name}{A}"), tensors.pop(f"{PREFIX}{name}{B}")) for name in names}
-        found = Stored(str(config["base_model_name_or_path"]), config.get("r", 0), config.get("lora_alpha", 0), maps)
+        base, revision = str(config["base_model_name_or_path"]), config.get("revision")
+        found = Stored(base, revision, config.get("r", 0), config.get("lora_alpha", 0), maps)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as problem:
         raise ModelError(
             f"the LoRA adapter in {folder} is damaged ({type(problem).__name__}: {problem}); make the member anew"
         ) from None
     if kind != "LORA":
         raise ModelError(f"{folder} holds no LoRA adapter but one of peft_type {kind}; merge it with peft")
-    more = [name for name in PLAIN if config.get(name)] + ["bias"] * (config.get("bias", "none") != "none")
+    said = {name: value for name, value in config.items() if value and name not in SAID}
+    more = [name for name, value in said.items() if value not in MEANS_NOTHING.get(name, ())]
     if more or tensors or not found.rank or not found.alpha:
         what = ", ".join([*more, *list(tensors)[:1]]) or "rank or alpha is missing"
         raise ModelError(f"{folder} holds another LoRA adapter than a member's ({what}); merge it with peft")

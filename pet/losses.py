@@ -1,6 +1,6 @@
 """The three losses, and which tokens the MLM loss asks for. Tensors in, scalars out; no model.
 
-Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary.
+Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members trained in one batch.
 """
 
 import numpy as np
@@ -14,15 +14,18 @@ KEPT, MASKED = 0.1, 0.8
 
 
 def label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of label scores [B, L] against labels [B], mean over rows (P1 section 3.1)."""
-    return functional.cross_entropy(scores.float(), labels)
+    """Cross-entropy of label scores [..., B, L] against labels [..., B], mean over rows (P1 section 3.1)."""
+    each = functional.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="none")
+    return each.view(labels.shape).mean(-1)
 
 
-def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of vocabulary logits [K, V] at the target positions against tokens [K], mean over the targets that
-    are not IGNORED; 0 if there are none."""
-    total = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+def mlm_loss(logits: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
+    """Cross-entropy of vocabulary logits [K, V] at the target positions against tokens [K]; for each member [M] the
+    mean over its targets that are not IGNORED, 0 if it has none. `members`: whose each target is [K]."""
+    each = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+    sums = each.new_zeros(num_members).index_add(0, members, each)
+    counts = each.new_zeros(num_members).index_add(0, members, (targets != IGNORED).float())
+    return sums / counts.clamp(min=1)
 
 
 def combined_loss(label: torch.Tensor, mlm: torch.Tensor, alpha: float) -> torch.Tensor:

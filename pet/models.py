@@ -9,6 +9,8 @@ Everything is loaded in fp32 and never runs code from a checkpoint. What a model
 
 import importlib.util
 import logging
+import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -199,6 +201,18 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """Raise what safetensors says of a disk, `... (os error 28)` in an error of its own, as Python's OSError."""
+    try:
+        yield
+    except SafetensorError as problem:
+        number = re.search(r"\(os error (\d+)\)", str(problem))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from problem
 
 
 def freeze_lower(model: Any, num_layers: int | None) -> None:

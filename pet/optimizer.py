@@ -2,7 +2,7 @@
 
 `FusedAdamW` is torch's own. `MasterAdamW` is for a model that computes in bf16: it keeps the weights that count in fp32
 and reads gradients and writes the model's bf16 weights in the same pass. At RoBERTa-large's size a training step is
-mostly moving weights through memory, and this moves a third less of them (bench/RESULTS.md).
+mostly moving weights through memory; by count this moves 30 bytes for each instead of 48. No GPU has timed it yet.
 """
 
 import functools

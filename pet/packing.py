@@ -35,8 +35,7 @@ def install(model: Any) -> bool:
     packed = model.config.model_type in PACKED
     if packed:
         model.set_attn_implementation(ATTENTION)
-    if model.config.model_type in SINGLE:
-        last = layers_of(model)[-1]
+    if model.config.model_type in SINGLE and not isinstance(last := layers_of(model)[-1], SingleLayer):
         last.__class__ = type(f"Single{type(last).__name__}", (SingleLayer, type(last)), {})
     return packed
 

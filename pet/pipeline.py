@@ -94,7 +94,7 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
     found = work.reuse(key, "run")
     if found:
         return found
-    with work.store.publish(key, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
+    with work.publish(key, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
         summary = report.build_summary(
             work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
         )

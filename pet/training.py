@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.optimizer import build_optimizer, clip_to
-from pet.runtime import Runtime
+from pet.runtime import Runtime, map_tensors
 from pet.settings import Optimisation
 
 B = TypeVar("B")
@@ -160,7 +160,7 @@ class CapturedSteps(Generic[B]):
 
     def capture(self, micro_batches: list[B]) -> Captured:
         """Record the step on copies of these micro-batches; nothing is computed."""
-        own = clone(micro_batches)
+        own = map_tensors(micro_batches, torch.Tensor.clone)
         graph = torch.cuda.CUDAGraph()
         with no_collection(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             losses = self.step(own)
@@ -208,16 +208,6 @@ def parts_of(tree: Any) -> list[Any]:
         return list(tree)
     names = getattr(tree, "__dataclass_fields__", {})
     return [getattr(tree, name) for name in names]
-
-
-def clone(tree: Any) -> Any:
-    """A nested batch with copies of its tensors."""
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, list | tuple):
-        return type(tree)(clone(part) for part in tree)
-    names = getattr(tree, "__dataclass_fields__", {})
-    return type(tree)(**{name: clone(getattr(tree, name)) for name in names}) if names else tree
 
 
 # ---- rates, records, order -----------------------------------------------------------------------------------------

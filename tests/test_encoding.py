@@ -38,7 +38,6 @@ from pet.encoding import (
     plain_pattern,
     ragged,
     round_up,
-    send,
     shorten_last_part,
     shorten_longest,
     spread,
@@ -46,6 +45,7 @@ from pet.encoding import (
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
 from pet.examples import Texts
 from pet.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
+from pet.runtime import send
 
 FIELDS = ("a", "b")
 SPACED = [

@@ -349,7 +349,7 @@ def keys_of(start: int, count: int) -> torch.Tensor:
 def drop(inputs: torch.Tensor, keys: torch.Tensor | None, p: float = 0.1, place: int = 0) -> torch.Tensor:
     gate = Gate()
     gate.keys = keys
-    return KeyedDropout(p, place, gate)(inputs)
+    return KeyedDropout(p, place, gate, torch.device("cpu"))(inputs)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
@@ -785,16 +785,10 @@ MORE_THAN_MAPS = {
     "weights that it took from the model": {"init_lora_weights": "pissa"},
     "only from some token on": {"alora_invocation_tokens": [5, 6]},
 }
-UNKNOWN = ("weights that it took from the model", "only from some token on")
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(one, marks=[pytest.mark.xfail(strict=True, reason="not in pet.lora.PLAIN")] * (one in UNKNOWN))
-        for one in MORE_THAN_MAPS
-    ],
-)
+@pytest.mark.filterwarnings("ignore:aLoRA is currently only supported")
+@pytest.mark.parametrize("what", MORE_THAN_MAPS)
 def test_an_adapter_that_says_more_than_a_member_s_is_read_whole_or_refused(what, tmp_path):
     """Never in part: what was merged would not be what was trained."""
     theirs = peft_folder(tmp_path / "theirs", **MORE_THAN_MAPS[what])

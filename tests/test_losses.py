@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pet.losses import IGNORED, combined_loss, distillation_loss, label_loss, mask_tokens, mlm_loss
+from pet.losses import IGNORED, combined_loss, distillation_loss, label_loss, mask_tokens
+from pet.losses import mlm_loss as mlm_losses
 
 MASK, VOCABULARY = 4, 1000
 
@@ -28,6 +29,12 @@ def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float) -> 
 
 def scores(seed: int, *shape: int) -> np.ndarray:
     return 3 * np.random.default_rng(seed).standard_normal(shape)
+
+
+def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Of the only member."""
+    (loss,) = mlm_losses(logits, targets, torch.zeros_like(targets), 1)
+    return loss
 
 
 def test_the_label_loss_is_the_mean_cross_entropy():
@@ -77,6 +84,21 @@ def test_without_mlm_targets_the_loss_is_zero_and_can_still_be_differentiated():
     loss.backward()
     assert states.grad is not None
     assert not states.grad.any()
+
+
+def test_each_member_has_the_losses_of_its_own_rows_and_targets():
+    """Also one that has no target at all."""
+    torch.manual_seed(0)
+    scores, labels = torch.randn(3, 4, 5), torch.randint(0, 5, (3, 4))
+    each = [label_loss(scores[member], labels[member]) for member in range(3)]
+    torch.testing.assert_close(label_loss(scores, labels), torch.stack(each))
+    logits, targets = torch.randn(9, 20), torch.randint(0, 20, (9,))
+    members = torch.tensor([0, 2, 0, 2, 2, 0, 2, 0, 1])
+    targets[[3, 8]] = IGNORED
+    found = mlm_losses(logits, targets, members, 3)
+    for member in (0, 2):
+        torch.testing.assert_close(found[member], mlm_loss(logits[members == member], targets[members == member]))
+    assert found[1] == 0
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-4, 0.3])

@@ -294,6 +294,16 @@ def test_single_states_compute_no_other_token_of_the_last_layer(monkeypatch):
     assert seen == [len(batch.input_ids), len(batch)]
 
 
+def test_a_model_can_be_installed_twice():
+    """As where two wrappers are made of one model."""
+    model, batch = model_of("bert"), some_batch("bert", Layout(False))
+    expected = single_states(model, batch, batch.mask_positions)
+    kind = type(layers_of(model)[-1])
+    assert packing.install(model)
+    assert type(layers_of(model)[-1]) is kind
+    assert torch.equal(single_states(model, batch, batch.mask_positions), expected)
+
+
 def test_the_last_layer_keeps_the_names_of_its_weights_and_loads_again(tmp_path):
     model = model_of("bert")
     model.save_pretrained(tmp_path)

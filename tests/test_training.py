@@ -17,14 +17,13 @@ from pet import optimizer, training
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, fill
 from pet.losses import IGNORED
-from pet.runtime import Runtime, Silent
+from pet.runtime import Runtime, Silent, map_tensors
 from pet.settings import Optimisation
 from pet.stages.batches import ClozeBatch, cloze_losses
 from pet.training import (
     LOG_EVERY,
     CapturedSteps,
     Trainer,
-    clone,
     endless_order,
     parts_of,
     plain_values_of,
@@ -33,6 +32,11 @@ from pet.training import (
 )
 
 CPU = torch.device("cpu")
+
+
+def clone(tree):
+    """A nested batch with copies of its tensors."""
+    return map_tensors(tree, torch.Tensor.clone)
 
 
 def train(model, settings, batches, losses, runtime, name):

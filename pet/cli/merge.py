@@ -1,11 +1,16 @@
 """`pet merge`: a LoRA member as an ordinary checkpoint."""
 
-import shutil
+import json
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pet.errors import ModelError
+
+if TYPE_CHECKING:
+    from pet.settings import ModelSettings
 
 PROBE = "The quick brown fox jumps over the lazy dog ."
 PROBE_LENGTH = 16
@@ -31,7 +36,8 @@ def merge(member: Path, out: Path) -> None:
     if out.exists():
         raise ModelError(f"{out} exists already; name a new folder, or remove it")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
-    settings = ModelSettings(name=lora.read(adapter).base, max_length=PROBE_LENGTH)
+    stored = lora.read(adapter)
+    settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
     model, tokenizer = models.load_masked_lm(settings), models.load_tokenizer(settings)
     probe = tokenizer(
         [PROBE, f"{PROBE} {tokenizer.mask_token}"],
@@ -41,14 +47,37 @@ def merge(member: Path, out: Path) -> None:
         return_tensors="pt",
     )
     worst = lora.merge(model, adapter, dict(probe))
-    draft = out.with_name(f".{out.name}-draft")
+    check_base(member, settings)
+    above = next(folder for folder in out.absolute().parents if folder.exists())
     try:
-        with models.quiet_transformers():
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-        draft.rename(out)
+        with (
+            tempfile.TemporaryDirectory(prefix=".pet-merge-", dir=above) as draft,
+            models.quiet_transformers(),
+            models.os_errors(),
+        ):
+            model.save_pretrained(Path(draft) / "model")
+            tokenizer.save_pretrained(Path(draft) / "model")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            (Path(draft) / "model").rename(out)
     except OSError as problem:
         raise ModelError(f"{out} cannot be written ({problem.strerror or problem}); name another folder") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     click.echo(f"{out}: {settings.name} with {adapter} merged; answers as before to {worst:.0e} of the largest logit")
+
+
+def check_base(member: Path, settings: "ModelSettings") -> None:
+    """Refuse to merge into other weights than those the member's manifest names; an adapter alone names none.
+
+    Raises:
+        ModelError: they differ.
+    """
+    from pet import models
+
+    manifest = member / "manifest.json"
+    if not manifest.is_file():
+        return
+    trained_on = json.loads(manifest.read_text(encoding="utf-8"))["settings"]["model"]["weights"]
+    if models.fingerprint(settings) != trained_on:
+        raise ModelError(
+            f"the weights of {settings.name!r} are not those that {member} was trained on; give back the model it had, "
+            "or train the member anew"
+        )

@@ -41,9 +41,7 @@ def run(work: Work, prepared: Artifact) -> Artifact:
     begin(work, "evaluate: training the supervised baselines")
     splits = prepare.load(prepared)
     gold = label_numbers(splits.train, work.card.labels)
-    with work.store.publish(
-        key(work, prepared), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed
-    ) as draft:
+    with work.publish(key(work, prepared), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
         probe = score_probe(work, splits, gold)
         supervised, report = score_supervised(work, splits, gold)
         write_scores(draft, {"supervised": supervised, "probe": probe})

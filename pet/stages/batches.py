@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from pet.cloze import ClozeModel
 from pet.encoding import (
@@ -26,9 +25,9 @@ from pet.encoding import (
     join_batches,
     lay_out,
     round_up,
-    send,
 )
-from pet.losses import IGNORED, combined_loss, mask_tokens
+from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
+from pet.runtime import send
 from pet.settings import FinetuneSettings
 from pet.training import Losses, endless_order
 
@@ -43,10 +42,10 @@ KEY_STEP = 2_654_435_761
 @dataclass(frozen=True)
 class ClozeBatch:
     """`members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
-    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks
-    of the labelled rows [M n]; `target_places`: which tokens are MLM targets, `target_members` whose they are and
-    `targets` what they were [K], filled up with IGNORED so that few values of K occur; `words`: label words of all
-    members [W]; `averaging`: from their logits to label scores [M, W, L]."""
+    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
+    `target_places`: which tokens are MLM targets, `target_members` whose they are and `targets` what they were [K],
+    filled up with IGNORED so that few values of K occur; `words`: label words of all members [W]; `averaging`: from
+    their logits to label scores [M, W, L]."""
 
     batch: Batch
     members: torch.Tensor
@@ -61,23 +60,7 @@ class ClozeBatch:
 
     def to(self, device: torch.device) -> "ClozeBatch":
         """The same batch on a device."""
-        return ClozeBatch(
-            self.batch.to(device),
-            *(
-                send(one, device)
-                for one in (
-                    self.members,
-                    self.keys,
-                    self.labels,
-                    self.label_places,
-                    self.target_places,
-                    self.target_members,
-                    self.targets,
-                    self.words,
-                    self.averaging,
-                )
-            ),
-        )
+        return send(self, device)
 
 
 def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
@@ -85,16 +68,12 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     states = cloze.states(given.batch)  # [N, H]
     num_members = len(given.labels)
     logits = cloze.word_logits(states[given.label_places], given.words).view(num_members, -1, len(given.words))
-    scores = logits @ given.averaging  # [M, n, L]
-    each = functional.cross_entropy(scores.flatten(0, 1), given.labels.flatten(), reduction="none")
-    label = each.view(given.labels.shape).mean(1)
+    label = label_loss(logits @ given.averaging, given.labels)
     if len(given.batch) == given.labels.numel():  # no unlabelled rows
         return {"loss": label, "label_loss": label}
-    vocabulary = cloze.vocabulary_logits(states[given.target_places]).T.float().contiguous()  # [K, V]
-    asked = functional.cross_entropy(vocabulary, given.targets, ignore_index=IGNORED, reduction="none")  # [K]
-    sums = asked.new_zeros(num_members).index_add(0, given.target_members, asked)
-    counts = asked.new_zeros(num_members).index_add(0, given.target_members, (given.targets != IGNORED).float())
-    mlm = sums / counts.clamp(min=1)  # nothing hidden: nothing lost
+    # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
+    vocabulary = cloze.vocabulary_logits(states[given.target_places]).T.contiguous()  # [K, V]
+    mlm = mlm_loss(vocabulary, given.targets, given.target_members, num_members)
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
 
 

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from pet import models, packing
 from pet.classification import ClassifierModel
-from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, plain_pattern, send
+from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
 from pet.inference import computing_copy, score_rows
-from pet.runtime import seed_everything
+from pet.runtime import seed_everything, send
 from pet.settings import BaselineSettings, DistillSettings
 from pet.stages.work import Work
 from pet.training import Trainer, TrainingReport, endless_order
@@ -56,8 +56,7 @@ class Classifier:
 
         def draw() -> Iterator[tuple[Batch, torch.Tensor]]:
             for chosen in endless_order(len(rows), settings.batch, np.random.default_rng(self.seed)):
-                wanted = targets[torch.from_numpy(chosen)]
-                yield rows.batch(chosen, layout).to(runtime.device), send(wanted, runtime.device)
+                yield send((rows.batch(chosen, layout), targets[torch.from_numpy(chosen)]), runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given

@@ -42,7 +42,7 @@ def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
     begin(work, "distill: training the student on the soft labels")
     splits = prepare.load(prepared)
     teacher = label.load_scores(labelled, work.card.labels)
-    with work.store.publish(
+    with work.publish(
         key(work, prepared, labelled), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed
     ) as draft:
         student, report = train_student(work, splits, teacher)

@@ -41,7 +41,7 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
     if found:
         return found
     begin(work, "evaluate: scoring on the test set")
-    with work.store.publish(wanted, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
+    with work.publish(wanted, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
         scores = score_all(work, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
         finish(work, draft)

@@ -210,7 +210,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
             with open_draft(bench, plan) as draft:
                 adapters.fold(number)
                 scores = bench.score(one, splits_of(bench, plan), plan.label)
-                adapters.save(number, draft.path / "adapter", work.settings.model.name)
+                adapters.save(number, draft.path / "adapter", work.settings.model.name, work.settings.model.revision)
                 together = [other.label for other in plans]
                 write_member(
                     draft, bench, plan, scores, steps=report.steps, losses=report.losses, trained_with=together
@@ -249,7 +249,7 @@ def open_draft(bench: Bench, plan: Plan) -> AbstractContextManager[Draft]:
     """Where a member is written."""
     work = bench.work
     label = f"{work.draw_label}-{work.model_label}-{plan.label}"
-    return work.store.publish(key(work, bench.prepared, plan), label, seed=work.settings.seed)
+    return work.publish(key(work, bench.prepared, plan), label, seed=work.settings.seed)
 
 
 def write_member(

@@ -46,7 +46,7 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
     begin(work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}")
     labels = work.card.labels
     weights = weigh(work, members)
-    with work.store.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}") as draft:
+    with work.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}") as draft:
         with ExitStack() as stack:
             scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
             pool = prepare.load(prepared).pool

@@ -58,7 +58,7 @@ def run(work: Work) -> Artifact:
         return found
     begin(work, f"prepare: drawing the texts of {work.card.name!r}")
     splits, gold = draw_splits(work)
-    with work.store.publish(key(work), work.draw_label, seed=work.settings.seed) as draft:
+    with work.publish(key(work), work.draw_label, seed=work.settings.seed) as draft:
         write_splits(draft, splits, gold)
         report = describe_splits(splits)
         draft.write_json("report.json", report)

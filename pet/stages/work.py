@@ -108,6 +108,12 @@ class Work:
             self.runtime.reporter.say(f"{what}: reused {found.path}")
         return found
 
+    @contextmanager
+    def publish(self, key: Key, label: str, seed: int | None = None) -> Iterator[Draft]:
+        """A draft in the store, as `Store.publish`, which is told by Python what safetensors says of a disk."""
+        with self.store.publish(key, label, seed=seed) as draft, models.os_errors():
+            yield draft
+
     def published(self, key: Key) -> Artifact:
         """What has just been published."""
         found = self.store.find(key)

@@ -229,7 +229,6 @@ def test_an_out_that_cannot_be_written_is_refused(lora, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="pet.cli.merge knows OSError only, and makes the folders above for good")
 def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_left(lora, tmp_path, monkeypatch):
     """As safetensors says it."""
     save = transformers.PreTrainedModel.save_pretrained
@@ -258,6 +257,18 @@ def test_a_damaged_adapter_is_refused(member, tmp_path, damage):
         config.write_text(json.dumps({name: value for name, value in values.items() if name != missing}))
     assert str(member) in refuse(member, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
+
+
+def test_weights_other_than_those_the_member_was_trained_on_are_refused(tmp_path, tmp_path_factory):
+    """A base model of the same shape in the same place, which no check of shapes or answers can tell."""
+    base = tmp_path / "base"
+    shutil.copytree(lively_model(tmp_path_factory.getbasetemp()), base)
+    made = make_members(tmp_path / "made", base)
+    member = made.one("finetune", "p0-r0")
+    weights = load_file(base / "model.safetensors")
+    save_file({name: one + 0.01 for name, one in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    said = refuse(member, tmp_path / "merged")
+    assert f"the weights of {str(base)!r} are not those that {member} was trained on" in said
 
 
 # ---- help ----------------------------------------------------------------------------------------------------------
