@@ -155,7 +155,7 @@ def flops_per_token(config: Any) -> float:
 
 
 def flops_per_row(config: Any, tokens: float) -> float:
-    """The same for a row of so many tokens whose last layer computes one of them: of the others keys and values only."""
+    """The same for a row of so many tokens whose last layer computes one of them: of the others only keys, values."""
     hidden = config.hidden_size
     layer = flops_per_token(config) / config.num_hidden_layers
     return tokens * (flops_per_token(config) - layer + 4.0 * hidden * hidden) + layer - 4.0 * hidden * hidden
