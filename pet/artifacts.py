@@ -91,7 +91,10 @@ class Artifact:
 
 
 class Draft:
-    """A folder being filled. `note` adds facts (device, peak memory, ...) that go into the manifest."""
+    """A folder being filled. `note` adds facts (device, peak memory, ...) that go into the manifest. `spent`: seconds
+    that it took before the folder was opened."""
+
+    spent = 0.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -148,7 +151,7 @@ class Store:
         draft = Draft(self._make_draft_folder(key))
         try:
             yield draft
-            manifest = describe(key, draft, label, seed, time.perf_counter() - start)
+            manifest = describe(key, draft, label, seed, draft.spent + time.perf_counter() - start)
             write_json(draft.path / MANIFEST, manifest)
             rename(draft.path, self.root / key.stage / f"{label}-{key.identity}")
         except OSError as problem:

@@ -90,13 +90,18 @@ class Speller:
         elif self._space_matters:
             found = self._tokens(texts)
         else:
-            found = [self._glue(text, after) for text in texts]
+            found = self._glue(texts, after)
         return [np.asarray(ids, dtype=np.int32) for ids in found]
 
-    def _glue(self, text: str, after: str) -> list[int]:
-        """Ids of `text` as they are right after `after`: tokenise both, take the head away if it is intact."""
-        head, both, alone = self._tokens([after, after + text, text])
-        return both[len(head) :] if both[: len(head)] == head else alone
+    def _glue(self, texts: Sequence[str], after: str) -> list[list[int]]:
+        """Ids of each text as they are right after `after`: tokenise both, take the head away if it is intact."""
+        (head,) = self._tokens([after])
+        both = self._tokens([after + text for text in texts])
+        torn = [number for number, ids in enumerate(both) if ids[: len(head)] != head]
+        found = [ids[len(head) :] for ids in both]
+        for number, ids in zip(torn, self._tokens([texts[number] for number in torn]), strict=True):
+            found[number] = ids
+        return found
 
     def _probe_frame(self, num_segments: int) -> Frame:
         """Encode one or two known words and read off what was put around them."""

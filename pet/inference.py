@@ -1,6 +1,7 @@
 """Scoring many rows: sorted by length, cut into batches of equal size in tokens, results in the rows' own order; and
-the copy of a model that computes. On a GPU its encoder holds its weights in bf16, and so are its hidden states: half
-the memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three digits.
+the copy of a model that computes. Where bf16 is the faster precision, the copy's encoder holds its weights in it, and
+so are its hidden states: half the memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three
+digits.
 """
 
 import copy

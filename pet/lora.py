@@ -38,6 +38,9 @@ TARGETS = {
 }
 """config.model_type -> the linear maps that get adapters unless told otherwise (Hu et al. 4.2: query, value)."""
 
+POSITIONAL = ("query_proj", "key_proj")
+"""Maps that DeBERTa may also use on its table of positions."""
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 """peft's files, and what it puts around a linear map's name."""
@@ -45,7 +48,7 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 class Gate:
     """What all adapted maps and dropouts of a model read, for the batch at hand: the gate [N, M r], or `None`: no
-    adapter at all; and the tokens' random keys [N], or `None`: no dropout."""
+    adapter at all; and the tokens' random keys for the next dropout [N], or `None`: no dropout."""
 
     value: torch.Tensor | None = None
     keys: torch.Tensor | None = None
@@ -83,25 +86,29 @@ class Adapted(nn.Module):
 
 
 class KeyedDropout(nn.Module):
-    """Dropout of hidden states whose mask is a hash of each token's key, this place in the model and the column: so a
-    member's random stream is its own, whichever others are in the batch. Attention probabilities are left alone."""
+    """Dropout of hidden states whose mask is a hash of each token's key, of how many such came before it in this pass,
+    and of the column: so a member's random stream is its own, whichever others are in the batch. Attention
+    probabilities are left alone."""
 
-    def __init__(self, p: float, place: int, gate: Gate, device: torch.device) -> None:
+    def __init__(self, p: float, gate: Gate) -> None:
         super().__init__()
         self.p = p
         self.gate = gate
-        # A tensor: compiled layers share one program, which a number would make another one for each layer.
-        self.place = nn.Buffer(torch.tensor(place * 65_537, dtype=torch.int32, device=device), persistent=False)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., H], if there is one row for each key."""
         keys = self.gate.keys
         if keys is None or inputs.shape[:-1].numel() != keys.shape[0]:
             return inputs
+        self.gate.keys = keys + PASS_STEP
         columns = torch.arange(inputs.shape[-1], dtype=torch.int32, device=inputs.device)
-        kept = hash_bits(keys[:, None] + hash_bits(columns + self.place)) >= int(self.p * HASH_RANGE)
+        kept = hash_bits(keys[:, None] + hash_bits(columns)) >= int(self.p * HASH_RANGE)
         return inputs * kept.view(inputs.shape) / (1 - self.p)
 
+
+PASS_STEP = -2_048_144_789
+"""What a dropout adds to the keys for the next one. A layer's number would not do: layers can be one module (ALBERT),
+and compiled ones share a program. For 200 dropouts of 40,000 tokens (`batches.KEY_STEP`) it leads to no key twice."""
 
 HASH_RANGE = 1 << 24
 
@@ -147,8 +154,8 @@ class Adapters(nn.Module):
         }
         was_training = model.training
         model.requires_grad_(False).eval()
-        for place, (name, dropout) in enumerate(dropouts.items()):
-            replace(model.base_model, name, KeyedDropout(dropout.p, place, self.gate, model.device))
+        for name, dropout in dropouts.items():
+            replace(model.base_model, name, KeyedDropout(dropout.p, self.gate))
         for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
             replace(model, name, Adapted(base, pair, self.gate))  # type: ignore[arg-type]
         try:
@@ -224,11 +231,6 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
         SettingsError: there are none of these names; says which there are.
     """
     family = model.config.model_type
-    if getattr(model.config, "share_att_key", False):
-        raise SettingsError(
-            f"finetune.method=lora cannot train this {family} model: its query and key maps also read a table of "
-            "positions (share_att_key), which belongs to no member; use finetune.method=full"
-        )
     ends = tuple(wanted or TARGETS.get(family, ()))
     frozen = {id(module) for layer in layers_of(model)[: frozen_layers or 0] for module in layer.modules()}
     inside = {id(module) for module in model.base_model.modules()} - frozen
@@ -241,6 +243,12 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
             f"finetune.lora.targets {unknown}: the {family} model has no such linear maps; name some of {names}"
         )
     chosen = {name for names in found.values() for name in names}
+    if getattr(model.config, "share_att_key", False) and any(name.endswith(POSITIONAL) for name in chosen):
+        raise SettingsError(
+            f"finetune.lora.targets {list(ends)}: in this {family} model query and key maps also read a table of "
+            "positions (share_att_key), which belongs to no member; name others, such as value_proj, or use "
+            "finetune.method=full"
+        )
     return [name for name in linear if name in chosen]
 
 

@@ -88,6 +88,20 @@ def load_masked_lm(model: ModelSettings) -> Any:
     return lm
 
 
+def outline(model: ModelSettings) -> Any:
+    """The model's body without weights (on torch's meta device), to ask what it consists of.
+
+    Raises:
+        ModelError: not found, not reachable, or unknown to transformers.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    where, from_hub = locate(model)
+    with readable_errors(model), quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(where, **from_hub)
+        return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+
+
 def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     """The model's body with a new classification head (drawn from torch's current random state), in fp32.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pet import report
+from pet import models, report
 from pet.artifacts import Artifact, Key
 from pet.settings import settings_yaml
 from pet.stages import baseline, distill, evaluate, finetune, label, prepare
@@ -59,10 +59,12 @@ def check(work: Work) -> None:
 
 def check_models(work: Work) -> None:
     """Refuse patterns, label words and models that cannot be used; the student's and the baseline's model included."""
-    finetune.check_patterns(work)
-    for model in dict.fromkeys((work.settings.distill.model, work.settings.baseline.model)):
-        if model not in (None, work.settings.model.name):
-            work.speller_of(model)
+    finetune.check(work)
+    for section in (work.settings.distill, work.settings.baseline):
+        if section.model not in (None, work.settings.model.name):
+            work.speller_of(section.model)
+        if section.frozen_layers is not None:
+            models.freeze_lower(models.outline(work.model_settings(section.model)), section.frozen_layers)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ class RuntimeSettings(Concern):
 
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="of matrix products; `auto`: bf16 on a GPU that has it, else fp32; weights stay fp32"
+        "auto", description="of matrix products; `auto`: bf16 on a GPU or CPU made for it, else fp32; weights stay fp32"
     )
     capture: bool = Field(True, description="on a GPU, run each training step as one captured CUDA graph")
     compile: bool | None = Field(

@@ -556,8 +556,8 @@ class TextFile:
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=CHUNK):
-                yield texts_of(batch.to_pydict())
+            for group in range(file.num_row_groups):  # pyarrow's iterator over all of them holds something for each
+                yield texts_of(file.read_row_group(group).to_pydict())
 
     def id_of(self, row: int) -> str:
         """The id of one text."""

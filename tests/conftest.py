@@ -5,9 +5,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pet import runtime
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_on_every_cpu() -> Iterator[None]:
+    """`auto` is fp32 here, also on a CPU that is faster in bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "CPU_BF16", frozenset())
+        yield
 
 
 @pytest.fixture(scope="session")

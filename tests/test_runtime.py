@@ -10,7 +10,16 @@ import torch
 
 from pet import runtime as runtime_module
 from pet.errors import SettingsError
-from pet.runtime import BATCH_TOKENS, Runtime, Silent, open_runtime, peak_memory, reset_peak_memory, seed_everything
+from pet.runtime import (
+    BATCH_TOKENS,
+    CPU_BF16,
+    Runtime,
+    Silent,
+    open_runtime,
+    peak_memory,
+    reset_peak_memory,
+    seed_everything,
+)
 from pet.settings import RuntimeSettings
 
 HAS_GPU = torch.cuda.is_available()
@@ -63,6 +72,23 @@ def test_the_precision_that_was_asked_for_is_used_on_a_cpu_even_beside_a_gpu(pre
     runtime = open_runtime(settings(device="cpu", precision=precision))
     assert runtime.dtype == dtype
     assert runtime.facts()["precision"] == ("fp32" if dtype is None else "bf16")
+
+
+@pytest.mark.parametrize(
+    ("has", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16"), ({"avx2": True}, "fp32")],
+)
+def test_a_cpu_with_instructions_for_bf16_uses_it(has, precision, monkeypatch):
+    monkeypatch.setattr(runtime_module, "CPU_BF16", CPU_BF16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert open_runtime(settings(device="cpu")).facts()["precision"] == precision
+    assert open_runtime(settings(device="cpu", precision="fp32")).dtype is None
+
+
+def test_a_torch_that_cannot_tell_what_a_cpu_has_runs_in_full_precision(monkeypatch):
+    monkeypatch.setattr(runtime_module, "CPU_BF16", CPU_BF16)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert open_runtime(settings(device="cpu")).dtype is None
 
 
 def test_full_precision_can_be_asked_for_on_a_gpu(pretend_gpu):

@@ -9,6 +9,7 @@ labelled texts, losses) and, for trained members, model/ (a transformers checkpo
 (a peft adapter).
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pet import models
 from pet.artifacts import Artifact, Draft, Key
 from pet.encoding import Encoder, encode_verbalizers
-from pet.lora import Adapters
+from pet.lora import Adapters, find_targets
 from pet.patterns import PVP
 from pet.runtime import seed_everything
 from pet.sampling import derive_seed
@@ -93,15 +94,23 @@ def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
 
 
-def check_patterns(work: Work) -> None:
-    """Refuse, before anything runs, patterns and label words that the model cannot be asked with.
+def check(work: Work) -> None:
+    """Refuse, before anything runs, patterns and label words that the model cannot be asked with, and layers and maps
+    that it does not have.
 
     Raises:
-        ModelError, TaskError, SettingsError: no such model, a label word of several tokens, a pattern that is too long.
+        ModelError, TaskError, SettingsError: no such model, a label word of several tokens, a pattern that is too long,
+            fewer layers than are to be frozen, nothing for LoRA to adapt.
     """
     encode_verbalizers(work.speller, work.pvps, work.card.name)
     for pvp in work.pvps:
         Encoder(work.speller, pvp.pattern, work.settings.model.max_length)
+    settings = work.settings.finetune
+    if settings.frozen_layers is not None or settings.method == "lora":
+        body = models.outline(work.settings.model)
+        models.freeze_lower(body, settings.frozen_layers)
+        if settings.method == "lora":
+            find_targets(body, settings.lora.targets, settings.frozen_layers)
 
 
 def run(work: Work, prepared: Artifact) -> Members:
@@ -205,9 +214,12 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     seeds = [member_seed(work, plan) for plan in plans]
     adapters = Adapters(model, bench.cloze.lm, seeds, work.settings.finetune)
     with adapters.installed():
+        begun = time.perf_counter()
         reports = train_adapters(bench, adapters, draw_batches(bench, asked, seeds), [plan.label for plan in plans])
+        share = (time.perf_counter() - begun) / len(plans)
         for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
             with open_draft(bench, plan) as draft:
+                draft.spent = share
                 adapters.fold(number)
                 scores = bench.score(one, splits_of(bench, plan), plan.label)
                 adapters.save(number, draft.path / "adapter", work.settings.model.name, work.settings.model.revision)

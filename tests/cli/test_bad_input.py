@@ -259,8 +259,15 @@ def test_rows_too_short_for_the_pattern_are_refused(ground):
 
 
 @pytest.mark.parametrize("section", ["finetune", "distill", "baseline"])
-def test_more_frozen_layers_than_the_model_has_are_refused(ground, section):
+def test_more_frozen_layers_than_the_model_has_are_refused_before_anything_runs(ground, section):
     check(refuse(ground, "--set", f"{section}.frozen_layers=9"), "frozen_layers is 9", "2 layers")
+    assert not find_all(ground.folder.parent / "store", "*")
+
+
+def test_lora_targets_that_the_model_lacks_are_refused_before_anything_runs(ground):
+    lora = ["--set", "finetune.method=lora", "--set", "finetune.lora.targets=[query, vlaue]"]
+    check(refuse(ground, *lora), "finetune.lora.targets ['vlaue']", "name some of dense, key, query, value")
+    assert not find_all(ground.folder.parent / "store", "*")
 
 
 # ---- the store -----------------------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def test_the_default_store_is_runs_in_the_folder_one_is_in(done, tmp_path, monke
 def test_a_task_without_a_pipeline_is_run_quickly(done):
     """`quick`: one member a pattern, whatever the task."""
     options = ["--task", done.ground.card, "--model", settings_of(done.store)["model"]["name"]]
-    result = pet("run", *options, "--set", "distill.model=null", "--dry-run")
+    for setting in ("distill.model=null", *(f"{one}.frozen_layers=1" for one in ("finetune", "distill", "baseline"))):
+        options += ["--set", setting]
+    result = pet("run", *options, "--dry-run")
     lines = result.stdout.splitlines()
     assert [line.split()[2] for line in lines if line.startswith("finetune")] == [
         "p0-untuned",

@@ -2,9 +2,11 @@
 what is left when the making of members of either kind is cut short."""
 
 import errno
+import itertools
 import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +123,15 @@ def test_a_member_says_how_its_own_training_went_and_with_whom(lora):
         assert set(one["losses"]) == {"loss", "label_loss", "mlm_loss"}
         assert one["trained_with"] == MEMBERS
     assert len({one["losses"]["label_loss"][0] for one in found}) == 4, "each its own"
+
+
+def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch):
+    """Of what four took together a quarter."""
+    monkeypatch.setattr(finetune, "time", SimpleNamespace(perf_counter=itertools.count(0, 400).__next__))
+    finetuned(done.ground, tmp_path, *LORA)
+    for member in MEMBERS:
+        (folder,) = find_all(tmp_path, "finetune", f"-{member}-")
+        assert 100 < read_json(folder / "manifest.json")["seconds"] < 130
 
 
 def test_the_losses_and_the_training_of_every_member_are_shown(done, tmp_path):
