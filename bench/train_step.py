@@ -9,6 +9,7 @@ adapters is compared with the reference's steps of as many members. Needs a GPU 
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from reference import Reference
 
 from pet import packing
 from pet.cloze import ClozeModel
+from pet.encoding import Rows
 from pet.inference import computing_copy
 from pet.lora import Adapters
 from pet.runtime import Runtime, open_runtime
@@ -55,12 +57,14 @@ def main() -> None:
     for name, changes in (("plain", {"capture": False}), ("captured", {}), ("captured, compiled", {"compile": True})):
         chosen = dataclasses.replace(runtime, **changes)
         few = settings if chosen.capture else settings.model_copy(update={"steps": 20})
-        show(f"full, {name}", time_full(model, rows, few, chosen), reference, 3 * forward, rate)
+        full = train_full(model, rows, few, chosen).seconds
+        show(f"full, {name}", full, reference, 3 * forward, rate)
 
-    lora = settings.model_copy(update={"method": "lora", "steps": max(1, options.steps // 10)})
-    seconds = time_lora(model, rows, lora, dataclasses.replace(runtime, compile=True), options.members)
+    lora = settings.model_copy(update={"method": "lora", "steps": max(1, options.steps // 2)})
+    together = train_lora(model, rows, lora, dataclasses.replace(runtime, compile=True), options.members).seconds
     # Frozen weights have no gradient: two passes' work instead of three.
-    show(f"lora, {options.members} members", seconds, reference * options.members, 2 * options.members * forward, rate)
+    show(f"lora, {options.members} members", together, reference * options.members, 2 * options.members * forward, rate)
+    print(f"a step of {options.members} members with adapters takes {together / full:.2f} steps of one full member")
 
 
 def time_reference(lm: torch.nn.Module, lengths: np.ndarray, device: torch.device) -> float:
@@ -78,41 +82,52 @@ def time_reference(lm: torch.nn.Module, lengths: np.ndarray, device: torch.devic
     return seconds
 
 
-def measure(trainer: Trainer[ClozeBatch], batches: object, names: list[str], runtime: Runtime) -> float:
-    """Seconds of a step once everything is captured; prints the peak memory of the GPU."""
-    if runtime.device.type == "cuda":
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Seconds of a step once everything is captured; bytes on the GPU at most, and when training is over (weights,
+    optimizer, captured steps' inputs)."""
+
+    seconds: float
+    peak: int = 0
+    kept: int = 0
+
+
+def measure(
+    trainer: Trainer[ClozeBatch], batches: Iterator[ClozeBatch], names: list[str], runtime: Runtime
+) -> Measured:
+    """Train twice, the second time by the clock."""
+    on_gpu = runtime.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    trainer.run(batches, *names)  # type: ignore[arg-type]
+    trainer.run(batches, *names)
     wait(runtime.device)
-    seconds = clock(lambda: trainer.run(batches, *names), runtime.device, 1, warmup=0)  # type: ignore[arg-type]
-    if runtime.device.type == "cuda":
-        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    return seconds / trainer.settings.steps
+    seconds = clock(lambda: trainer.run(batches, *names), runtime.device, 1, warmup=0) / trainer.settings.steps
+    return Measured(seconds, *((torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()) if on_gpu else ()))
 
 
-def time_full(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime) -> float:
-    """Seconds of a step of one member, all weights trained."""
+def train_full(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtime: Runtime) -> Measured:
+    """One member, all weights trained."""
     twin = computing_copy(model, runtime)
     master = None if twin is model else model
     trainer = Trainer(twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master)
     layout = packing.training_layout(model.lm, runtime)
-    return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)  # type: ignore[arg-type]
+    return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)
 
 
-def time_lora(model: ClozeModel, rows: object, settings: FinetuneSettings, runtime: Runtime, members: int) -> float:
-    """Seconds of a step of all members as adapters, as `stages.finetune.train_adapters`."""
-    scorer = computing_copy(model, runtime)
-    adapters = Adapters(scorer.lm, model.lm, range(members), settings)
-    dtype = next(scorer.lm.base_model.parameters()).dtype
+def train_lora(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtime: Runtime, members: int) -> Measured:
+    """All members as adapters, as `stages.finetune.train_adapters`."""
+    twin = computing_copy(model, runtime)
+    adapters = Adapters(twin.lm, model.lm, range(members), settings)
+    dtype = next(twin.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
         adapters.open_gate(given.members, dtype, given.keys)
-        return cloze_losses(scorer, given, settings.alpha)
+        return cloze_losses(twin, given, settings.alpha)
 
-    layout = packing.training_layout(scorer.lm, runtime)
+    layout = packing.training_layout(twin.lm, runtime)
     with adapters.installed():
         trainer = Trainer(adapters, settings, losses, runtime, adapters.clip)
-        batches = random_batches(rows, settings, layout, runtime.device, range(members))  # type: ignore[arg-type]
+        batches = random_batches(rows, settings, layout, runtime.device, range(members))
         return measure(trainer, batches, [f"m{number}" for number in range(members)], runtime)
 
 
