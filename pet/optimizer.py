@@ -8,6 +8,7 @@ mostly moving weights through memory; by count this moves 30 bytes for each inst
 import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -97,16 +98,30 @@ class FusedAdamW:
                 value.zero_()
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Parameters whose n numbers are updated as one: a matrix, or all vectors of one precision, which are too small to
+    be worth a kernel each. `kept`: the weights in fp32, `used`: those of the model; moments [n]."""
+
+    kept: list[torch.Tensor]
+    used: list[torch.Tensor]
+    decay: float
+    first: torch.Tensor
+    second: torch.Tensor
+
+
 class MasterAdamW:
     """AdamW on the fp32 weights of `master`, from the gradients of `model`, which gets the new weights in its own
     precision. The parameters of both come in the same order."""
 
     def __init__(self, master: torch.nn.Module, model: torch.nn.Module, settings: Optimisation) -> None:
-        pairs = zip(master.parameters(), model.parameters(), strict=True)
-        self.pairs = [(kept.detach(), used) for kept, used in pairs if used.requires_grad]
-        self.moments = [(torch.zeros_like(kept), torch.zeros_like(kept)) for kept, _ in self.pairs]
-        device = self.pairs[0][0].device
-        self.decays = [settings.weight_decay if is_decayed(kept) else 0.0 for kept, _ in self.pairs]
+        both = zip(master.parameters(), model.parameters(), strict=True)
+        trained = [(kept.detach(), used) for kept, used in both if used.requires_grad]
+        self.pieces = [make_piece([pair], settings.weight_decay) for pair in trained if is_decayed(pair[0])]
+        vectors = [pair for pair in trained if not is_decayed(pair[0])]
+        for dtype in {used.dtype: None for _, used in vectors}:
+            self.pieces.append(make_piece([pair for pair in vectors if pair[1].dtype == dtype], 0.0))
+        device = trained[0][0].device
         self.epsilon = settings.adam_epsilon
         self.rate = torch.tensor(settings.learning_rate, device=device)
         self.grad_scale = torch.ones((), device=device)
@@ -117,16 +132,27 @@ class MasterAdamW:
     def step(self) -> None:
         """Change the weights by their gradients."""
         self.count += 1
-        corrections = [(1 - beta**self.count).float() for beta in BETAS]
-        for (kept, used), (first, second), decay in zip(self.pairs, self.moments, self.decays, strict=True):
-            if used.grad is not None:
-                flat = [one.view(-1) for one in (kept, used.detach(), used.grad, first, second)]
-                self.update(flat, [self.rate, self.grad_scale, *corrections], decay, self.epsilon)
+        numbers = [self.rate, self.grad_scale, *((1 - beta**self.count).float() for beta in BETAS)]
+        for piece in self.pieces:
+            if any(used.grad is not None for used in piece.used):
+                self.update_piece(piece, numbers)
+
+    def update_piece(self, piece: Piece, numbers: list[torch.Tensor]) -> None:
+        """One step of a piece; `numbers` as in `update`."""
+        # Vectors are not decayed, so a gradient of 0 leaves one alone that has never had any.
+        filled = [torch.zeros_like(used) if used.grad is None else used.grad for used in piece.used]
+        kept, used, gradient = (join(tensors) for tensors in (piece.kept, piece.used, filled))
+        self.update([kept, used, gradient, piece.first, piece.second], numbers, piece.decay, self.epsilon)
+        if len(piece.used) > 1:  # copies were updated
+            sizes = [one.numel() for one in piece.kept]
+            torch._foreach_copy_([one.view(-1) for one in piece.kept], torch.split(kept, sizes))
+            torch._foreach_copy_([one.detach().view(-1) for one in piece.used], torch.split(used, sizes))
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for _, used in self.pairs:
-            used.grad = None
+        for piece in self.pieces:
+            for used in piece.used:
+                used.grad = None
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next steps."""
@@ -135,9 +161,22 @@ class MasterAdamW:
     def reset(self) -> None:
         """Forget all moments and step counts, in place."""
         self.count.zero_()
-        for pair in self.moments:
-            for one in pair:
-                one.zero_()
+        for piece in self.pieces:
+            piece.first.zero_()
+            piece.second.zero_()
+
+
+def make_piece(pairs: list[tuple[torch.Tensor, torch.Tensor]], decay: float) -> Piece:
+    """Pairs of a weight in fp32 and the model's, as one piece with moments of 0."""
+    size, device = sum(kept.numel() for kept, _ in pairs), pairs[0][0].device
+    first, second = (torch.zeros(size, device=device) for _ in range(2))
+    return Piece([kept for kept, _ in pairs], [used for _, used in pairs], decay, first, second)
+
+
+def join(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """One tensor flat, in place; several copied one after another."""
+    flat = [one.detach().view(-1) for one in tensors]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def update(flat: list[torch.Tensor], numbers: list[torch.Tensor], decay: float, epsilon: float) -> None:

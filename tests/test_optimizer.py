@@ -111,6 +111,36 @@ def test_what_is_frozen_or_has_no_gradient_stays(low):
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["fused", "master"])
+def test_a_vector_without_a_gradient_stays_beside_those_that_have_one(low):
+    model = small_model()
+    used = copy.deepcopy(model).to(torch.bfloat16) if low else model
+    before = [one.detach().clone() for one in model.parameters()]
+    optimizer = build_optimizer(used, model if low else None, SETTINGS, CPU)
+    for step in range(3):
+        optimizer.zero_grad()
+        used[0].bias.grad = torch.full_like(used[0].bias, step + 1)
+        optimizer.grad_scale = torch.ones(())
+        optimizer.step()
+    moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert moved == [False, True, False, False, False, False]
+
+
+def test_vectors_of_a_model_in_two_precisions_are_updated_in_their_own():
+    """As a body in bf16 below a head in fp32."""
+    master = small_model()
+    used = copy.deepcopy(master)
+    used[0].to(torch.bfloat16)
+    optimizer, exact = MasterAdamW(master, used, SETTINGS), copy.deepcopy(master)
+    full = FusedAdamW(exact, SETTINGS, CPU)
+    run(optimizer, used, range(1, 6))
+    run(full, exact, range(1, 6))
+    assert [one.dtype for one in used.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 4
+    for mine, kept, other in zip(used.parameters(), master.parameters(), exact.parameters(), strict=True):
+        assert torch.equal(mine, kept.to(mine.dtype))
+        torch.testing.assert_close(kept, other, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["fused", "master"])
 def test_an_optimizer_forgets_in_place_all_it_has_seen(low):
     """Used again it does what a new one does, and its tensors are where they were."""
     model = small_model()
@@ -119,7 +149,7 @@ def test_an_optimizer_forgets_in_place_all_it_has_seen(low):
 
     def tensors() -> list[torch.Tensor]:
         if isinstance(optimizer, MasterAdamW):
-            return [optimizer.count, *(one for pair in optimizer.moments for one in pair)]
+            return [optimizer.count, *(one for piece in optimizer.pieces for one in (piece.first, piece.second))]
         return [value for state in optimizer.inner.state.values() for value in state.values()]
 
     run(optimizer, used, range(1, 6))
