@@ -159,10 +159,15 @@ def locate(model: ModelSettings) -> tuple[str, dict[str, Any]]:
         return str(mini_folder()), {}
     folder = Path(model.name).expanduser()
     if folder.is_dir():
-        return str(folder), {}
+        return str(folder.resolve()), {}
     if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
         raise ModelError(f"model {model.name!r}: there is no such folder; give a folder, a hub id or `{MINI}`")
     return model.name, {"revision": model.revision, "local_files_only": not hub_reachable()}
+
+
+def lasting_name(model: ModelSettings) -> str:
+    """The name by which the model can be found from any folder: the full path of one, else the name as it is."""
+    return model.name if model.name in EMBEDDED else locate(model)[0]
 
 
 @contextmanager

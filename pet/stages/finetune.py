@@ -209,6 +209,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     """Train members as adapters on one frozen model, all in one batch; score and publish them one by one."""
     announce(bench, plans)
     work, model = bench.work, bench.twin.lm
+    base = models.lasting_name(work.settings.model)
     bench.reset()
     asked = [bench.ask(plan.pvp) for plan in plans]
     seeds = [member_seed(work, plan) for plan in plans]
@@ -222,7 +223,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
                 draft.spent = share
                 adapters.fold(number)
                 scores = bench.score(one, splits_of(bench, plan), plan.label)
-                adapters.save(number, draft.path / "adapter", work.settings.model.name, work.settings.model.revision)
+                adapters.save(number, draft.path / "adapter", base, work.settings.model.revision)
                 together = [other.label for other in plans]
                 write_member(
                     draft, bench, plan, scores, steps=report.steps, losses=report.losses, trained_with=together

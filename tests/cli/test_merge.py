@@ -130,6 +130,16 @@ def test_a_model_that_reads_less_than_the_default_length_is_merged(tmp_path, tmp
     assert files_of(tmp_path / "merged") == CHECKPOINT
 
 
+def test_a_member_of_a_model_named_by_a_relative_path_is_merged_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "at" / "home").mkdir(parents=True)
+    save_lively(tmp_path / "at" / "home" / "wide")
+    monkeypatch.chdir(tmp_path / "at")
+    made = make_members(tmp_path / "made", "home/wide")
+    monkeypatch.chdir(tmp_path)
+    pet("merge", made.one("finetune", "p0-r0"), tmp_path / "merged")
+    assert files_of(tmp_path / "merged") == CHECKPOINT
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
