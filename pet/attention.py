@@ -3,9 +3,10 @@
 On a GPU in bf16 by torch's own kernels for rows of any length; elsewhere rows are padded for the attention alone. Which
 models use it is the business of `packing`.
 
-Shapes: B rows, N tokens of all rows together, T places (padded), h heads, d size of one.
+Shapes: B rows, N tokens of all rows together, Q of them asked about, T places (padded), h heads, d size of one.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,34 +57,44 @@ def packed_attention(
     return found.transpose(1, 2)[rows, places][None], None
 
 
-def single_attention(
+@dataclass(frozen=True)
+class Reads:
+    """Q tokens of a batch in their order, the only ones that are asked about. `tokens`: which of N; `rows`, `places`:
+    which row each is of, and the how manieth of it [Q]; `starts`: how many come before each row, and Q [B + 1];
+    `most`: no row has more."""
+
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    places: torch.Tensor
+    starts: torch.Tensor
+    most: int
+
+
+def read_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
     dropout: float,
+    reads: Reads,
     starts: torch.Tensor,
     rows: torch.Tensor,
     places: torch.Tensor,
     width: int,
 ) -> torch.Tensor:
-    """Attention of one token of each row to its row; query [1, h, B, d], key and value [1, h, N, d] -> [1, B, h, d].
-
-    Beyond the B rows there may be some of nothing.
-    """
-    wanted, num_rows = query.shape[2], starts.shape[0] - 1
+    """Attention of some tokens to their rows; query [1, h, Q, d], key and value [1, h, N, d] -> [1, Q, h, d]."""
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, h, d]
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))
-        own = torch.arange(num_rows + 1, device=query.device, dtype=torch.int32).clamp(max=wanted)
         return torch.as_tensor(
             torch.ops.aten._flash_attention_forward(
-                q, k, v, own, starts, 1, width, dropout, False, False, scale=scaling
+                q, k, v, reads.starts, starts, reads.most, width, dropout, False, False, scale=scaling
             )[0][None]
         )
-    k, v = (unpack(one[0].transpose(0, 1), rows, places, num_rows, width)[:wanted] for one in (key, value))
-    q = query[0].transpose(0, 1)[:, :, None]  # [B, h, 1, d]
-    mask = visible(starts, width)[:wanted]
-    return functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)[None, :, :, 0]
+    num_rows = starts.shape[0] - 1
+    q = unpack(q, reads.rows, reads.places, num_rows, reads.most)
+    k, v = (unpack(one, rows, places, num_rows, width) for one in (k, v))
+    found = functional.scaled_dot_product_attention(q, k, v, visible(starts, width), dropout, scale=scaling)
+    return found.transpose(1, 2)[reads.rows, reads.places][None]
 
 
 def visible(starts: torch.Tensor, width: int) -> torch.Tensor:

@@ -64,7 +64,7 @@ class ClassifierModel(nn.Module):
         """Logits [B, L]."""
         if not self.shortcut:
             return torch.as_tensor(self.model(**packing.inputs_of(self.model, batch)).logits)
-        first = packing.single_states(self.model, batch, batch.starts[: len(batch)])
+        first = packing.states_at(self.model, batch, batch.starts[: len(batch)], most=1)
         return HEADS[self.family](self.model, first)
 
     def features(self, batch: Batch) -> torch.Tensor:

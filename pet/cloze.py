@@ -105,6 +105,12 @@ class ClozeModel(nn.Module):
         """What the head needs at every token: hidden states [N, H], or logits [N, V] on the full path."""
         return packing.hidden_states(self.lm, batch) if self.shortcut else packing.full_logits(self.lm, batch)
 
+    def states_at(self, batch: Batch, tokens: torch.Tensor, most: int | None = None) -> torch.Tensor:
+        """The same at some tokens only [Q, H] or [Q, V], for less; arguments as of `packing.states_at`."""
+        if self.shortcut:
+            return packing.states_at(self.lm, batch, tokens, most)
+        return self.states(batch)[tokens]
+
     def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
         """Logits [V, K] of selected states [K, H].
 
@@ -133,8 +139,5 @@ class ClozeModel(nn.Module):
 
     def label_scores(self, batch: Batch, verbalizers: VerbalizerIds) -> torch.Tensor:
         """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3)."""
-        if self.shortcut:
-            at_mask = packing.single_states(self.lm, batch, batch.mask_positions)
-        else:
-            at_mask = self.states(batch)[batch.mask_positions]
+        at_mask = self.states_at(batch, batch.mask_positions, most=1)
         return self.word_logits(at_mask, verbalizers.words) @ verbalizers.averaging

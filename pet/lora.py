@@ -52,6 +52,19 @@ class Gate:
 
     value: torch.Tensor | None = None
     keys: torch.Tensor | None = None
+    reads: torch.Tensor | None = None
+
+    def of(self, values: torch.Tensor, count: int) -> torch.Tensor | None:
+        """A token's row of `values` [N, ...] for each of `count` rows of hidden states: of all tokens, or of those that
+        the last layer is asked about, always fewer; `None` for any other number."""
+        if count == len(values):
+            return values
+        return values[self.reads] if self.reads is not None and count == len(self.reads) else None
+
+    def notice(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        """Hook of the last layer, before it computes."""
+        reads = named.get("reads")
+        self.reads = None if reads is None else reads.tokens
 
 
 class Pair(nn.Module):
@@ -80,8 +93,11 @@ class Adapted(nn.Module):
         found = self.base(inputs)
         if self.gate.value is None:
             return torch.as_tensor(found)
+        rows = inputs.flatten(0, -2)  # [N, in]
+        gate = self.gate.of(self.gate.value, len(rows))
+        assert gate is not None, f"{len(rows)} rows are those of no tokens"
         down, up = (one.flatten(0, 1).to(inputs.dtype) for one in (self.pair.down, self.pair.up))
-        inner = functional.linear(inputs.flatten(0, -2), down) * self.gate.value  # [N, M r]
+        inner = functional.linear(rows, down) * gate  # [N, M r]
         return torch.addmm(found.flatten(0, -2), inner, up).view(found.shape)
 
 
@@ -97,10 +113,12 @@ class KeyedDropout(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., H] -> [..., H], if there is one row for each key."""
-        keys = self.gate.keys
-        if keys is None or inputs.shape[:-1].numel() != keys.shape[0]:
+        if self.gate.keys is None:
             return inputs
-        self.gate.keys = keys + PASS_STEP
+        keys = self.gate.of(self.gate.keys, inputs.shape[:-1].numel())
+        if keys is None:
+            return inputs
+        self.gate.keys = self.gate.keys + PASS_STEP
         columns = torch.arange(inputs.shape[-1], dtype=torch.int32, device=inputs.device)
         kept = hash_bits(keys[:, None] + hash_bits(columns)) >= int(self.p * HASH_RANGE)
         return inputs * kept.view(inputs.shape) / (1 - self.p)
@@ -158,9 +176,12 @@ class Adapters(nn.Module):
             replace(model.base_model, name, KeyedDropout(dropout.p, self.gate))
         for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
             replace(model, name, Adapted(base, pair, self.gate))  # type: ignore[arg-type]
+        hooks = [layer.register_forward_pre_hook(self.gate.notice, with_kwargs=True) for layer in layers_of(model)[-1:]]
         try:
             yield
         finally:
+            for hook in hooks:
+                hook.remove()
             for name, base in self.bases.items():
                 replace(model, name, base)
             for name, dropout in dropouts.items():

@@ -4,14 +4,14 @@ All that an encoder does apart from attention, it does token by token. So the ro
 one row, if attention is told where each begins: no token of padding is computed. PACKED names the families that this is
 tested for; the others are given padded rows (`scoring_layout`, `training_layout`). Nothing here knows of heads.
 
-Shapes: B rows, N tokens, T places (padded), H hidden size.
+Shapes: B rows, N tokens, Q of them asked about, T places (padded), H hidden size.
 """
 
 from typing import Any
 
 import torch
 
-from pet.attention import ATTENTION, single_attention
+from pet.attention import ATTENTION, Reads, read_attention
 from pet.encoding import Batch, Layout
 from pet.models import layers_of
 from pet.runtime import Runtime
@@ -19,8 +19,8 @@ from pet.runtime import Runtime
 PACKED = {"albert": False, "bert": False, "roberta": True, "xlm-roberta": True}
 """config.model_type -> whether its positions are numbered from after the padding token's id, else from 0."""
 
-SINGLE = ("bert", "roberta", "xlm-roberta")
-"""Families whose last layer can compute single tokens: their layers are built alike."""
+READS = ("bert", "roberta", "xlm-roberta")
+"""Families whose last layer can compute some tokens only: their layers are built alike."""
 
 WIDTH_MULTIPLE = 8
 TRAINING_WIDTHS = {True: 32, False: 256}
@@ -35,8 +35,8 @@ def install(model: Any) -> bool:
     packed = model.config.model_type in PACKED
     if packed:
         model.set_attn_implementation(ATTENTION)
-    if model.config.model_type in SINGLE and not isinstance(last := layers_of(model)[-1], SingleLayer):
-        last.__class__ = type(f"Single{type(last).__name__}", (SingleLayer, type(last)), {})
+    if model.config.model_type in READS and not isinstance(last := layers_of(model)[-1], ReadLayer):
+        last.__class__ = type(f"Read{type(last).__name__}", (ReadLayer, type(last)), {})
     return packed
 
 
@@ -80,20 +80,18 @@ def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-class SingleLayer:
-    """Lets the last layer compute one token of each row only, if told which (`single` [B]), where no other is read.
+class ReadLayer:
+    """Lets the last layer compute only the tokens that are asked about (`reads`), where no others are read.
 
     Laid over the layer's own class, so that no name of a weight changes.
     """
 
-    def forward(
-        self: Any, hidden_states: torch.Tensor, *rest: Any, single: torch.Tensor | None = None, **inputs: Any
-    ) -> Any:
-        """[1, N, H] -> [1, N, H], or [1, B, H]."""
-        if single is None:
+    def forward(self: Any, hidden_states: torch.Tensor, *rest: Any, reads: Reads | None = None, **inputs: Any) -> Any:
+        """[1, N, H] -> [1, N, H], or [1, Q, H]."""
+        if reads is None:
             return super().forward(hidden_states, *rest, **inputs)  # type: ignore[misc]
         attention = self.attention.self
-        chosen = hidden_states[:, single]  # [1, B, H]
+        chosen = hidden_states[:, reads.tokens]  # [1, Q, H]
         query, key, value = (
             project(given).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
             for project, given in (
@@ -102,23 +100,38 @@ class SingleLayer:
                 (attention.value, hidden_states),
             )
         )
-        found = single_attention(
+        found = read_attention(
             query,
             key,
             value,
             attention.scaling,
             attention.dropout.p if self.training else 0.0,
+            reads,
             *(inputs[name] for name in ("starts", "rows", "places", "width")),
         )
         return self.feed_forward_chunk(self.attention.output(found.flatten(2), chosen))
 
 
-def single_states(model: Any, batch: Batch, places: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, H] of one token of each row of a transformers model's body; `places`: which of N [B]."""
-    if batch.attention_mask is not None or model.config.model_type not in SINGLE:
-        return hidden_states(model, batch)[places]
-    body = model.base_model(**inputs_of(model, batch), single=places)
-    return torch.as_tensor(body.last_hidden_state)[0]
+def states_at(model: Any, batch: Batch, tokens: torch.Tensor, most: int | None = None) -> torch.Tensor:
+    """Last hidden states [Q, H] of some tokens of a transformers model's body. `tokens`: which of N [Q]; `most`: no row
+    has more of them, if that is known."""
+    saves = len(tokens) < len(batch.input_ids)
+    if batch.attention_mask is not None or model.config.model_type not in READS or not saves:
+        return hidden_states(model, batch)[tokens]
+    order = tokens.argsort()
+    body = model.base_model(**inputs_of(model, batch), reads=find_reads(batch, tokens[order], most))
+    found = torch.as_tensor(body.last_hidden_state)[0]
+    return torch.empty_like(found).index_copy(0, order, found)
+
+
+def find_reads(batch: Batch, tokens: torch.Tensor, most: int | None) -> Reads:
+    """Where these tokens, in their order, lie in the batch."""
+    rows = batch.rows[tokens]
+    starts = torch.searchsorted(rows, torch.arange(len(batch.starts), device=rows.device))
+    places = torch.arange(len(tokens), device=rows.device) - starts[rows]
+    if most is None:  # on a GPU the host would have to wait for the answer
+        most = len(tokens) if tokens.is_cuda or not len(tokens) else int(places.max()) + 1
+    return Reads(tokens, rows, places, starts.int(), most)
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:

@@ -437,6 +437,24 @@ def test_a_row_in_a_batch_is_dropped_from_as_it_is_alone(family):
         assert_near(closed[own], ClozeModel(model_of(family)).states(batch)[own])
 
 
+@pytest.mark.parametrize("layout", [Layout(False), FILLED], ids=["end to end", "filled up"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_states_at_some_tokens_are_those_of_all_states_with_adapters_and_dropout_too(family, layout):
+    """The last layer computes those only, each with its own member's adapter and its own key; in the next pass too."""
+    rate = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.0}
+    batch, cloze = some_batch(family, layout), ClozeModel(model_of(family, **rate))
+    adapters = grown(cloze.lm, targets=["query", "key", "value", "dense"])
+    tokens = tokens_of(batch)[torch.tensor([30, 2, 3, 2, 17, 41])]
+    with torch.no_grad(), adapters.installed():
+        for start in (77, 78):
+            for own in (keys_of(start, len(batch.input_ids)), None):
+                found = []
+                for ask in (lambda: cloze.states_at(batch, tokens), lambda: cloze.states(batch)[tokens]):
+                    adapters.open_gate(members_of(batch), torch.float32, own)
+                    found.append(ask())
+                assert_near(*found)
+
+
 @pytest.mark.parametrize(
     ("family", "dropouts"),
     [("bert", 5), ("distilbert", 3), ("albert", 3)],  # ALBERT's two layers are one module, and drop differently

@@ -25,7 +25,7 @@ from pet import packing
 from pet.attention import ATTENTION, packed_attention, unpack
 from pet.encoding import Batch, Layout
 from pet.models import layers_of
-from pet.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, single_states
+from pet.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
 from pet.runtime import Runtime, Silent
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
@@ -270,38 +270,57 @@ def test_what_fills_up_a_training_batch_is_never_longer_than_its_width():
 # ---- on a GPU ------------------------------------------------------------------------------------------------------
 
 
+def some_tokens(batch: Batch, kind: str) -> torch.Tensor:
+    """What is asked about: one token of each row, or several of some rows in any order, one of them twice."""
+    first = batch.starts[: len(batch)].long()
+    return {
+        "first": first,
+        "second": first + 1,
+        "some": torch.cat([first[[5, 2]], first[2:3] + 4, first[[0, 0, 6]] + 2, first[5:6] + 1, first[:1]]),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["first", "second", "some"])
 @pytest.mark.parametrize(("family", "layout"), CASES)
-def test_single_states_and_their_gradients_are_those_of_all_states(family, layout):
-    """The last layer computes one token of each row: the first, some other, the same gradient for every weight."""
+def test_states_at_some_tokens_and_their_gradients_are_those_of_all_states(family, layout, kind):
+    """The last layer computes those only; the same gradient for every weight."""
     batch = some_batch(family, {**END_TO_END, **PADDED}[layout])
-    for shift in (0, 1):
-        places = batch.starts[: len(batch)].long() + shift
-        one, other = model_of(family), model_of(family)
-        expected = hidden_states(one, batch)[places]
-        found = single_states(other, batch, places)
-        assert_near(found.detach(), expected.detach())
-        weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-        assert_same_gradients(gradients(other, (found * weights).sum()), gradients(one, (expected * weights).sum()))
+    tokens = some_tokens(batch, kind)
+    one, other = model_of(family), model_of(family)
+    expected = hidden_states(one, batch)[tokens]
+    found = states_at(other, batch, tokens, None if kind == "some" else 1)
+    assert_near(found.detach(), expected.detach())
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    assert_same_gradients(gradients(other, (found * weights).sum()), gradients(one, (expected * weights).sum()))
 
 
-def test_single_states_compute_no_other_token_of_the_last_layer(monkeypatch):
-    """Seen at the feed-forward part: as many rows as there are texts."""
+@pytest.mark.parametrize("kind", ["first", "some"])
+def test_no_other_token_of_the_last_layer_is_computed(kind):
+    """Seen at the feed-forward part."""
     model, batch = model_of("roberta"), some_batch("roberta", Layout(False))
+    tokens = some_tokens(batch, kind)
     seen = []
     for layer in layers_of(model):
         layer.intermediate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
-    single_states(model, batch, batch.mask_positions)
-    assert seen == [len(batch.input_ids), len(batch)]
+    states_at(model, batch, tokens)
+    assert seen == [len(batch.input_ids), len(tokens)]
+
+
+def test_where_all_tokens_are_asked_about_and_more_all_states_are_computed():
+    model, batch = model_of("bert"), some_batch("bert", Layout(False))
+    tokens = torch.cat([torch.arange(len(batch.input_ids)).flip(0), torch.tensor([3])])
+    with torch.no_grad():
+        assert torch.equal(states_at(model, batch, tokens), hidden_states(model, batch)[tokens])
 
 
 def test_a_model_can_be_installed_twice():
     """As where two wrappers are made of one model."""
     model, batch = model_of("bert"), some_batch("bert", Layout(False))
-    expected = single_states(model, batch, batch.mask_positions)
+    expected = states_at(model, batch, batch.mask_positions)
     kind = type(layers_of(model)[-1])
     assert packing.install(model)
     assert type(layers_of(model)[-1]) is kind
-    assert torch.equal(single_states(model, batch, batch.mask_positions), expected)
+    assert torch.equal(states_at(model, batch, batch.mask_positions), expected)
 
 
 def test_the_last_layer_keeps_the_names_of_its_weights_and_loads_again(tmp_path):
@@ -318,10 +337,11 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="these kern
 @pytest.mark.parametrize("layout", [Layout(False), FILLED], ids=["end to end", "filled up"])
 @pytest.mark.parametrize("family", PACKED)
 def test_states_and_gradients_on_a_gpu_are_those_of_a_cpu(family, layout):
-    """In fp32, and with the kernels for half precision, to its digits; single states too."""
+    """In fp32, and with the kernels for half precision, to its digits; states at some tokens too."""
     batch = some_batch(family, layout)
     own, lm = tokens_of(batch), model_of(family)
     weights = torch.randn(len(batch.input_ids), 32, generator=torch.Generator().manual_seed(0))
+    asked = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
     expected = hidden_states(lm, batch)[own]
     gradient = gradients(lm, (expected * weights[own]).sum())
     there, lm = batch.to(torch.device("cuda")), lm.cuda()
@@ -331,10 +351,13 @@ def test_states_and_gradients_on_a_gpu_are_those_of_a_cpu(family, layout):
         found = everything[own]
         with torch.no_grad():
             scored = hidden_states(lm, there).float().cpu()[own]
-            single = single_states(lm, there, there.mask_positions).float().cpu()
+            single = states_at(lm, there, there.mask_positions, 1).float().cpu()
+            several = {count: states_at(lm, there, asked[:count].cuda()).float().cpu() for count in (7, 19)}
         assert_near(found.detach(), expected.detach(), share)
         assert_near(scored, expected.detach(), share)
         assert_near(single, everything[batch.mask_positions].detach(), max(share / 2, 1e-5))
+        for count, states in several.items():
+            assert_near(states, everything[asked[:count]].detach(), max(share / 2, 1e-5))
         mine = gradients(lm, (found * weights[own]).sum())
         largest = max(float(one.norm()) for one in gradient.values())
         for name, one in gradient.items():

@@ -44,7 +44,7 @@ class ClozeBatch:
     """`members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
     [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
     `target_places`: which tokens are MLM targets, `target_members` whose they are and `targets` what they were [K],
-    filled up with IGNORED so that few values of K occur; `words`: label words of all members [W]; `averaging`: from
+    where shapes should be few filled up with IGNORED; `words`: label words of all members [W]; `averaging`: from
     their logits to label scores [M, W, L]."""
 
     batch: Batch
@@ -65,14 +65,16 @@ class ClozeBatch:
 
 def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2)."""
-    states = cloze.states(given.batch)  # [N, H]
-    num_members = len(given.labels)
-    logits = cloze.word_logits(states[given.label_places], given.words).view(num_members, -1, len(given.words))
+    num_members, num_labels = len(given.labels), given.labels.numel()
+    uses_mlm = len(given.batch) > num_labels  # there are unlabelled rows
+    asked = torch.cat([given.label_places, given.target_places]) if uses_mlm else given.label_places
+    states = cloze.states_at(given.batch, asked)  # [M n + K, H]
+    logits = cloze.word_logits(states[:num_labels], given.words).view(num_members, -1, len(given.words))
     label = label_loss(logits @ given.averaging, given.labels)
-    if len(given.batch) == given.labels.numel():  # no unlabelled rows
+    if not uses_mlm:
         return {"loss": label, "label_loss": label}
     # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
-    vocabulary = cloze.vocabulary_logits(states[given.target_places]).T.contiguous()  # [K, V]
+    vocabulary = cloze.vocabulary_logits(states[num_labels:]).T.contiguous()  # [K, V]
     mlm = mlm_loss(vocabulary, given.targets, given.target_members, num_members)
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
 
@@ -159,7 +161,9 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     first_rows = np.arange(len(shares)) * len(shares[0].batch)
     labelled_rows = (first_rows[:, None] + np.arange(labels.shape[1])).ravel()
     unlabelled = 1 - labels.shape[1] / len(shares[0].batch)  # not their tokens' own share: it varies among equal shapes
-    places = pad_targets(np.flatnonzero(targets != IGNORED), settings.mask_probability * unlabelled * len(targets))
+    places = np.flatnonzero(targets != IGNORED)
+    if layout.token_multiple > 1:
+        places = pad_targets(places, settings.mask_probability * unlabelled * len(targets))
     words, averaging = join_verbalizers([share.verbalizers for share in shares])
     keys = [share.key + np.arange(len(share.targets)) * KEY_STEP for share in shares]
     return ClozeBatch(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from pet import packing
 from pet.encoding import Layout, round_up
 from pet.errors import SettingsError, StoreError
 from pet.losses import IGNORED
@@ -275,7 +277,8 @@ def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, any_layo
     bench = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
     (given,), _ = batches_of(bench, 1, pattern)
     assert (len(given.batch), given.labels.shape) == (9, (1, 4))
-    assert 5 < len(targets_of(given)[0]) < len(given.targets), "and some to fill up"
+    assert len(targets_of(given)[0]) > 5
+    assert (len(given.targets) > len(targets_of(given)[0])) == (any_layout == "filled up"), "targets are filled up too"
     assert (len(given.batch.input_ids) > int(given.batch.starts[9])) == (any_layout == "filled up")
     found = {name: float(value.detach()) for name, value in cloze_losses(bench.cloze, given, alpha).items()}
     label, mlm = reference_losses(bench, given)
@@ -382,8 +385,10 @@ def test_where_no_target_is_expected_nothing_is_filled_up():
 @pytest.mark.parametrize("targets", ["content", "any"])
 @pytest.mark.parametrize("patterns", [[0], [1], [0, 1]])
 def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch, targets, patterns):
-    if targets == "content":
-        monkeypatch.setattr(Bench, "layout", lambda self: FILLED)
+    layout = (
+        FILLED if targets == "content" else packing.training_layout(None, SimpleNamespace(captures=True), MAX_LENGTH)
+    )
+    monkeypatch.setattr(Bench, "layout", lambda self: layout)
     bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
     batches, _ = batches_of(bench, 30, *patterns)
     sizes = {(given.batch.input_ids.shape, len(given.targets)) for given in batches}
@@ -392,7 +397,8 @@ def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch,
     assert len({len(targets_of(given)[1]) for given in batches}) > 5, "those that are asked for vary"
 
 
-def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench, any_layout):
+def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench, monkeypatch):
+    monkeypatch.setattr(Bench, "layout", lambda self: FILLED)
     bench = open_bench(mask_probability=0.4)
     (given,), _ = batches_of(bench, 1)
     places, targets = targets_of(given)
