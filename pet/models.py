@@ -263,6 +263,9 @@ def compile_layers(model: Any, runtime: Runtime) -> None:
     Layers are compiled one by one: they share one program, so it takes seconds. Lengths stay free.
     """
     if runtime.compiles(sum(one.numel() for one in model.parameters())):
+        # All layers share one function: in training, scoring, frozen or not, the last one for some tokens or all. At 8
+        # variants, torch's limit, it would go on uncompiled.
+        torch._dynamo.config.recompile_limit = 64
         for part in (model.base_model.embeddings, *layers_of(model)):
             part.compile(dynamic=True)
 

@@ -7,6 +7,7 @@ tested for; the others are given padded rows (`scoring_layout`, `training_layout
 Shapes: B rows, N tokens, Q of them asked about, T places (padded), H hidden size.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -36,8 +37,14 @@ def install(model: Any) -> bool:
     if packed:
         model.set_attn_implementation(ATTENTION)
     if model.config.model_type in READS and not isinstance(last := layers_of(model)[-1], ReadLayer):
-        last.__class__ = type(f"Read{type(last).__name__}", (ReadLayer, type(last)), {})
+        last.__class__ = reading(type(last))  # type: ignore[arg-type]
     return packed
+
+
+@functools.cache
+def reading(kind: type) -> type:
+    """A layer's class with `ReadLayer` laid over it; one for all models: torch.compile starts anew for each class."""
+    return type(f"Read{kind.__name__}", (ReadLayer, kind), {})
 
 
 def scoring_layout(model: Any) -> Layout:
