@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from pet.errors import ModelError, SettingsError
 from pet.models import layers_of
-from pet.settings import FinetuneSettings, LoraSettings
+from pet.settings import ALL_LINEAR, FinetuneSettings, LoraSettings
 
 TARGETS = {
     "albert": ("query", "value"),
@@ -246,16 +246,26 @@ class Adapters(nn.Module):
 
 
 def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | None) -> list[str]:
-    """Full names of the linear maps that get adapters.
+    """Full names of the linear maps that get adapters, all inside layers. `wanted`: the ends of their names, ALL_LINEAR
+    for all, or `None`: the family's default. `frozen_layers`: none in so many lower layers, `None`: in half of them;
+    then no gradient goes there.
 
     Raises:
         SettingsError: there are none of these names; says which there are.
     """
     family = model.config.model_type
-    ends = tuple(wanted or TARGETS.get(family, ()))
-    frozen = {id(module) for layer in layers_of(model)[: frozen_layers or 0] for module in layer.modules()}
-    inside = {id(module) for module in model.base_model.modules()} - frozen
+    layers = layers_of(model)
+    upper = layers[len(layers) // 2 if frozen_layers is None else frozen_layers :]
+    inside = {id(module) for part in (upper if layers else [model.base_model]) for module in part.modules()}
     linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside]
+    if not linear:
+        raise SettingsError(
+            f"finetune.frozen_layers {frozen_layers} leaves no layer of the {family} model to adapt; lower it, or use "
+            "finetune.method=full"
+        )
+    if wanted == (ALL_LINEAR,):
+        wanted = sorted({name.rpartition(".")[2] for name in linear})
+    ends = tuple(wanted or TARGETS.get(family, ()))
     found = {end: [name for name in linear if f".{name}".endswith(f".{end}")] for end in ends}
     unknown = [end for end, names in found.items() if not names]
     if unknown or not found:
@@ -392,7 +402,7 @@ def load(model: Any, folder: Path) -> Adapters:
         ):
             raise ModelError(f"{folder} does not fit the model {stored.base!r}; it was made for another one")
     lora = LoraSettings(rank=stored.rank, alpha=stored.alpha, targets=tuple(stored.maps))
-    adapters = Adapters(model, model, [0], FinetuneSettings(lora=lora))
+    adapters = Adapters(model, model, [0], FinetuneSettings(lora=lora, frozen_layers=0))
     with torch.no_grad():
         for name, pair in zip(adapters.bases, adapters.pairs, strict=True):
             down, up = stored.maps[name]

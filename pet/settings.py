@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pet.errors import PetError, SettingsError, raise_problems
 
@@ -79,9 +79,18 @@ class Optimisation(Concern):
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm (P1 Tab 5)")
     frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="embeddings and this many lower layers are not trained; default: all are (P1). Cheaper on a CPU, "
-        "and with ten labels no worse (measured, results/LOG.md)",
+        description="embeddings and this many lower layers are not trained; default: none of them (P1), with "
+        "finetune.method=lora the lower half. Cheaper, and with ten labels no worse (measured on mini, results/LOG.md)",
     )
+
+
+ALL_LINEAR = "all-linear"
+"""As peft calls it."""
+
+
+def listed(value: Any) -> Any:
+    """A list of one where only that one was given."""
+    return [value] if isinstance(value, str) else value
 
 
 class LoraSettings(Concern):
@@ -91,8 +100,10 @@ class LoraSettings(Concern):
     rank: Count = Field(8, description="rank of each adapter (Hu et al. 2021, Tab 9)")
     alpha: Positive = Field(16.0, description="the adapter's product is scaled by alpha / rank")
     learning_rate: Positive = Field(1e-3, description="peak learning rate of AdamW, instead of finetune.learning_rate")
-    targets: tuple[str, ...] | None = Field(
-        None, description="names of the linear maps that get an adapter; default: query and value (Hu et al. 4.2)"
+    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] | None = Field(
+        None,
+        description="names of the linear maps that get an adapter, or `all-linear`; default: query and value (Hu et "
+        "al. 4.2)",
     )
 
 

@@ -61,7 +61,7 @@ MAPS = {
 
 def settings_of(**more: object) -> FinetuneSettings:
     lora = {"rank": RANK, "alpha": ALPHA, **{name: more.pop(name) for name in ("targets", "rank") if name in more}}
-    return FinetuneSettings.model_validate({"method": "lora", "lora": lora, **more})
+    return FinetuneSettings.model_validate({"method": "lora", "lora": lora, "frozen_layers": 0, **more})
 
 
 def model_of(family: str = "bert", **more: object):
@@ -585,7 +585,7 @@ def test_frozen_layers_get_no_adapters(family):
     assert (
         names_of(family, frozen_layers=1) == [name for name in every if ".0." not in name] == every[len(every) // 2 :]
     )
-    with pytest.raises(SettingsError, match="no such linear maps"):
+    with pytest.raises(SettingsError, match="frozen_layers 2 leaves no layer of the"):
         names_of(family, frozen_layers=2)
 
 
@@ -611,6 +611,24 @@ def test_targets_other_than_the_default_are_adapted_like_it():
     for member, (inputs, tokens) in zip(WHOSE.tolist(), alone(batch), strict=True):
         with torch.no_grad():
             assert_near(logits[tokens], with_member("albert", adapters, member)(**inputs).logits[0])
+
+
+@pytest.mark.parametrize(("family", "maps"), [("bert", 6), ("distilbert", 6), ("albert", 7), ("modernbert", 4)])
+def test_all_linear_maps_of_the_layers_can_be_adapted_by_one_word(family, maps):
+    """Neither embeddings nor head; ALBERT's two layers are one, and one map leads to them."""
+    names = names_of(family, targets="all-linear")
+    assert len(names) == maps if family == "albert" else 2 * maps
+    assert not [name for name in names if "embeddings" in name or "head" in name or "cls" in name], names
+    assert names_of(family, targets="all-linear", frozen_layers=1 if family != "albert" else 0) == names[-maps:]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert"])
+def test_unless_told_otherwise_the_upper_half_of_the_layers_is_adapted(family):
+    assert names_of(family, frozen_layers=None) == names_of(family, frozen_layers=1)
+
+
+def test_where_layers_are_one_module_it_is_adapted():
+    assert names_of("albert", frozen_layers=None) == names_of("albert", frozen_layers=0) != []
 
 
 @pytest.mark.parametrize(

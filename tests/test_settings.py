@@ -332,3 +332,9 @@ def test_shipped_files_are_looked_for_inside_an_installed_package_first(tmp_path
 def test_values_that_are_no_number_or_no_name_are_refused(text):
     with pytest.raises(SettingsError):
         resolve_settings(None, parse_assignment(text))
+
+
+@pytest.mark.parametrize("given", ["all-linear", ["all-linear"]])
+def test_one_lora_target_need_not_be_a_list(given):
+    settings = resolve_settings(None, {"finetune": {"lora": {"targets": given}}})
+    assert settings.finetune.lora.targets == ("all-linear",)

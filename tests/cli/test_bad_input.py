@@ -264,6 +264,12 @@ def test_more_frozen_layers_than_the_model_has_are_refused_before_anything_runs(
     assert not find_all(ground.folder.parent / "store", "*")
 
 
+def test_lora_without_a_layer_to_adapt_is_refused_before_anything_runs(ground):
+    sentence = refuse(ground, "--set", "finetune.method=lora", "--set", "finetune.frozen_layers=2")
+    check(sentence, "finetune.frozen_layers 2 leaves no layer of the bert model to adapt")
+    assert not find_all(ground.folder.parent / "store", "*")
+
+
 def test_lora_targets_that_the_model_lacks_are_refused_before_anything_runs(ground):
     lora = ["--set", "finetune.method=lora", "--set", "finetune.lora.targets=[query, vlaue]"]
     check(refuse(ground, *lora), "finetune.lora.targets ['vlaue']", "name some of dense, key, query, value")
