@@ -8,7 +8,6 @@ all of them. Nothing else should run beside it.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,23 +41,15 @@ def run(tree: Path, arguments: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pet", "run", "--store", f"{folder}/runs", *arguments]
         begun = time.perf_counter()
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert process.stdout
-        lines = process.stdout.read().splitlines()
-        _, status, usage = os.wait4(process.pid, 0)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - begun
-    if status:
-        raise SystemExit("\n".join([*lines, f"{' '.join(command)} ended with status {status}"]))
+    if done.returncode:
+        raise SystemExit(f"{done.stderr}{' '.join(command)} ended with status {done.returncode}")
+    lines = done.stdout.splitlines()
     rows = [[part.strip() for part in line.split("│")[1:3]] for line in lines if line.startswith("│")]
     found = ", ".join(f"{name} {value}" for name, value in rows if name in SHOWN)
-    return f"{seconds:6.1f} s  {memory(usage):5.0f} MiB  {found}"
-
-
-def memory(usage: resource.struct_rusage) -> float:
-    """Peak resident memory in MiB."""
-    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    memory = next(line for line in lines if "peak memory" in line).rpartition("; ")[2]
+    return f"{seconds:6.1f} s  {memory}  {found}"
 
 
 if __name__ == "__main__":

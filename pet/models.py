@@ -234,8 +234,9 @@ def os_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from problem
 
 
-def freeze_lower(model: Any, num_layers: int | None) -> None:
+def freeze_lower(model: Any, num_layers: int | None, setting: str = "frozen_layers") -> None:
     """Stop training the embeddings and the lowest `num_layers` layers of a transformers model; `None`: train all.
+    `setting`: what says so, for the message.
 
     Raises:
         SettingsError: the model has no separate layers (ALBERT shares one), or not so many.
@@ -245,7 +246,7 @@ def freeze_lower(model: Any, num_layers: int | None) -> None:
     layers = layers_of(model)
     if not layers or num_layers > len(layers):
         have = f"{len(layers)} layers" if layers else "no separate layers"
-        raise SettingsError(f"frozen_layers is {num_layers}, but this {model.config.model_type} model has {have}")
+        raise SettingsError(f"{setting} is {num_layers}, but this {model.config.model_type} model has {have}")
     for part in (model.base_model.embeddings, *layers[:num_layers]):
         part.requires_grad_(False)
 

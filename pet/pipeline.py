@@ -60,11 +60,12 @@ def check(work: Work) -> None:
 def check_models(work: Work) -> None:
     """Refuse patterns, label words and models that cannot be used; the student's and the baseline's model included."""
     finetune.check(work)
-    for section in (work.settings.distill, work.settings.baseline):
+    for name, section in (("distill", work.settings.distill), ("baseline", work.settings.baseline)):
         if section.model not in (None, work.settings.model.name):
             work.speller_of(section.model)
         if section.frozen_layers is not None:
-            models.freeze_lower(models.outline(work.model_settings(section.model)), section.frozen_layers)
+            body = models.outline(work.model_settings(section.model))
+            models.freeze_lower(body, section.frozen_layers, f"{name}.frozen_layers")
 
 
 @dataclass(frozen=True)

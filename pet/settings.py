@@ -100,7 +100,7 @@ class LoraSettings(Concern):
     rank: Count = Field(8, description="rank of each adapter (Hu et al. 2021, Tab 9)")
     alpha: Positive = Field(16.0, description="the adapter's product is scaled by alpha / rank")
     learning_rate: Positive = Field(1e-3, description="peak learning rate of AdamW, instead of finetune.learning_rate")
-    targets: Annotated[tuple[str, ...], BeforeValidator(listed)] | None = Field(
+    targets: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] | None = Field(
         None,
         description="names of the linear maps that get an adapter, or `all-linear`; default: query and value (Hu et "
         "al. 4.2)",

@@ -108,7 +108,7 @@ def check(work: Work) -> None:
     settings = work.settings.finetune
     if settings.frozen_layers is not None or settings.method == "lora":
         body = models.outline(work.settings.model)
-        models.freeze_lower(body, settings.frozen_layers)
+        models.freeze_lower(body, settings.frozen_layers, "finetune.frozen_layers")
         if settings.method == "lora":
             find_targets(body, settings.lora.targets, settings.frozen_layers)
 

@@ -68,6 +68,7 @@ def check(sentence, *words):
         (["--set", "finetune.steps=many"], ["finetune.steps", "'many'"]),
         (["--set", "finetune.steps=0"], ["finetune.steps", "greater than or equal to 1", "0"]),
         (["--set", "finetune.patterns=[0"], ["finetune.patterns", "is not a YAML value"]),
+        (["--set", "finetune.lora.targets=[]"], ["finetune.lora.targets", "at least 1 item"]),
         (["--set", "finetune.alpha=1"], ["finetune.alpha", "less than 1"]),
         (["--set", "finetune.patterns=[2]"], ["finetune.patterns [2]", "'topics' has patterns 0 to 1"]),
         (["--set", "finetune.patterns=[]"], ["finetune.patterns []", "name at least one"]),
@@ -260,7 +261,7 @@ def test_rows_too_short_for_the_pattern_are_refused(ground):
 
 @pytest.mark.parametrize("section", ["finetune", "distill", "baseline"])
 def test_more_frozen_layers_than_the_model_has_are_refused_before_anything_runs(ground, section):
-    check(refuse(ground, "--set", f"{section}.frozen_layers=9"), "frozen_layers is 9", "2 layers")
+    check(refuse(ground, "--set", f"{section}.frozen_layers=9"), f"{section}.frozen_layers is 9", "2 layers")
     assert not find_all(ground.folder.parent / "store", "*")
 
 
