@@ -60,8 +60,8 @@ def packed_attention(
 @dataclass(frozen=True)
 class Reads:
     """Q tokens of a batch in their order, the only ones that are asked about. `tokens`: which of N; `rows`, `places`:
-    which row each is of, and its number among those of that row [Q]; `starts`: how many come before each row, and Q [B + 1];
-    `most`: no row has more."""
+    which row each is of, and its number among those of that row [Q]; `starts`: how many come before each row, and Q
+    [B + 1]; `most`: no row has more."""
 
     tokens: torch.Tensor
     rows: torch.Tensor
