@@ -246,23 +246,14 @@ class Adapters(nn.Module):
 
 
 def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | None) -> list[str]:
-    """Full names of the linear maps that get adapters, all inside layers. `wanted`: the ends of their names, ALL_LINEAR
-    for all, or `None`: the family's default. `frozen_layers`: none in so many lower layers, `None`: in half of them;
-    then no gradient goes there.
+    """Full names of the linear maps that get adapters. `wanted`: the ends of their names, ALL_LINEAR for all, or
+    `None`: the family's default. `frozen_layers`: as of `adaptable_maps`.
 
     Raises:
-        SettingsError: there are none of these names; says which there are.
+        SettingsError: there are none of these names, says which there are; or no adapter can be theirs.
     """
     family = model.config.model_type
-    layers = layers_of(model)
-    upper = layers[len(layers) // 2 if frozen_layers is None else frozen_layers :]
-    inside = {id(module) for part in (upper if layers else [model.base_model]) for module in part.modules()}
-    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside]
-    if not linear:
-        raise SettingsError(
-            f"finetune.frozen_layers {frozen_layers} leaves no layer of the {family} model to adapt; lower it, or use "
-            "finetune.method=full"
-        )
+    linear = adaptable_maps(model, frozen_layers)
     if wanted == (ALL_LINEAR,):
         wanted = sorted({name.rpartition(".")[2] for name in linear})
     ends = tuple(wanted or TARGETS.get(family, ()))
@@ -281,6 +272,25 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
             "finetune.method=full"
         )
     return [name for name in linear if name in chosen]
+
+
+def adaptable_maps(model: Any, frozen_layers: int | None) -> list[str]:
+    """Full names of all linear maps in the layers but those in so many lower ones, `None`: in half of them; then no
+    gradient goes there.
+
+    Raises:
+        SettingsError: no layer is left.
+    """
+    layers = layers_of(model)
+    upper = layers[len(layers) // 2 if frozen_layers is None else frozen_layers :]
+    inside = {id(module) for part in (upper if layers else [model.base_model]) for module in part.modules()}
+    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and id(one) in inside]
+    if not linear:
+        raise SettingsError(
+            f"finetune.frozen_layers {frozen_layers} leaves no layer of the {model.config.model_type} model to adapt; "
+            "lower it, or use finetune.method=full"
+        )
+    return linear
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -31,7 +31,8 @@ COMPILE_FROM = 100_000_000
 
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """A CPU must have one of these for bf16 to be its faster precision: on two Zen 4 cores a matrix product of `mini`'s
-shape then ran at 2.1 times the rate of fp32, without them at half of it or less (measured, bench/RESULTS.md)."""
+shape then ran at 2.1 times the rate of fp32, without them at half of it or less (measured, bench/RESULTS.md). AMX is
+taken to be no slower; it was not timed."""
 
 Advance = Callable[[int], None]
 
