@@ -6,6 +6,7 @@ line, so that no stage knows of terminals or Weights & Biases.
 
 import contextlib
 import importlib.util
+import os
 import random
 import resource
 import sys
@@ -33,6 +34,10 @@ CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """A CPU must have one of these for bf16 to be its faster precision: on two Zen 4 cores a matrix product of `mini`'s
 shape then ran at 2.1 times the rate of fp32, without them at half of it or less (measured, bench/RESULTS.md). AMX is
 taken to be no slower; it was not timed."""
+
+# oneDNN keeps a compiled product for each shape, 1,024 of them, and rows end to end have a shape of their own in every
+# batch: finetune of AG News on mini peaked at 1.6 GB with 64, the whole run at 2.4 with 1,024. Read at first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 Advance = Callable[[int], None]
 
