@@ -122,6 +122,9 @@ class ClozeModel(nn.Module):
         # The head is in fp32 at least; states and embeddings may be in less, as the body is.
         transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
         logits = weight @ transformed.T.to(weight.dtype)
+        if logits.requires_grad:
+            # A loss asks for [K, V], and so its gradient is laid out: rows of V, which matrix products read slowly.
+            logits.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
         return logits if bias is None else logits + bias[:, None]
 
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -207,5 +207,7 @@ def fused_update() -> Callable[[list[torch.Tensor], list[torch.Tensor], float, f
 def clip_to(model: torch.nn.Module, optimizer: Optimizer, max_norm: float) -> None:
     """Clip the gradient of all parameters together: the optimizer divides by what it is too long."""
     gradients = [one.grad for one in model.parameters() if one.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients, 2.0, torch.float32))
-    optimizer.grad_scale = (torch.linalg.vector_norm(norms) / max_norm).clamp(min=1.0)
+    # One precision at a time: where several are mixed, torch starts a kernel for each tensor.
+    alike = ([one for one in gradients if one.dtype == dtype] for dtype in {one.dtype: None for one in gradients})
+    norms = [norm for some in alike for norm in torch._foreach_norm(some, 2.0, torch.float32)]
+    optimizer.grad_scale = (torch.linalg.vector_norm(torch.stack(norms)) / max_norm).clamp(min=1.0)

@@ -172,6 +172,22 @@ def send(tree: T, device: torch.device) -> T:
     return map_tensors(tree, move)
 
 
+def receive(tree: T, device: torch.device) -> Callable[[], T]:
+    """Start copying a nested batch from a device to the host. What is returned hands the copy over when it is there,
+    without waiting for what else the device has been asked to do meanwhile."""
+    found = map_tensors(tree, lambda tensor: tensor.to("cpu", non_blocking=True))
+    if device.type != "cuda":
+        return lambda: found
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    there.record()
+
+    def wait() -> T:
+        there.synchronize()
+        return found
+
+    return wait
+
+
 # ---- memory --------------------------------------------------------------------------------------------------------
 
 

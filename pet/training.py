@@ -12,6 +12,7 @@ knows of patterns, soft labels or files.
 """
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.optimizer import build_optimizer, clip_to
-from pet.runtime import Runtime, map_tensors
+from pet.runtime import Runtime, map_tensors, receive
 from pet.settings import Optimisation
 
 B = TypeVar("B")
@@ -30,7 +31,7 @@ Losses = dict[str, torch.Tensor]
 """Scalars, or one value per member [M], by name; the (sum of) `loss` is minimised."""
 
 LOG_EVERY = 10
-"""Steps between reports. Reading a loss makes the host wait for the device, so it is not done every step."""
+"""Steps between reports; each is read when the next is due, because to read a loss is to wait for the device."""
 
 MAX_CAPTURED = 24
 """Batch shapes that are captured; rarer ones run kernel by kernel. On AG News a step's 16 rows come to some ten numbers
@@ -82,6 +83,7 @@ class Trainer(Generic[B]):
         self.optimizer.reset()
         reports = [TrainingReport([], {}) for _ in names]
         recent: list[Losses] = []
+        untold: Callable[[], None] | None = None
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
         with self.runtime.reporter.track(title, settings.steps, "step") as advance:
@@ -90,8 +92,13 @@ class Trainer(Generic[B]):
                 recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                 advance(1)
                 if step % LOG_EVERY == 0 or step == settings.steps:
-                    record(reports, names, step, recent, self.runtime)
+                    if untold:  # of the steps before these, which are still being computed
+                        untold()
+                    means = receive(means_of(recent, len(names)), self.runtime.device)
+                    untold = functools.partial(record, reports, names, step, means, self.runtime)
                     recent = []
+        if untold:
+            untold()
         self.optimizer.zero_grad()
         self.model.eval()
         return reports
@@ -220,16 +227,25 @@ def rate_factor(step: int, settings: Optimisation) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
+def means_of(recent: list[Losses], num_members: int) -> list[tuple[str, torch.Tensor]]:
+    """Mean of each loss over these steps [M], by name."""
+    return [(key, torch.stack([one[key] for one in recent]).mean(0).expand(num_members)) for key in recent[0]]
+
+
 def record(
-    reports: list[TrainingReport], names: Sequence[str], step: int, recent: list[Losses], runtime: Runtime
+    reports: list[TrainingReport],
+    names: Sequence[str],
+    step: int,
+    means: Callable[[], list[tuple[str, torch.Tensor]]],
+    runtime: Runtime,
 ) -> None:
-    """Mean of each loss since the last record, kept and told to the tracker, member by member."""
-    means = {key: torch.stack([one[key] for one in recent]).mean(0).expand(len(names)).tolist() for key in recent[0]}
+    """Keep what `means_of` found up to this step and tell the tracker, member by member."""
+    values = {key: found.tolist() for key, found in means()}
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
         report.steps.append(step)
-        for key, values in means.items():
-            report.losses.setdefault(key, []).append(round(values[number], 6))
-        runtime.reporter.log(name, {key: values[number] for key, values in means.items()}, step)
+        for key, of_members in values.items():
+            report.losses.setdefault(key, []).append(round(of_members[number], 6))
+        runtime.reporter.log(name, {key: of_members[number] for key, of_members in values.items()}, step)
 
 
 def endless_order(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -45,7 +45,7 @@ from pet.encoding import (
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
 from pet.examples import Texts
 from pet.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
-from pet.runtime import send
+from pet.runtime import receive, send
 
 FIELDS = ("a", "b")
 SPACED = [
@@ -862,6 +862,28 @@ def test_a_tensor_keeps_its_values_on_a_gpu_and_in_the_next_steps():
     assert all(torch.equal(one.cpu(), other) for one, other in zip(sent, tensors, strict=True))
     assert send(sent[0], torch.device("cuda")) is sent[0]
     assert torch.equal(send(sent[0], torch.device("cpu")), tensors[0])
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    ],
+)
+def test_what_is_received_has_the_values_of_when_it_was_asked_for(device):
+    """Also on a GPU that is asked for something else before anyone looks."""
+    device = torch.device(device)
+    found = []
+    for number in range(20):
+        tensor = torch.full((1000,), number, device=device)
+        found.append(receive([("name", tensor)], device))
+        if device.type == "cuda":
+            tensor.zero_()
+    for number, one in enumerate(found):
+        ((name, tensor),) = one()
+        assert (name, tensor.tolist()) == ("name", [number] * 1000)
+        assert tensor.device.type == "cpu"
 
 
 def test_a_tensor_that_is_there_already_stays_where_it_is():

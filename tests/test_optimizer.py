@@ -166,14 +166,17 @@ def test_an_optimizer_forgets_in_place_all_it_has_seen(low):
     assert all(torch.equal(one, other) for one, other in zip(used.parameters(), fresh.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtypes", [[torch.float32], [torch.bfloat16], [torch.bfloat16, torch.float32]])
 @pytest.mark.parametrize("most", [0.1, 1e6])
-def test_gradients_are_divided_by_what_they_are_too_long(dtype, most):
-    """In fp32 also for gradients of three digits: against torch's own clipping of the same values."""
-    model = small_model().to(dtype)
+def test_gradients_are_divided_by_what_they_are_too_long(dtypes, most):
+    """In fp32 also for gradients of three digits, and for both in one model: against torch's own clipping of the same
+    values."""
+    model = small_model()
+    for number, one in enumerate(model.parameters()):
+        one.data = one.data.to(dtypes[number % len(dtypes)])
     optimizer = MasterAdamW(small_model(), model, SETTINGS)
     for one, gradient in zip(model.parameters(), gradients(0, model), strict=True):
-        one.grad = gradient.to(dtype)
+        one.grad = gradient.to(one.dtype)
     other = [one.grad.float() for one in model.parameters()]
     clip_to(model, optimizer, most)
     norm = torch.cat([one.flatten() for one in other]).norm()

@@ -23,6 +23,7 @@ from rows import (
 )
 from safetensors.numpy import load_file
 
+from pet import models
 from pet.pipeline import STAGES, plan, run_stage
 from pet.stages import distill
 from pet.tasks import read_texts
@@ -271,6 +272,18 @@ def test_a_dry_run_lists_every_artifact_and_writes_nothing(done, tmp_path):
     assert all(any(pattern in line for pattern in PATTERNS) for line in lines[1:7])
     expected = {name.rsplit("-", 1)[1] for name in artifacts(done.store) if not name.startswith("run/")}
     assert {line.split()[1] for line in lines} == expected, "the identities that a run will give"
+
+
+def test_weights_are_hashed_once_a_walk_however_many_members_there_are(done, monkeypatch):
+    hashed = []
+
+    def note(path):
+        hashed.append(path.name)
+        return digest(path)
+
+    monkeypatch.setattr(models, "digest_file", note)
+    assert len(plan(open_work(done.ground, done.store))) > 5
+    assert hashed.count("model.safetensors") == 1
 
 
 def test_a_dry_run_says_where_things_are_that_are_there(done):

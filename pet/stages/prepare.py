@@ -7,7 +7,7 @@ labels of the pool, where the source has them: opened by `evaluate` alone) and r
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pet.artifacts import Artifact, Draft, Key, digest_json
+from pet.artifacts import Artifact, Draft, Key
 from pet.errors import TaskError
 from pet.examples import Texts, TextSource, concatenate
 from pet.sampling import Draw, draw_by_seed, draw_first, find_near_duplicates
@@ -37,7 +37,7 @@ def key(work: Work) -> Key:
         STAGE,
         VERSION,
         {
-            "texts": {split: digest_texts(texts) for split, texts in work.source.items()},
+            "texts": work.source_digests,
             "fields": list(work.card.fields),
             "labels": list(work.card.labels),
             "data": settings.data.model_dump(mode="json"),
@@ -162,8 +162,3 @@ def summarise(report: dict[str, Any]) -> str:
     if near["test_of_train"] or near["test_of_pool"]:
         line += f"; {near['test_of_train']} test texts nearly repeat a labelled one, {near['test_of_pool']} a pool text"
     return line
-
-
-def digest_texts(texts: Texts) -> str:
-    """Digest of ids, fields and labels."""
-    return digest_json([texts.ids, texts.fields, texts.labels])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from pet import models
-from pet.artifacts import Artifact, Draft, Key, Store
+from pet.artifacts import Artifact, Draft, Key, Store, digest_json
 from pet.encoding import Speller
 from pet.errors import SettingsError, StoreError
 from pet.examples import Texts
@@ -33,6 +33,7 @@ class Work:
         self.store = store
         self.runtime = runtime
         self.invocation = invocation
+        self._fingerprints: dict[str, str] = {}
 
     def command(self, stage: str) -> str:
         """The command that runs one stage of this walk."""
@@ -51,6 +52,11 @@ class Work:
     def source(self) -> dict[str, Texts]:
         """All texts of the task by split, as the source has them."""
         return load_texts(*self._card, data=self.settings.task.data)
+
+    @cached_property
+    def source_digests(self) -> dict[str, str]:
+        """Digest of ids, fields and labels of each split of the source."""
+        return {split: digest_json([one.ids, one.fields, one.labels]) for split, one in self.source.items()}
 
     @cached_property
     def pvps(self) -> list[PVP]:
@@ -87,9 +93,12 @@ class Work:
         return base if model in (None, base.name) else base.model_copy(update={"name": model, "revision": None})
 
     def model_identity(self, model: str | None = None) -> dict[str, Any]:
-        """What training starts from, for identities."""
+        """What training starts from, for identities. Weights are hashed once: of a large model that takes seconds, and
+        the key of every member asks."""
         settings = self.model_settings(model)
-        return {"weights": models.fingerprint(settings), "max_length": settings.max_length}
+        if settings.name not in self._fingerprints:
+            self._fingerprints[settings.name] = models.fingerprint(settings)
+        return {"weights": self._fingerprints[settings.name], "max_length": settings.max_length}
 
     @property
     def model_label(self) -> str:
