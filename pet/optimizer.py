@@ -2,7 +2,7 @@
 
 `FusedAdamW` is torch's own. `MasterAdamW` is for a model that computes in bf16: it keeps the weights that count in fp32
 and reads gradients and writes the model's bf16 weights in the same pass. At RoBERTa-large's size a training step is
-mostly moving weights through memory; by count this moves 30 bytes for each instead of 48. No GPU has timed it yet.
+mostly moving weights through memory; this moves 30 bytes for each instead of 48 (3.7 ms on one H100, bench/RESULTS.md).
 """
 
 import functools

@@ -27,8 +27,8 @@ BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
 enough for progress to show; on two cores 1,024 to 8,192 tokens were within a third of each other, in no clear order."""
 
 COMPILE_FROM = 100_000_000
-"""Parameters from which compiling pays: on one H100 it takes some 20 s, and of RoBERTa-large's step it saves 3 ms in 21
-(measured, bench/RESULTS.md)."""
+"""Parameters from which compiling pays: on one H100 it takes some 30 s, and of RoBERTa-large's step it saves 2 ms in
+16.5 (by profiles, bench/RESULTS.md)."""
 
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """A CPU must have one of these for bf16 to be its faster precision: on two Zen 4 cores a matrix product of `mini`'s
