@@ -48,7 +48,7 @@ def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, 
 
     `--tiny` makes the model so small that a CPU shows whether the script runs.
     """
-    from pet.runtime import open_runtime
+    from pet.runtime import matmul_rate, open_runtime
     from pet.settings import RuntimeSettings
 
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
@@ -59,7 +59,7 @@ def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, 
     if options.tiny:
         LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
     device = open_runtime(RuntimeSettings()).device
-    rate = matmul_rate(device) if device.type == "cuda" else float("nan")
+    rate = matmul_rate(device, torch.bfloat16, 2.0) if device.type == "cuda" else float("nan")
     print(f"{card_name(device)}, torch {torch.__version__}; bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
     return options, device, rate
 
@@ -178,17 +178,6 @@ def word_tokenizer(words: Sequence[str]) -> Any:
         **{f"{name}_token": token for name, token in special.items()},
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def matmul_rate(device: torch.device, size: int = 8192, seconds: float = 2.0) -> float:
-    """FLOP/s of a large bf16 matrix product on this card, kept up for two seconds: in shorter runs it is hotter work
-    than the card can sustain, and so would be no ceiling for what takes minutes."""
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    once = clock(lambda: left @ right, device, 20, warmup=5)
-    short = 2.0 * size**3 / once
-    kept_up = 2.0 * size**3 / clock(lambda: left @ right, device, int(seconds / once), warmup=0)
-    print(f"bf16 matmul: {short / 1e12:.0f} TFLOP/s for an instant, {kept_up / 1e12:.0f} kept up", flush=True)
-    return kept_up
 
 
 def clock(action: Callable[[], Any], device: torch.device, repeats: int, warmup: int = 2) -> float:

@@ -3,6 +3,7 @@
     PetError
     +-- SettingsError    a pipeline file, a flag or --set
     +-- TaskError        a task card, its patterns and verbalizers, or the data it reads
+    +-- CorpusError      texts to train a masked language model on
     +-- ModelError       a model or tokenizer that cannot be used
     +-- StoreError       the artifact store
         +-- MissingArtifact   an earlier stage has not been run
@@ -24,6 +25,10 @@ class SettingsError(PetError):
 
 class TaskError(PetError):
     """A task card, pattern, verbalizer or data file is wrong."""
+
+
+class CorpusError(PetError):
+    """A file of texts is missing, damaged or too small."""
 
 
 class ModelError(PetError):

@@ -58,9 +58,14 @@ def mask_tokens(
     """
     chosen = maskable & (rng.random(input_ids.shape) < probability)
     fate = rng.random(input_ids.shape)
-    changed = input_ids.copy()
-    changed[chosen & (fate < MASKED)] = mask_id
     random_tokens = rng.integers(0, vocabulary_size, size=input_ids.shape)
-    swapped = chosen & (fate >= MASKED) & (fate < 1 - KEPT)
-    changed[swapped] = random_tokens[swapped]
+    changed = np.where(chosen, disguise(input_ids, fate, random_tokens, mask_id), input_ids)
     return changed, np.where(chosen, input_ids, IGNORED)
+
+
+def disguise(
+    tokens: NDArray[np.int64], fate: NDArray[np.float64], random_tokens: NDArray[np.int64], mask_id: int
+) -> NDArray[np.int64]:
+    """MLM targets [K] as the model gets to see them: the mask, a random token or themselves, by `fate` in [0, 1)."""
+    shown = np.where(fate < MASKED, mask_id, random_tokens)
+    return np.where(fate >= 1 - KEPT, tokens, shown)

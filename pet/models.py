@@ -61,8 +61,9 @@ def load_tokenizer(model: ModelSettings) -> Any:
     return tokenizer
 
 
-def load_masked_lm(model: ModelSettings) -> Any:
-    """The model with its LM head, in fp32.
+def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
+    """The model with its LM head, in fp32. `new_head`: one whose weights hold none is given one, drawn from torch's
+    current random state, to be trained.
 
     Raises:
         ModelError: not found, not reachable, not a masked LM, or a masked LM whose head is missing from the weights.
@@ -78,7 +79,8 @@ def load_masked_lm(model: ModelSettings) -> Any:
             lm, info = AutoModelForMaskedLM.from_pretrained(
                 where, dtype=torch.float32, output_loading_info=True, **from_hub
             )
-        missing = sorted(info["missing_keys"])
+        body = f"{lm.base_model_prefix}."
+        missing = sorted(name for name in info["missing_keys"] if not new_head or name.startswith(body))
         if missing:
             raise ModelError(
                 f"model {model.name!r} is not a masked LM: its weights lack {missing[0]!r} (and {len(missing) - 1} "
@@ -272,8 +274,8 @@ def compile_layers(model: Any, runtime: Runtime) -> None:
             layer.compile(dynamic=True)
 
 
-def check_length(model: ModelSettings, config: Any) -> None:
-    """Refuse a `max_length` beyond the model's positions.
+def check_length(model: ModelSettings, config: Any, setting: str = "model.max_length") -> None:
+    """Refuse a `max_length` beyond the model's positions. `setting`: what says so, for the message.
 
     Raises:
         SettingsError: names both numbers.
@@ -285,8 +287,7 @@ def check_length(model: ModelSettings, config: Any) -> None:
         positions -= config.pad_token_id + 1  # these families number positions from there
     if model.max_length > positions:
         raise SettingsError(
-            f"model.max_length {model.max_length} is more than the {positions} tokens that {model.name!r} can read; "
-            "lower it"
+            f"{setting} {model.max_length} is more than the {positions} tokens that {model.name!r} can read; lower it"
         )
 
 

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2019) in two forms with the same four methods. The loop around it is `training`.
+"""AdamW (Loshchilov & Hutter 2019) in two forms with the same methods. The loop around it is `training`.
 
 `FusedAdamW` is torch's own. `MasterAdamW` is for a model that computes in bf16: it keeps the weights that count in fp32
 and reads gradients and writes the model's bf16 weights in the same pass. At RoBERTa-large's size a training step is
@@ -7,7 +7,7 @@ mostly moving weights through memory; this moves 30 bytes for each instead of 48
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,12 @@ class Optimizer(Protocol):
 
     def reset(self) -> None:
         """Forget all moments and step counts, in place, as a captured step expects them where they are."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All moments and step counts, by name; the tensors themselves."""
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave in a training of the same parameters."""
 
 
 def build_optimizer(
@@ -96,6 +102,26 @@ class FusedAdamW:
         for state in self.inner.state.values():
             for value in state.values():
                 value.zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All moments and step counts, by name; the tensors themselves."""
+        return {
+            f"{number}.{name}": value
+            for number, one in enumerate(self._parameters())
+            for name, value in self.inner.state.get(one, {}).items()
+        }
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave in a training of the same parameters."""
+        parameters = self._parameters()
+        for key, value in state.items():
+            number, _, name = key.partition(".")
+            one = parameters[int(number)]
+            on_host = name == "step" and not self.inner.param_groups[0]["capturable"]
+            self.inner.state[one][name] = value.clone() if on_host else value.to(one.device, copy=True)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [one for group in self.inner.param_groups for one in group["params"]]
 
 
 @dataclass(frozen=True)
@@ -160,10 +186,22 @@ class MasterAdamW:
 
     def reset(self) -> None:
         """Forget all moments and step counts, in place."""
-        self.count.zero_()
-        for piece in self.pieces:
-            piece.first.zero_()
-            piece.second.zero_()
+        for value in self.state().values():
+            value.zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All moments and the step count, by name; the tensors themselves."""
+        moments = {
+            f"{number}.{name}": value
+            for number, piece in enumerate(self.pieces)
+            for name, value in (("first", piece.first), ("second", piece.second))
+        }
+        return {"count": self.count, **moments}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave in a training of the same parameters."""
+        for name, value in self.state().items():
+            value.copy_(state[name])
 
 
 def make_piece(pairs: list[tuple[torch.Tensor, torch.Tensor]], decay: float) -> Piece:

@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -140,6 +141,21 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype | None, seconds: float | None = None) -> float:
+    """FLOP/s of a large matrix product, kept up for so long (default: a second, on a CPU a tenth). For an instant a
+    card is faster than it can sustain, which would be no ceiling for what takes minutes. `dtype`: `None` is fp32."""
+    on_gpu = device.type == "cuda"
+    size, seconds = 8192 if on_gpu else 1024, seconds or (1.0 if on_gpu else 0.1)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    done, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        for _ in range(10 if on_gpu else 1):
+            product = left @ right
+            done += 1
+        product[0, 0].item()  # waits for the device
+    return 2.0 * size**3 * done / (time.perf_counter() - begun)
 
 
 # ---- nested batches ------------------------------------------------------------------------------------------------

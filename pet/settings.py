@@ -170,6 +170,34 @@ class BaselineSettings(Optimisation):
     probe_c: Positive = Field(1.0, description="inverse L2 strength of the linear probe (scikit-learn's default)")
 
 
+class CorpusSettings(Concern):
+    """Texts without a task, to train a masked language model on."""
+
+    files: Annotated[tuple[Name, ...], BeforeValidator(listed), Field(min_length=1)] = Field(
+        description="text files, one document a line; .gz and .xz are read too"
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="share of the documents that is not trained on, but measured on; chosen by their text"
+    )
+
+
+class PretrainSettings(Optimisation):
+    """Masked-language-model training on a corpus."""
+
+    steps: Count = Field(10_000, description="optimizer steps")
+    learning_rate: Positive = Field(5e-4, description="peak learning rate of AdamW")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up before the decay to 0")
+    length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a block, special tokens included")
+    blocks: Count = Field(1024, description="blocks per micro-batch")
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of MLM targets")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of hidden states and attention")
+    held_out_blocks: Count = Field(2048, description="held-out blocks that are measured on, at most")
+    minutes: Positive | None = Field(
+        None, description="stop after so many minutes of training, the learning rate at 0 by then; default: all steps"
+    )
+    checkpoint_minutes: Positive = Field(5.0, description="minutes of training between checkpoints")
+
+
 class RuntimeSettings(Concern):
     """Where and how fast: changes no result beyond rounding, so it is part of no identity.
 
@@ -204,6 +232,16 @@ class Settings(Concern):
     label: LabelSettings = LabelSettings()
     distill: DistillSettings = DistillSettings()
     baseline: BaselineSettings = BaselineSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+class Pretraining(Concern):
+    """Everything that describes one masked-language-model training."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the order of the blocks and what is masked")
+    model: ModelSettings = ModelSettings()
+    corpus: CorpusSettings
+    pretrain: PretrainSettings = PretrainSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
 
@@ -365,10 +403,15 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise SettingsError(f"--set got {text!r}; expected NAME=VALUE, for example --set finetune.steps=100")
     try:
-        nested: Any = yaml.safe_load(value)
+        return nest(key.strip(), yaml.safe_load(value))
     except yaml.YAMLError:
         raise SettingsError(f"--set {key}: {value!r} is not a YAML value; quote it") from None
-    for part in reversed(key.strip().split(".")):
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """`finetune.steps`, 100 -> {"finetune": {"steps": 100}}."""
+    nested = value
+    for part in reversed(key.split(".")):
         nested = {part: nested}
     return dict(nested)
 
@@ -381,14 +424,23 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
     Raises:
         SettingsError: unknown pipeline, unreadable file, unknown key or a value out of range; names every problem.
     """
-    source = find_file("pipelines", pipeline) if pipeline is not None else None
-    file = read_extended(source, "pipelines", lay_sections, SettingsError) if source else {}
-    given = lay_sections(file, *overrides)
+    given, what = read_pipeline(pipeline, *overrides)
     recipe = given.get("recipe", "fixed")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise SettingsError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
-    what = f"pipeline {source}" if source and not any(overrides) else "settings"
     return parse_model(Settings, merge(RECIPES[recipe], given), what, SettingsError)
+
+
+def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, Any]) -> Pretraining:
+    """Defaults, pipeline file and overrides as one `Pretraining`; as `resolve_settings`."""
+    return parse_model(Pretraining, *read_pipeline(pipeline, *overrides), SettingsError)
+
+
+def read_pipeline(pipeline: str | None, *overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Pipeline file and overrides laid over each other, and what to call them in messages."""
+    source = find_file("pipelines", pipeline) if pipeline is not None else None
+    file = read_extended(source, "pipelines", lay_sections, SettingsError) if source else {}
+    return lay_sections(file, *overrides), f"pipeline {source}" if source and not any(overrides) else "settings"
 
 
 def settings_yaml(settings: BaseModel) -> str:

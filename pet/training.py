@@ -46,6 +46,17 @@ class TrainingReport:
     losses: dict[str, list[float]]
 
 
+@dataclass
+class Course:
+    """A training that may go on from an earlier one, or end before its last step. `start`: steps done already; `way`:
+    how many steps it counts as to have done so many, for the learning rate, and to end when it is all; `after`: called
+    with the number of steps done, after every report."""
+
+    start: int = 0
+    way: Callable[[int], float] = float
+    after: Callable[[int], None] = lambda step: None
+
+
 class Trainer(Generic[B]):
     """A model with its loss, and what outlives one training: the optimizer, and on a GPU the captured steps.
 
@@ -73,30 +84,36 @@ class Trainer(Generic[B]):
         if runtime.captures:
             self.run_step = CapturedSteps(self.step, runtime.device)
 
-    def run(self, batches: Iterator[B], *names: str) -> list[TrainingReport]:
+    def run(self, batches: Iterator[B], *names: str, course: "Course | None" = None) -> list[TrainingReport]:
         """Train in place for exactly `settings.steps` optimizer steps and leave the model in eval mode.
 
         Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end.
-        `names`: of the members, for the tracker; one report each.
+        `names`: of the members, for the tracker; one report each. `course`: where it starts and ends, if not so.
         """
-        settings = self.settings
-        self.optimizer.reset()
+        settings, course = self.settings, course or Course()
+        if not course.start:
+            self.optimizer.reset()
         reports = [TrainingReport([], {}) for _ in names]
         recent: list[Losses] = []
         untold: Callable[[], None] | None = None
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
         with self.runtime.reporter.track(title, settings.steps, "step") as advance:
-            for step in range(1, settings.steps + 1):
-                self.optimizer.set_rate(settings.learning_rate * rate_factor(step - 1, settings))
+            advance(course.start)
+            for step in range(course.start + 1, settings.steps + 1):
+                self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
                 recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                 advance(1)
-                if step % LOG_EVERY == 0 or step == settings.steps:
+                last = course.way(step) >= settings.steps
+                if step % LOG_EVERY == 0 or last:
                     if untold:  # of the steps before these, which are still being computed
                         untold()
                     means = receive(means_of(recent, len(names)), self.runtime.device)
                     untold = functools.partial(record, reports, names, step, means, self.runtime)
                     recent = []
+                    course.after(step)
+                if last:
+                    break
         if untold:
             untold()
         self.optimizer.zero_grad()
@@ -220,7 +237,7 @@ def parts_of(tree: Any) -> list[Any]:
 # ---- rates, records, order -----------------------------------------------------------------------------------------
 
 
-def rate_factor(step: int, settings: Optimisation) -> float:
+def rate_factor(step: float, settings: Optimisation) -> float:
     """Share of the peak rate after `step` steps: linear from 0 during warm-up, then linear to 0 at the end."""
     if step < settings.warmup_steps:
         return step / settings.warmup_steps

@@ -24,6 +24,7 @@ LAYERS = {
     "metrics": 2,
     "artifacts": 2,
     "tasks": 3,
+    "corpus": 4,
     "encoding": 4,
     "packing": 4,
     "attention": 4,
@@ -184,7 +185,7 @@ def test_heavy_libraries_stay_where_they_belong():
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "numpy", "rich", "accelerate", "wandb"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]], ids=["pet --help", "pet run --help"])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]], ids=" ".join)
 def test_help_imports_nothing_heavy(words):
     script = (
         "import json, sys\n"

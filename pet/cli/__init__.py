@@ -7,6 +7,7 @@ import click
 
 from pet.cli.group import PetGroup
 from pet.cli.merge import merge
+from pet.cli.pretrain import pretrain
 from pet.cli.run import run
 
 
@@ -24,3 +25,4 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(merge)
+main.add_command(pretrain)

@@ -56,7 +56,7 @@ def run(
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
-    overrides = flag_overrides(flags, assignments)
+    overrides = flag_overrides(flags, PLACES, assignments)
     if pipeline is None:
         pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
@@ -111,20 +111,25 @@ def tracked(screen: Any, kind: str, work: Any) -> Any:
     return screen.tracker
 
 
-def flag_overrides(flags: Mapping[str, Any], assignments: tuple[str, ...]) -> list[Mapping[str, Any]]:
-    """Flags, then --set, as layers of settings."""
-    from pet.settings import parse_assignment
+PLACES = {
+    "task": "task.name",
+    "data": "task.data",
+    "model": "model.name",
+    "train_examples": "data.train_examples",
+    "device": "runtime.device",
+    "precision": "runtime.precision",
+}
+"""Flag -> the setting that it sets."""
 
-    places = {
-        "task": ("task", "name"),
-        "data": ("task", "data"),
-        "model": ("model", "name"),
-        "train_examples": ("data", "train_examples"),
-        "device": ("runtime", "device"),
-        "precision": ("runtime", "precision"),
-    }
+
+def flag_overrides(
+    flags: Mapping[str, Any], places: Mapping[str, str], assignments: tuple[str, ...]
+) -> list[Mapping[str, Any]]:
+    """Flags, then --set, as layers of settings. `places`: flag -> the setting that it sets."""
+    from pet.settings import nest, parse_assignment
+
     layers: list[Mapping[str, Any]] = [
-        {section: {key: flags[flag]}} for flag, (section, key) in places.items() if flags[flag] is not None
+        nest(place, flags[flag]) for flag, place in places.items() if flags[flag] is not None
     ]
     return layers + [parse_assignment(text) for text in assignments]
 

@@ -1,0 +1,72 @@
+"""`pet pretrain`: a masked language model trained on plain text."""
+
+from typing import Any
+
+import click
+
+from pet.errors import SettingsError
+
+
+@click.command()
+@click.argument("recipe", required=False)
+@click.option(
+    "--corpus", "files", multiple=True, help="Text file, one document a line, or .gz or .xz of it; repeat for several."
+)
+@click.option("--model", help="Model to start from: `mini`, `mini-encoder`, a folder or a hub id.")
+@click.option("--minutes", type=float, help="Stop after so many minutes of training.")
+@click.option("--seed", type=int, help="Seed of the order of the texts and of what is masked.")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", help="auto, fp32, bf16.")
+@click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show losses as they are logged.")
+def pretrain(
+    recipe: str | None,
+    files: tuple[str, ...],
+    assignments: tuple[str, ...],
+    store: str,
+    tracker: str,
+    verbose: bool,
+    **flags: Any,
+) -> None:
+    """Train a masked language model on plain text, by a RECIPE (a YAML file) or the flags alone.
+
+    What comes out can be named as --model of `pet run`. A model without an LM head, as a sentence encoder is, is given
+    one. Interrupted, the same command goes on from the last checkpoint.
+
+    \b
+    Example:
+        pet pretrain --model mini-encoder --corpus english.txt.xz --minutes 10
+    """
+    from pet.artifacts import Store
+    from pet.cli.run import flag_overrides
+    from pet.cli.screen import Screen
+    from pet.runtime import open_runtime
+    from pet.settings import resolve_pretraining
+    from pet.stages import pretrain as stage
+    from pet.tracking import open_tracker
+
+    if not store:
+        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
+    if recipe is None and not files:
+        raise SettingsError("nothing to train on; give --corpus FILE, one document a line, or a recipe")
+    flags["files"] = list(files) or None
+    settings = resolve_pretraining(recipe, *flag_overrides(flags, PLACES, assignments))
+    screen = Screen(verbose)
+    kept = Store(store)
+    name = f"pretrain-{stage.label_of(settings)}"
+    with open_tracker(tracker, name, settings.model_dump(mode="json"), kept.root, screen.warn) as screen.tracker:
+        made = stage.run(settings, kept, open_runtime(settings.runtime, screen))
+    click.echo(f"model: {made.path / 'model'}")
+
+
+PLACES = {
+    "files": "corpus.files",
+    "model": "model.name",
+    "minutes": "pretrain.minutes",
+    "seed": "seed",
+    "device": "runtime.device",
+    "precision": "runtime.precision",
+}
+"""Flag -> the setting that it sets."""

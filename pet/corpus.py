@@ -1,0 +1,155 @@
+"""Documents without a task: from text files to one stream of token ids, and to blocks of any length cut from it.
+
+Documents follow each other, a separator after each, and blocks are cut without regard to where they end, so no token of
+padding is ever trained on (RoBERTa's FULL-SENTENCES, Liu et al. 2019 section 4.2). Nothing here knows of training.
+
+Shapes: B blocks of T tokens, N = B T.
+"""
+
+import gzip
+import hashlib
+import itertools
+import lzma
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet.encoding import Batch, Frame, Speller
+from pet.errors import CorpusError, raise_problems
+
+CHUNK = 1024
+"""Documents that are in memory at a time."""
+
+TRAIN, HELD_OUT = "train", "held_out"
+
+
+def find_files(files: Sequence[str]) -> list[Path]:
+    """The files of a corpus.
+
+    Raises:
+        CorpusError: names all that do not exist.
+    """
+    paths = [Path(name).expanduser() for name in files]
+    missing = [str(path) for path in paths if not path.is_file()]
+    raise_problems(CorpusError, "corpus.files", [f"there is no file {name}" for name in missing])
+    return paths
+
+
+def read_documents(paths: Iterable[Path]) -> Iterator[str]:
+    """The lines of text files that are not empty, one document each.
+
+    Raises:
+        CorpusError: a file is not UTF-8 text, or damaged.
+    """
+    for path in paths:
+        try:
+            with open_text(path) as file:
+                yield from (line for raw in file if (line := raw.strip()))
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as problem:
+            raise CorpusError(f"{path} cannot be read as UTF-8 text ({problem}); give another file") from None
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, packed or not."""
+    openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
+    found: TextIO = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    return found
+
+
+def is_held_out(document: str, share: float) -> bool:
+    """Whether a document is not trained on: a matter of its text alone, so that no copy of it is trained on either."""
+    number = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big")
+    return number < share * 2**64
+
+
+def stream_type(speller: Speller) -> np.dtype[Any]:
+    """What a token id is written as."""
+    return np.dtype("<u2" if len(speller.tokenizer) <= 1 << 16 else "<i4")
+
+
+def write_streams(folder: Path, documents: Iterator[str], speller: Speller, share: float) -> dict[str, dict[str, int]]:
+    """Write `train.tokens` and `held_out.tokens`: ids of each document and a separator, end to end. Returns the number
+    of documents and tokens of each.
+
+    Raises:
+        CorpusError: one of the two came out empty.
+    """
+    separator, dtype = np.asarray(speller.frames[1].after[:1]), stream_type(speller)
+    counts = {name: {"documents": 0, "tokens": 0} for name in (TRAIN, HELD_OUT)}
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / f"{name}.tokens").open("wb")) for name in counts}
+        while chunk := list(itertools.islice(documents, CHUNK)):
+            for document, ids in zip(chunk, speller.spell(chunk), strict=True):
+                name = HELD_OUT if is_held_out(document, share) else TRAIN
+                counts[name]["documents"] += 1
+                counts[name]["tokens"] += files[name].write(np.concatenate([ids, separator]).astype(dtype).tobytes())
+    for count in counts.values():
+        count["tokens"] //= dtype.itemsize
+    empty = [name for name, count in counts.items() if not count["documents"]]
+    if empty:
+        said = ", ".join(f"{count['documents']} {name.replace('_', ' ')}" for name, count in counts.items())
+        raise CorpusError(f"the corpus has {said} documents; give more, one a line, or change corpus.held_out")
+    return counts
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A stream cut into blocks. `tokens`: all of it [n]; `frame`: special tokens around each block; `length`: T."""
+
+    tokens: NDArray[Any]
+    frame: Frame
+    length: int
+
+    @property
+    def content(self) -> int:
+        """Tokens of the stream in each block."""
+        return self.length - len(self.frame.before) - len(self.frame.after)
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.content
+
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The blocks of these numbers [B, T], special tokens included."""
+        before, after = len(self.frame.before), len(self.frame.after)
+        found = np.empty((len(numbers), self.length), dtype=np.int64)
+        found[:, :before] = self.frame.before
+        found[:, self.length - after :] = self.frame.after
+        found[:, before : self.length - after] = self.tokens[numbers[:, None] * self.content + np.arange(self.content)]
+        return found
+
+
+def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Blocks:
+    """The blocks of a stream that `write_streams` wrote; read from its file when they are asked for.
+
+    Raises:
+        CorpusError: it has less than one block.
+    """
+    blocks = Blocks(np.memmap(folder / f"{name}.tokens", stream_type(speller), "r"), speller.frames[1], length)
+    if not len(blocks):
+        kind = name.replace("_", " ")
+        raise CorpusError(
+            f"the {kind} part of the corpus has {len(blocks.tokens)} tokens, less than one block of {length}; give "
+            "more text, shorten pretrain.length or change corpus.held_out"
+        )
+    return blocks
+
+
+def lay_blocks(ids: NDArray[np.int64], has_types: bool, padded: bool) -> Batch:
+    """Blocks [B, T] as a batch without masks; `padded`: for a model that cannot read rows end to end."""
+    num, length = ids.shape
+    return Batch(
+        torch.from_numpy(ids.ravel()),
+        torch.zeros(ids.size, dtype=torch.int64) if has_types else None,
+        torch.arange(length).repeat(num),
+        torch.arange(num).repeat_interleave(length),
+        torch.arange(0, ids.size + 1, length, dtype=torch.int32),
+        torch.full((num,), -1),
+        length,
+        torch.ones(ids.size, dtype=torch.int64) if padded else None,
+    )

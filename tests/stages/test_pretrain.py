@@ -1,0 +1,293 @@
+"""pretrain: trains as a few lines of plain torch do, goes on where it stopped, and makes a model for any task."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rows import digest, files_of, find_all, find_one, lay_ground, pet, pet_run, read_json
+from safetensors.torch import load_file, save_file
+from test_corpus import invent
+from tiny import save_tiny
+from torch.nn import functional
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from pet import corpus
+from pet.corpus import open_blocks
+from pet.encoding import Speller
+from pet.losses import IGNORED
+from pet.runtime import open_runtime
+from pet.settings import resolve_pretraining
+from pet.stages import pretrain
+
+LENGTH, BLOCKS = 16, 6
+FAMILIES = ["bert", "roberta", "distilbert"]
+CHANGES = {
+    "pretrain.steps": 25,
+    "pretrain.blocks": BLOCKS,
+    "pretrain.length": LENGTH,
+    "pretrain.warmup_steps": 3,
+    "pretrain.learning_rate": 5e-3,
+    "corpus.held_out": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrain")
+    (folder / "text.txt").write_text("\n".join(invent(120)), encoding="utf-8")
+    for family in FAMILIES:
+        save_tiny(folder / family, family)
+    return folder
+
+
+def run(ground, store, family="bert", model=None, code=0, **changes):
+    """`pet pretrain` on a tiny model."""
+    changes = CHANGES | {name.replace("__", "."): value for name, value in changes.items()}
+    sets = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
+    given = ["--corpus", ground / "text.txt", "--model", model or ground / family, "--store", store]
+    return pet("pretrain", *given, *sets, code=code)
+
+
+@pytest.fixture(scope="module")
+def stores(ground):
+    """A trained model of each family; never write into it."""
+    for family in FAMILIES:
+        run(ground, ground / f"store-{family}", family)
+    return {family: ground / f"store-{family}" for family in FAMILIES}
+
+
+def made(store):
+    return find_one(store, "pretrain")
+
+
+def settings_of(ground, family, **changes):
+    values = {"corpus": {"files": [str(ground / "text.txt")], "held_out": 0.2}, "model": {"name": str(ground / family)}}
+    trained = {name.partition(".")[2]: value for name, value in CHANGES.items() if name.startswith("pretrain.")}
+    return resolve_pretraining(None, {**values, "pretrain": {**trained, **changes}})
+
+
+def plain_loss(model, ids, masked):
+    """Cross-entropy at the targets by the transformers model itself, all blocks padded to one shape."""
+    logits = model(input_ids=masked.batch.input_ids.view(ids)).logits.flatten(0, 1)
+    return functional.cross_entropy(logits[masked.places], masked.targets, ignore_index=IGNORED)
+
+
+# ---- what is trained -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, tmp_path, family, accumulation):
+    store = stores[family]
+    if accumulation > 1:
+        store = tmp_path
+        run(ground, store, family, pretrain__accumulation=accumulation)
+    settings = settings_of(ground, family, accumulation=accumulation)
+    model = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
+    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(store, "corpus"), "train", speller, LENGTH)
+    batches = pretrain.draw_batches(blocks, settings, open_runtime(settings.runtime), speller, True, 0)
+    decayed = [one for one in model.parameters() if one.ndim > 1]
+    others = [one for one in model.parameters() if one.ndim == 1]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], weight_decay=0.01)
+    losses = []
+    for step in range(25):
+        rate = 5e-3 * (step / 3 if step < 3 else (25 - step) / 22)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        found = [plain_loss(model, (BLOCKS, LENGTH), next(batches)) for _ in range(accumulation)]
+        (sum(found) / accumulation).backward()
+        losses.append(sum(found).item() / accumulation)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    told = read_json(made(store) / "training.json")
+    assert told["steps"] == [10, 20, 25]
+    expected = [np.mean(losses[:10]), np.mean(losses[10:20]), np.mean(losses[20:])]
+    assert told["losses"]["loss"] == pytest.approx(expected, rel=1e-4)
+    trained = AutoModelForMaskedLM.from_pretrained(made(store) / "model")
+    for (name, one), other in zip(trained.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_trained_on(ground, stores, family):
+    settings, store = settings_of(ground, family), stores[family]
+    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(store, "corpus"), "held_out", speller, LENGTH)
+    step = open_runtime(settings.runtime).batch_tokens // LENGTH
+    told = read_json(made(store) / "training.json")["held_out_loss"]
+    for name, folder in (("before", ground / family), ("after", made(store) / "model")):
+        model, rng = AutoModelForMaskedLM.from_pretrained(folder).eval(), np.random.default_rng(0)
+        total = count = 0
+        for first in range(0, len(blocks), step):
+            ids = blocks.read(np.arange(len(blocks))[first : first + step])
+            masked = pretrain.hide(ids, 0.15, speller, True, rng)
+            total += plain_loss(model, ids.shape, masked).item() * len(masked.places)
+            count += len(masked.places)
+        assert told[name] == pytest.approx(total / count, abs=1e-3)
+    assert told["after"] < told["before"] - 0.3
+
+
+def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(ground):
+    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, len(speller.tokenizer), size=(400, 64))
+    ids[:, 0], ids[:, -1] = 2, 3
+    found = pretrain.hide(ids, 0.15, speller, True, rng)
+    places, targets = found.places.numpy(), found.targets.numpy()
+    assert len(places) == len(set(places)) == round(0.15 * ids.size)
+    assert (ids.ravel()[places] == targets).all()
+    assert not set(targets) & set(speller.tokenizer.all_special_ids)
+    shown = found.batch.input_ids.numpy()
+    others = np.setdiff1d(np.arange(ids.size), places)
+    assert (shown[others] == ids.ravel()[others]).all()
+    masked = shown[places] == speller.mask_id
+    kept = shown[places] == targets
+    assert abs(masked.mean() - 0.8) < 0.04
+    assert abs(kept.mean() - 0.1) < 0.03
+
+
+def test_where_too_few_words_are_there_the_rest_asks_for_nothing(ground):
+    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    ids = np.full((2, 8), speller.tokenizer.sep_token_id)
+    ids[0, 2] = 20
+    found = pretrain.hide(ids, 0.5, speller, True, np.random.default_rng(0))
+    assert found.targets.tolist() == [20] + [IGNORED] * 7
+    assert found.places[0] == 2
+
+
+def test_every_block_comes_once_before_any_comes_again(ground, stores):
+    settings = settings_of(ground, "bert")
+    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    blocks = open_blocks(find_one(stores["bert"], "corpus"), "train", speller, LENGTH)
+    numbered = corpus.Blocks(np.arange(5, 5 + 14 * 12, dtype=np.int64) * 0 + 20, blocks.frame, LENGTH)
+    seen = []
+
+    class Noted(corpus.Blocks):
+        def read(self, numbers):
+            seen.extend(numbers.tolist())
+            return numbered.read(numbers)
+
+    noted = Noted(numbered.tokens, blocks.frame, LENGTH)
+    batches = pretrain.draw_batches(noted, settings, open_runtime(settings.runtime), speller, True, 0)
+    for _ in range(4):
+        next(batches)
+    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
+    assert seen[:12] != seen[12:]
+
+
+# ---- the artifact --------------------------------------------------------------------------------------------------
+
+
+def test_the_model_can_be_named_by_a_task(ground, stores, tmp_path, tiny_folder):
+    model = made(stores["bert"]) / "model"
+    done = pet_run(lay_ground(tmp_path / "ground", tiny_folder), tmp_path / "store", "--model", model)
+    assert "student" in done.stdout
+    assert files_of(made(stores["bert"])) >= {"manifest.json", "training.json", "model/model.safetensors"}
+
+
+def test_again_nothing_is_trained_and_no_file_changes(ground, stores, tmp_path):
+    shutil.copytree(stores["bert"], tmp_path / "store")
+    before = {path: digest(path) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    done = run(ground, tmp_path / "store")
+    assert "corpus: reused" in done.stderr
+    assert "pretrain: reused" in done.stderr
+    assert {path: digest(path) for path in (tmp_path / "store").rglob("*") if path.is_file()} == before
+
+
+def test_another_rate_trains_anew_on_the_same_corpus(ground, stores, tmp_path):
+    shutil.copytree(stores["bert"], tmp_path / "store")
+    assert "corpus: reused" in run(ground, tmp_path / "store", pretrain__learning_rate=1e-3).stderr
+    assert len(find_all(tmp_path / "store", "pretrain")) == 2
+
+
+def test_an_encoder_without_a_head_is_given_one(ground, tmp_path):
+    body = AutoModel.from_pretrained(ground / "bert", add_pooling_layer=False)
+    body.save_pretrained(tmp_path / "body")
+    AutoTokenizer.from_pretrained(ground / "bert").save_pretrained(tmp_path / "body")
+    run(ground, tmp_path / "store", model=tmp_path / "body")
+    _, info = AutoModelForMaskedLM.from_pretrained(made(tmp_path / "store") / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    told = read_json(made(tmp_path / "store") / "training.json")["held_out_loss"]
+    assert told["after"] < told["before"] - 0.3
+
+
+def test_a_model_that_lacks_more_than_its_head_is_refused(ground, tmp_path):
+    shutil.copytree(ground / "bert", tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights["bert.encoder.layer.1.output.dense.weight"]
+    save_file(weights, path, {"format": "pt"})
+    done = run(ground, tmp_path / "store", model=tmp_path / "model", code=2)
+    assert "its weights lack 'bert.encoder.layer.1.output.dense.weight'" in done.output
+    assert not find_all(tmp_path / "store", "pretrain")
+
+
+# ---- clock and interruption ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "dropout", "precision"),
+    [("bert", 0.0, "fp32"), ("distilbert", 0.1, "fp32"), ("bert", 0.0, "bf16"), ("roberta", 0.1, "bf16")],
+)
+def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_happened(
+    ground, tmp_path, monkeypatch, family, dropout, precision
+):
+    changes = {"pretrain__dropout": dropout, "runtime__precision": precision}
+    whole = tmp_path / "whole"
+    run(ground, whole, family, **changes)
+    save = pretrain.Checkpoint.save
+
+    def save_and_stop(self, step, seconds):
+        save(self, step, seconds)
+        raise KeyboardInterrupt
+
+    changes["pretrain__checkpoint_minutes"] = 1e-9
+    store = tmp_path / "store"
+    monkeypatch.setattr(pretrain.Checkpoint, "save", save_and_stop)
+    assert "goes on from there" in run(ground, store, family, code=130, **changes).output
+    assert not find_all(store, "pretrain")
+    monkeypatch.setattr(pretrain.Checkpoint, "save", save)
+    assert "going on after step 10" in run(ground, store, family, **changes).stderr
+    mine, expected = (load_file(made(one) / "model" / "model.safetensors") for one in (store, whole))
+    assert all(torch.equal(one, expected[name]) for name, one in mine.items())
+    assert [path.name for path in (store / "pretrain").iterdir()] == [made(store).name]
+
+
+def test_a_damaged_checkpoint_is_named(ground, tmp_path, monkeypatch):
+    def stop(self, step, seconds):
+        self.path.write_bytes(b"no safetensors")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain.Checkpoint, "save", stop)
+    run(ground, tmp_path, code=130, pretrain__checkpoint_minutes=1e-9)
+    assert "is damaged" in run(ground, tmp_path, code=2, pretrain__checkpoint_minutes=1e-9).output
+
+
+def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(ground, tmp_path, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(pretrain, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    run(ground, tmp_path, pretrain__steps=100_000, pretrain__minutes=1.0)
+    told = json.loads((made(tmp_path) / "training.json").read_text())
+    assert 10 <= told["steps"][-1] <= 40  # two looks at the clock a step
+    assert told["held_out_loss"]["after"] < told["held_out_loss"]["before"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pretrain__length": 161}, "pretrain.length 161 is more than the 160 tokens"),
+        ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers"),
+        ({"pretrain__mask_probability": 0}, "pretrain.mask_probability"),
+    ],
+)
+def test_what_cannot_be_is_said(ground, tmp_path, changes, message):
+    assert message in run(ground, tmp_path, code=2, **changes).output
+
+
+def test_without_text_there_is_nothing_to_do(tmp_path):
+    assert "nothing to train on; give --corpus FILE" in pet("pretrain", "--store", tmp_path, code=2).output
