@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from pet.errors import ModelError, SettingsError
 from pet.models import layers_of
-from pet.settings import ALL_LINEAR, FinetuneSettings, LoraSettings
+from pet.settings import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 
 TARGETS = {
     "albert": ("query", "value"),
@@ -145,7 +145,9 @@ class Adapters(nn.Module):
     `seeds`: one a member, of its starting weights.
     """
 
-    def __init__(self, model: Any, master: Any, seeds: Sequence[int], settings: FinetuneSettings) -> None:
+    def __init__(
+        self, model: Any, master: Any, seeds: Sequence[int], settings: FinetuneSettings | PretrainSettings
+    ) -> None:
         """
         Raises:
             SettingsError: the model has no such linear maps.
@@ -213,9 +215,14 @@ class Adapters(nn.Module):
     @torch.no_grad()
     def fold(self, member: int) -> None:
         """Fold one member into the model's weights, in place: W + s B A, computed in fp32. The gate must be closed."""
-        for (name, base), pair in zip(self.bases.items(), self.pairs, strict=True):
-            delta = pair.up[member].T @ pair.down[member]  # type: ignore[index]
-            base.weight.copy_(self.originals[name].float() + self.scale * delta)
+        for name, change in self.changes(member):
+            self.bases[name].weight.copy_(self.originals[name].float() + change)
+
+    @torch.no_grad()
+    def changes(self, member: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """What one member adds to each map's weights [out, in], in fp32, by the map's name."""
+        for name, pair in zip(self.bases, self.pairs, strict=True):
+            yield name, self.scale * (pair.up[member].T @ pair.down[member])  # type: ignore[index]
 
     @torch.no_grad()
     def restore(self) -> None:

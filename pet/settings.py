@@ -184,13 +184,26 @@ class CorpusSettings(Concern):
 class PretrainSettings(Optimisation):
     """Masked-language-model training on a corpus."""
 
+    method: Literal["full", "lora"] = Field(
+        "full", description="`full`: all weights are trained; `lora`: adapters and the LM head, folded in at the end"
+    )
+    lora: LoraSettings = LoraSettings()
+    pack: bool = Field(
+        False, description="publish the model as its difference to the start too, in 8 bits a weight, and rounded to it"
+    )
     steps: Count = Field(10_000, description="optimizer steps")
     learning_rate: Positive = Field(5e-4, description="peak learning rate of AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up before the decay to 0")
     length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a block, special tokens included")
     blocks: Count = Field(1024, description="blocks per micro-batch")
+    last_length: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="tokens of a block in the last steps, as many tokens in all; default: length"
+    )
+    last_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the steps with last_length")
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of MLM targets")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of hidden states and attention")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of hidden states and attention, with method `full`; with `lora` there is none"
+    )
     held_out_blocks: Count = Field(2048, description="held-out blocks that are measured on, at most")
     minutes: Positive | None = Field(
         None, description="stop after so many minutes of training, the learning rate at 0 by then; default: all steps"

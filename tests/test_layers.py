@@ -25,6 +25,7 @@ LAYERS = {
     "artifacts": 2,
     "tasks": 3,
     "corpus": 4,
+    "delta": 4,
     "encoding": 4,
     "packing": 4,
     "attention": 4,

@@ -1,43 +1,45 @@
 """pretrain: a masked language model trained on a corpus, as a checkpoint that any task can name as `--model`.
 
 Two artifacts: `corpus` holds the documents as token ids (train.tokens, held_out.tokens, corpus.json), made once for all
-trainings with this tokenizer; `pretrain` the model (model/) and how training went (training.json). A model without an
-LM head is given one. An interrupted training goes on from its last checkpoint.
+trainings with this tokenizer; `pretrain` the model (model/), how training went (training.json) and, with `pack`, the
+model as a difference to the one it began as (delta.safetensors). A model without an LM head is given one. An
+interrupted training goes on from its last checkpoint.
 """
 
 import dataclasses
-import json
-import time
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pet import corpus, models, packing
+from pet import corpus, delta, models, packing
 from pet.artifacts import Artifact, Key, Store, digest_file
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
 from pet.encoding import Batch, Speller
-from pet.errors import StoreError
 from pet.inference import computing_copy, refresh
+from pet.lora import Adapters
 from pet.losses import IGNORED, disguise, mlm_loss
-from pet.runtime import Runtime, matmul_rate, peak_memory, reset_peak_memory, seed_everything, send
+from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything, send
 from pet.settings import Pretraining
-from pet.training import Course, Losses, Trainer, TrainingReport, endless_order
+from pet.stages.progress import Checkpoint, Watch
+from pet.training import Course, Losses, Trainer, TrainingReport
 
 CORPUS, STAGE = "corpus", "pretrain"
 VERSION = 1
 
-HELD_OUT_SEED = 0
-"""Of the masks that held-out blocks are measured with: the same whatever is trained, so that losses can be compared."""
+HELD_OUT_SEED, HELD_OUT_MASKED, HELD_OUT_BATCH = 0, 0.15, 16
+"""Seed and share of the masks that held-out blocks are measured with, and blocks at a time: the same whatever is
+trained and wherever, so that losses can be compared."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,11 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         CorpusError, ModelError, SettingsError, StoreError: the corpus, the model, its length or the store will not do.
     """
     store.check_writable()
-    limit = settings.model.model_copy(update={"max_length": settings.pretrain.length})
-    settings = settings.model_copy(update={"model": limit})
-    models.check_length(settings.model, models.outline(settings.model).config, "pretrain.length")
+    config = models.outline(settings.model).config
+    for name in ("last_length", "length"):
+        limit = settings.model.model_copy(update={"max_length": getattr(settings.pretrain, name) or 0})
+        models.check_length(limit, config, f"pretrain.{name}")
+    settings = settings.model_copy(update={"model": limit})  # blocks are its only texts
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
     made = tokenise(settings, store, runtime, speller)
     wanted = key(settings, made)
@@ -118,35 +122,43 @@ def label_of(settings: Pretraining) -> str:
 def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, made: Artifact, wanted: Key) -> None:
     """Train and publish."""
     chosen, say = settings.pretrain, runtime.reporter.say
-    train_blocks, held_out = (
-        corpus.open_blocks(made.path, name, speller, chosen.length) for name in (corpus.TRAIN, corpus.HELD_OUT)
-    )
+    lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
+    streams = [corpus.open_blocks(made.path, corpus.TRAIN, speller, one) for one in lengths]
+    held_out = corpus.open_blocks(made.path, corpus.HELD_OUT, speller, chosen.length)
+    saved_at = store.root / STAGE / f".checkpoint-{wanted.identity}.safetensors"
     with store.publish(wanted, label_of(settings), seed=settings.seed) as draft, models.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)
-        trainer: Trainer[MaskedBatch] = Trainer(
-            twin, chosen, lambda given: losses_of(twin, given), runtime, master=None if twin is cloze else cloze
-        )
-        saved = Checkpoint(store.root / STAGE / f".checkpoint-{wanted.identity}.safetensors", cloze, trainer)
-        start, spent = saved.restore()
+        before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        say(f"pretrain: {len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
+        begun = untied(cloze.lm) if chosen.pack else {}
+        with learning(cloze, twin, settings, runtime) as (weights, trainer):
+            saved = Checkpoint(saved_at, weights, trainer.optimizer)
+            start, spent = saved.restore()
+            if start:
+                say(f"pretrain: going on after step {start:,} from {saved_at}")
+            if weights is cloze:
+                refresh(twin, cloze)
+            watch = Watch(chosen, spent, saved)
+            packed = packing.is_packed(twin.lm)
+            batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
+            (report,) = trainer.run(batches, STAGE, course=Course(start, watch.way, watch.after))
+            seconds = watch.spent()
+        if chosen.pack:
+            changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
+            save_file(changes, draft.path / "delta.safetensors")
+            cloze.lm.load_state_dict(delta.unpack(begun, changes), strict=False)  # publish what can be unpacked
         refresh(twin, cloze)
-        before = measure(twin, held_out, settings, runtime, speller)
-        say(f"pretrain: {len(train_blocks):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
-        if start:
-            say(f"pretrain: going on after step {start:,} from {saved.path}")
-        watch = Watch(settings, spent, saved)
-        batches = draw_batches(train_blocks, settings, runtime, speller, packing.is_packed(twin.lm), start)
-        (report,) = trainer.run(batches, STAGE, course=Course(start, watch.way, watch.after))
-        after = measure(twin, held_out, settings, runtime, speller)
-        speed = watch.speed(twin, train_blocks, runtime)
+        after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        speed = watch.speed(twin, runtime)
         say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
-        draft.write_json("training.json", describe(report, before, after, watch.spent(), speed))
+        draft.write_json("training.json", describe(report, before, after, seconds, speed))
         with models.quiet_transformers():
             cloze.lm.save_pretrained(draft.path / "model")
             speller.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
-    saved.path.unlink(missing_ok=True)
+    saved_at.unlink(missing_ok=True)
 
 
 def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeModel]:
@@ -163,22 +175,89 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
     return cloze, computing_copy(cloze, compiled)
 
 
+@contextmanager
+def learning(
+    cloze: ClozeModel, twin: ClozeModel, settings: Pretraining, runtime: Runtime
+) -> Iterator[tuple[nn.Module, Trainer[MaskedBatch]]]:
+    """What is trained, and its trainer; afterwards `cloze` has what was learnt."""
+    chosen = settings.pretrain
+    if chosen.method == "full":
+        master = None if twin is cloze else cloze
+        yield cloze, Trainer(twin, chosen, lambda given: losses_of(twin, given), runtime, master=master)
+        return
+    adapted = chosen.model_copy(update={"frozen_layers": chosen.frozen_layers or 0})
+    adapters = Adapters(twin.lm, cloze.lm, [settings.seed], adapted)
+    dtype = next(twin.lm.base_model.parameters()).dtype
+
+    def losses(given: MaskedBatch) -> Losses:
+        adapters.open_gate(torch.zeros_like(given.batch.rows), dtype)
+        return losses_of(twin, given)
+
+    with adapters.installed():
+        heads = [head_of(one.lm) for one in (cloze, twin)]
+        for one in heads[1]:
+            one.requires_grad_(True)
+        trained = nn.ModuleList([adapters, nn.ParameterList(heads[1])])
+        faster = chosen.model_copy(update={"learning_rate": chosen.lora.learning_rate})
+        yield trained, Trainer(trained, faster, losses, runtime)
+        adapters.close_gate()
+    with torch.no_grad():
+        for mine, learnt in zip(*heads, strict=True):
+            mine.copy_(learnt)
+        for name, change in adapters.changes(0):
+            cloze.lm.get_submodule(name).weight.add_(change)
+
+
+def head_of(lm: Any) -> list[nn.Parameter]:
+    """What a masked LM has besides its body; tied embeddings are the body's."""
+    body = {id(one) for one in lm.base_model.parameters()}
+    return [one for one in lm.parameters() if id(one) not in body]
+
+
+def untied(lm: Any) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights on the host, what is one tensor under one name."""
+    return {name: one.detach().cpu().clone() for name, one in lm.named_parameters()}
+
+
 def losses_of(cloze: ClozeModel, given: MaskedBatch) -> Losses:
     """MLM loss of a micro-batch [1]."""
-    logits = cloze.vocabulary_logits(cloze.states_at(given.batch, given.places)).T.contiguous()
+    states = cloze.states_at(given.batch, given.places, most=given.batch.width)
+    logits = cloze.vocabulary_logits(states).T.contiguous()
     return {"loss": mlm_loss(logits, given.targets, torch.zeros_like(given.targets), 1)}
 
 
 def draw_batches(
-    blocks: Blocks, settings: Pretraining, runtime: Runtime, speller: Speller, packed: bool, start: int
+    streams: Sequence[Blocks],
+    settings: Pretraining,
+    runtime: Runtime,
+    speller: Speller,
+    packed: bool,
+    start: int,
+    way: Callable[[int], float] = float,
 ) -> Iterator[MaskedBatch]:
-    """Micro-batches for ever, from the one after `start` steps on: every block once before any comes again."""
+    """Micro-batches for ever, from the one after `start` steps on; each depends on its number and the seed alone.
+    `streams`: the same tokens in blocks of `length` and, if there is one, `last_length`; `way`: as of `Course`."""
     chosen = settings.pretrain
-    skipped = start * chosen.accumulation
-    order = endless_order(len(blocks), chosen.blocks, np.random.default_rng(settings.seed))
-    for number, numbers in enumerate(islice(order, skipped, None), skipped):
+    for number in itertools.count(start * chosen.accumulation):
+        late = way(number // chosen.accumulation) >= (1 - chosen.last_share) * chosen.steps
+        blocks = streams[-1 if late else 0]
+        batch = max(1, chosen.blocks * chosen.length // blocks.length)
+        ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield send(hide(blocks.read(numbers), chosen.mask_probability, speller, packed, rng), runtime.device)
+        yield send(hide(ids, chosen.mask_probability, speller, packed, rng), runtime.device)
+
+
+def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
+    """The blocks of one micro-batch [batch]: one shuffled pass over all `size` of them after another."""
+    places = np.arange(number * batch, (number + 1) * batch)
+    passes = places // size
+    return np.concatenate([shuffled(size, seed, one)[places[passes == one] % size] for one in np.unique(passes)])
+
+
+@lru_cache(maxsize=2)
+def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
+    """One pass."""
+    return np.random.default_rng([seed, number, size]).permutation(size)
 
 
 def hide(
@@ -188,137 +267,33 @@ def hide(
     flat, special = ids.ravel(), np.asarray(speller.tokenizer.all_special_ids)
     eligible = np.flatnonzero(~np.isin(flat, special))
     count = max(1, round(probability * flat.size))
-    places = np.sort(rng.choice(eligible, min(count, len(eligible)), replace=False, shuffle=False))
-    targets = flat[places]
-    shown = disguise(
-        targets, rng.random(len(places)), rng.integers(0, len(speller.tokenizer), len(places)), speller.mask_id
-    )
-    changed = flat.copy()
-    changed[places] = shown
-    gap = (0, count - len(places))
+    places = rng.choice(eligible, min(count, len(eligible)), replace=False, shuffle=False)
+    targets, changed = flat[places], flat.copy()
+    random_tokens = rng.integers(0, len(speller.tokenizer), len(places))
+    changed[places] = disguise(targets, rng.random(len(places)), random_tokens, speller.mask_id)
+    # No token is named twice: attention is told that no block has more of them than tokens.
+    others = np.setdiff1d(np.arange(flat.size), places)[: count - len(places)]
     return MaskedBatch(
         corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed),
-        torch.from_numpy(np.pad(places, gap)),
-        torch.from_numpy(np.pad(targets, gap, constant_values=IGNORED)),
+        torch.from_numpy(np.concatenate([places, others])),
+        torch.from_numpy(np.pad(targets, (0, len(others)), constant_values=IGNORED)),
     )
 
 
 @torch.inference_mode()
-def measure(cloze: ClozeModel, blocks: Blocks, settings: Pretraining, runtime: Runtime, speller: Speller) -> float:
-    """Mean MLM loss over the targets of held-out blocks, always the same ones with the same masks."""
-    numbers = np.arange(min(len(blocks), settings.pretrain.held_out_blocks))
+def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
+    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks."""
     rng = np.random.default_rng(HELD_OUT_SEED)
-    total, count = torch.zeros((), device=runtime.device), 0
-    packed, step = packing.is_packed(cloze.lm), max(1, runtime.batch_tokens // blocks.length)
-    for first in range(0, len(numbers), step):
-        ids = blocks.read(numbers[first : first + step])
-        given = hide(ids, settings.pretrain.mask_probability, speller, packed, rng)
+    total, count, packed = torch.zeros((), device=runtime.device), 0, packing.is_packed(cloze.lm)
+    for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, speller, packed, rng)
         asked = int((given.targets != IGNORED).sum())
         total += losses_of(cloze, send(given, runtime.device))["loss"][0] * asked
         count += asked
     return float(total) / max(1, count)
 
 
-# ---- time, speed, checkpoints --------------------------------------------------------------------------------------
-
-
-class Checkpoint:
-    """A training as it is now, in one file: weights in fp32, moments, random states, steps and seconds."""
-
-    def __init__(self, path: Path, cloze: ClozeModel, trainer: Trainer[MaskedBatch]) -> None:
-        self.path = path
-        self.cloze = cloze
-        self.trainer = trainer
-
-    def save(self, step: int, seconds: float) -> None:
-        """Write it beside the old one, then put it in its place."""
-        tensors = {f"model.{name}": one.detach() for name, one in self.cloze.named_parameters()}
-        tensors |= {f"optimizer.{name}": one for name, one in self.trainer.optimizer.state().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
-        draft = self.path.with_suffix(".draft")
-        facts = {"progress": json.dumps({"step": step, "seconds": seconds})}
-        save_file({name: one.contiguous() for name, one in tensors.items()}, draft, facts)
-        draft.replace(self.path)
-
-    def restore(self) -> tuple[int, float]:
-        """Go on from it, if there is one; steps done and seconds spent.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        if not self.path.is_file():
-            return 0, 0.0
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, KeyError, ValueError) as problem:
-            raise StoreError(f"{self.path} is damaged ({problem}); remove it to start anew") from None
-        with torch.no_grad():
-            for name, one in self.cloze.named_parameters():
-                one.copy_(tensors[f"model.{name}"])
-        prefix = "optimizer."
-        moments = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
-        self.trainer.optimizer.load(moments)
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-        return int(progress["step"]), float(progress["seconds"])
-
-
-class Watch:
-    """Tells a training by the clock how far it is, and when to save it. `spent`: seconds before this process."""
-
-    def __init__(self, settings: Pretraining, spent: float, saved: Checkpoint) -> None:
-        self.settings = settings.pretrain
-        self.saved = saved
-        self.before = spent
-        self.begun = self.last = time.perf_counter()
-        self.marks: list[tuple[int, float]] = []
-
-    def spent(self) -> float:
-        """Seconds of training so far."""
-        return self.before + time.perf_counter() - self.begun
-
-    def way(self, step: int) -> float:
-        """Steps done, or what the time that is gone comes to in steps, if that is more."""
-        if self.settings.minutes is None:
-            return step
-        return max(step, self.settings.steps * self.spent() / (60 * self.settings.minutes))
-
-    def after(self, step: int) -> None:
-        """Save what has been learnt, when it is time."""
-        now = time.perf_counter()
-        self.marks.append((step, now))
-        if now - self.last >= 60 * self.settings.checkpoint_minutes:
-            self.saved.save(step, self.spent())
-            self.last = time.perf_counter()
-
-    def speed(self, cloze: ClozeModel, blocks: Blocks, runtime: Runtime) -> dict[str, float]:
-        """Tokens a second once everything is compiled and captured, FLOP/s and their share of the matmul rate."""
-        if len(self.marks) < 3:
-            return {}
-        (first, begun), (last, ended) = self.marks[1], self.marks[-1]
-        tokens = self.settings.blocks * self.settings.accumulation * blocks.length
-        rate = (last - first) * tokens / (ended - begun)
-        flops = rate * flops_per_token(cloze, self.settings.mask_probability)
-        ceiling = matmul_rate(runtime.device, runtime.dtype)
-        return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}
-
-
-def flops_per_token(cloze: ClozeModel, asked: float) -> float:
-    """Of a training step, for each token: two a weight of a linear map forward and four backward (attention products
-    left out). `asked`: share of the tokens that the head, and where it can the last layer, is computed for."""
-    layers = models.layers_of(cloze.lm) or [cloze.lm.base_model]
-    sizes = [sum(one.weight.numel() for one in layer.modules() if isinstance(one, nn.Linear)) for layer in layers]
-    if cloze.lm.config.model_type in packing.READS and packing.is_packed(cloze.lm):
-        both = 2 * cloze.lm.config.hidden_size**2  # keys and values, which all tokens need
-        sizes[-1] = both + asked * (sizes[-1] - both)
-    body = {id(one) for one in cloze.lm.base_model.modules()}
-    head = sum(one.weight.numel() for one in cloze.lm.modules() if isinstance(one, nn.Linear) and id(one) not in body)
-    return 6.0 * (sum(sizes) + asked * head)
+# ---- what is said of it ---------------------------------------------------------------------------------------------
 
 
 def speed_line(speed: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,16 +12,17 @@ from rows import digest, files_of, find_all, find_one, lay_ground, pet, pet_run,
 from safetensors.torch import load_file, save_file
 from test_corpus import invent
 from tiny import save_tiny
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from pet import corpus
+from pet import delta
 from pet.corpus import open_blocks
 from pet.encoding import Speller
 from pet.losses import IGNORED
 from pet.runtime import open_runtime
 from pet.settings import resolve_pretraining
-from pet.stages import pretrain
+from pet.stages import pretrain, progress
 
 LENGTH, BLOCKS = 16, 6
 FAMILIES = ["bert", "roberta", "distilbert"]
@@ -89,7 +91,7 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
     model = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
     speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
     blocks = open_blocks(find_one(store, "corpus"), "train", speller, LENGTH)
-    batches = pretrain.draw_batches(blocks, settings, open_runtime(settings.runtime), speller, True, 0)
+    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
     decayed = [one for one in model.parameters() if one.ndim > 1]
     others = [one for one in model.parameters() if one.ndim == 1]
     optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], weight_decay=0.01)
@@ -114,17 +116,73 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_trained_as_plain_torch_trains_them_beside_the_head(ground, tmp_path, family):
+    """Weights W + 2 B A in the model itself; the head is trained too, the rest is not."""
+    lora = {"pretrain__method": "lora", "pretrain__lora.rank": 2, "pretrain__lora.alpha": 4}
+    lora |= {"pretrain__lora.targets": "all-linear", "pretrain__lora.learning_rate": 1e-2}
+    run(ground, tmp_path, family, **lora)
+    start = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
+    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(tmp_path, "corpus"), "train", speller, LENGTH)
+    settings = settings_of(ground, family)
+    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
+    fixed = {name: one.detach().clone() for name, one in start.named_parameters()}
+    prefix = f"{start.base_model_prefix}."
+    maps = [name for name in fixed if name.startswith(prefix) and "layer." in name and fixed[name].ndim == 2]
+    head = {name: fixed[name].clone().requires_grad_() for name in fixed if not name.startswith(prefix)}
+    generator, pairs = torch.Generator().manual_seed(0), {}
+    for name in maps:
+        out, inside = fixed[name].shape
+        down = torch.empty(2, inside).uniform_(-(inside**-0.5), inside**-0.5, generator=generator)
+        pairs[name] = (down.requires_grad_(), torch.zeros(out, 2, requires_grad=True))
+    trained = [*(one for pair in pairs.values() for one in pair), *head.values()]
+    decayed, others = ([one for one in trained if (one.ndim > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], weight_decay=0.01)
+
+    def weights():
+        return fixed | head | {name: fixed[name] + 2 * up @ down for name, (down, up) in pairs.items()}
+
+    for step in range(25):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (step / 3 if step < 3 else (25 - step) / 22)
+        optimizer.zero_grad()
+        masked = next(batches)
+        inputs = {"input_ids": masked.batch.input_ids.view(BLOCKS, LENGTH)}
+        logits = functional_call(start, weights(), (), inputs, tie_weights=True).logits.flatten(0, 1)
+        functional.cross_entropy(logits[masked.places], masked.targets, ignore_index=IGNORED).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    found = dict(AutoModelForMaskedLM.from_pretrained(made(tmp_path) / "model").named_parameters())
+    for name, one in weights().items():
+        torch.testing.assert_close(found[name], one, rtol=1e-3, atol=2e-4, msg=name)
+    assert not torch.equal(found[maps[0]], fixed[maps[0]])
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_packed_makes_the_published_model_from_the_one_it_began_as(ground, tmp_path, method):
+    run(ground, tmp_path, pretrain__pack=True, pretrain__frozen_layers=0, pretrain__method=method)
+    packed = load_file(made(tmp_path) / "delta.safetensors")
+    start = AutoModelForMaskedLM.from_pretrained(ground / "bert")
+    start.load_state_dict(delta.unpack(dict(start.named_parameters()), packed), strict=False)
+    published = AutoModelForMaskedLM.from_pretrained(made(tmp_path) / "model")
+    for (name, one), other in zip(start.named_parameters(), published.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
+    assert not any("embeddings" in name for name in packed)
+    told = read_json(made(tmp_path) / "training.json")["held_out_loss"]
+    assert told["after"] < told["before"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_trained_on(ground, stores, family):
-    settings, store = settings_of(ground, family), stores[family]
+    store = stores[family]
     speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
     blocks = open_blocks(find_one(store, "corpus"), "held_out", speller, LENGTH)
-    step = open_runtime(settings.runtime).batch_tokens // LENGTH
     told = read_json(made(store) / "training.json")["held_out_loss"]
     for name, folder in (("before", ground / family), ("after", made(store) / "model")):
         model, rng = AutoModelForMaskedLM.from_pretrained(folder).eval(), np.random.default_rng(0)
         total = count = 0
-        for first in range(0, len(blocks), step):
-            ids = blocks.read(np.arange(len(blocks))[first : first + step])
+        for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
+            ids = blocks.read(numbers)
             masked = pretrain.hide(ids, 0.15, speller, True, rng)
             total += plain_loss(model, ids.shape, masked).item() * len(masked.places)
             count += len(masked.places)
@@ -157,27 +215,29 @@ def test_where_too_few_words_are_there_the_rest_asks_for_nothing(ground):
     ids[0, 2] = 20
     found = pretrain.hide(ids, 0.5, speller, True, np.random.default_rng(0))
     assert found.targets.tolist() == [20] + [IGNORED] * 7
-    assert found.places[0] == 2
+    assert found.places.tolist() == [2, 0, 1, 3, 4, 5, 6, 7]
 
 
-def test_every_block_comes_once_before_any_comes_again(ground, stores):
-    settings = settings_of(ground, "bert")
+@pytest.mark.parametrize(("size", "batch"), [(12, 6), (12, 5), (4, 6)])
+def test_every_block_comes_once_before_any_comes_again(size, batch):
+    seen = np.concatenate([pretrain.numbers_at(size, batch, number, seed=3) for number in range(2 * size)])
+    passes = seen[: len(seen) // size * size].reshape(-1, size)
+    assert (np.sort(passes) == np.arange(size)).all()
+    assert len({tuple(one) for one in passes.tolist()}) > 1
+    assert not np.array_equal(pretrain.numbers_at(size, batch, 0, seed=4), seen[:batch])
+
+
+def test_the_last_steps_read_longer_blocks_of_as_many_tokens(ground, stores, tmp_path):
+    run(ground, tmp_path, pretrain__last_length=32, pretrain__last_share=0.4)
+    settings = settings_of(ground, "bert", last_length=32, last_share=0.4)
     speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
-    blocks = open_blocks(find_one(stores["bert"], "corpus"), "train", speller, LENGTH)
-    numbered = corpus.Blocks(np.arange(5, 5 + 14 * 12, dtype=np.int64) * 0 + 20, blocks.frame, LENGTH)
-    seen = []
-
-    class Noted(corpus.Blocks):
-        def read(self, numbers):
-            seen.extend(numbers.tolist())
-            return numbered.read(numbers)
-
-    noted = Noted(numbered.tokens, blocks.frame, LENGTH)
-    batches = pretrain.draw_batches(noted, settings, open_runtime(settings.runtime), speller, True, 0)
-    for _ in range(4):
-        next(batches)
-    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
-    assert seen[:12] != seen[12:]
+    streams = [open_blocks(find_one(tmp_path, "corpus"), "train", speller, length) for length in (16, 32)]
+    runtime = open_runtime(settings.runtime)
+    found = [one.batch for one in islice(pretrain.draw_batches(streams, settings, runtime, speller, True, 0), 25)]
+    assert [one.width for one in found] == [16] * 15 + [32] * 10
+    assert {len(one.input_ids) for one in found} == {BLOCKS * 16}
+    mine, other = (load_file(made(one) / "model" / "model.safetensors") for one in (tmp_path, stores["bert"]))
+    assert not all(torch.equal(one, other[name]) for name, one in mine.items())
 
 
 # ---- the artifact --------------------------------------------------------------------------------------------------
@@ -270,7 +330,7 @@ def test_a_damaged_checkpoint_is_named(ground, tmp_path, monkeypatch):
 
 def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(ground, tmp_path, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr(pretrain, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     run(ground, tmp_path, pretrain__steps=100_000, pretrain__minutes=1.0)
     told = json.loads((made(tmp_path) / "training.json").read_text())
     assert 10 <= told["steps"][-1] <= 40  # two looks at the clock a step
@@ -283,6 +343,7 @@ def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(grou
         ({"pretrain__length": 161}, "pretrain.length 161 is more than the 160 tokens"),
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers"),
         ({"pretrain__mask_probability": 0}, "pretrain.mask_probability"),
+        ({"pretrain__last_length": 161}, "pretrain.last_length 161 is more than the 160 tokens"),
     ],
 )
 def test_what_cannot_be_is_said(ground, tmp_path, changes, message):

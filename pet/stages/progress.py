@@ -1,0 +1,119 @@
+"""A training of minutes to days: how far it is by the clock, when it is saved, how fast it was. What it learns is the
+business of `pretrain`.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pet import models, packing
+from pet.cloze import ClozeModel
+from pet.errors import StoreError
+from pet.optimizer import Optimizer
+from pet.runtime import Runtime, matmul_rate
+from pet.settings import PretrainSettings
+
+
+class Checkpoint:
+    """A training as it is now, in one file: weights, moments, random states, steps and seconds. `weights`: the module
+    that holds what is trained."""
+
+    def __init__(self, path: Path, weights: nn.Module, optimizer: Optimizer) -> None:
+        self.path = path
+        self.weights = weights
+        self.optimizer = optimizer
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write it beside the old one, then put it in its place."""
+        tensors = {f"model.{name}": one.detach() for name, one in self.weights.named_parameters()}
+        tensors |= {f"optimizer.{name}": one for name, one in self.optimizer.state().items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        draft = self.path.with_suffix(".draft")
+        facts = {"progress": json.dumps({"step": step, "seconds": seconds})}
+        save_file({name: one.contiguous() for name, one in tensors.items()}, draft, facts)
+        draft.replace(self.path)
+
+    def restore(self) -> tuple[int, float]:
+        """Go on from it, if there is one; steps done and seconds spent.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        if not self.path.is_file():
+            return 0, 0.0
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError, KeyError, ValueError) as problem:
+            raise StoreError(f"{self.path} is damaged ({problem}); remove it to start anew") from None
+        with torch.no_grad():
+            for name, one in self.weights.named_parameters():
+                one.copy_(tensors[f"model.{name}"])
+        prefix = "optimizer."
+        moments = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+        self.optimizer.load(moments)
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return int(progress["step"]), float(progress["seconds"])
+
+
+class Watch:
+    """Tells a training by the clock how far it is, and when to save it. `spent`: seconds before this process."""
+
+    def __init__(self, settings: PretrainSettings, spent: float, saved: Checkpoint) -> None:
+        self.settings = settings
+        self.saved = saved
+        self.before = spent
+        self.begun = self.last = time.perf_counter()
+        self.marks: list[tuple[int, float]] = []
+
+    def spent(self) -> float:
+        """Seconds of training so far."""
+        return self.before + time.perf_counter() - self.begun
+
+    def way(self, step: int) -> float:
+        """Steps done, or what the time that is gone comes to in steps, if that is more."""
+        if self.settings.minutes is None:
+            return step
+        return max(step, self.settings.steps * self.spent() / (60 * self.settings.minutes))
+
+    def after(self, step: int) -> None:
+        """Save what has been learnt, when it is time."""
+        now = time.perf_counter()
+        self.marks.append((step, now))
+        if now - self.last >= 60 * self.settings.checkpoint_minutes:
+            self.saved.save(step, self.spent())
+            self.last = time.perf_counter()
+
+    def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:
+        """Tokens a second once everything is compiled and captured, FLOP/s and their share of the matmul rate."""
+        if len(self.marks) < 3:
+            return {}
+        (first, begun), (last, ended) = self.marks[1], self.marks[-1]
+        tokens = self.settings.blocks * self.settings.accumulation * self.settings.length
+        rate = (last - first) * tokens / (ended - begun)
+        flops = rate * flops_per_token(cloze, self.settings.mask_probability)
+        ceiling = matmul_rate(runtime.device, runtime.dtype)
+        return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}
+
+
+def flops_per_token(cloze: ClozeModel, asked: float) -> float:
+    """Of a training step, for each token: two a weight of a linear map forward and four backward (attention products
+    left out). `asked`: share of the tokens that the head, and where it can the last layer, is computed for."""
+    layers = models.layers_of(cloze.lm) or [cloze.lm.base_model]
+    sizes = [sum(one.weight.numel() for one in layer.modules() if isinstance(one, nn.Linear)) for layer in layers]
+    if cloze.lm.config.model_type in packing.READS and packing.is_packed(cloze.lm):
+        both = 2 * cloze.lm.config.hidden_size**2  # keys and values, which all tokens need
+        sizes[-1] = both + asked * (sizes[-1] - both)
+    body = {id(one) for one in cloze.lm.base_model.modules()}
+    head = sum(one.weight.numel() for one in cloze.lm.modules() if isinstance(one, nn.Linear) and id(one) not in body)
+    return 6.0 * (sum(sizes) + asked * head)
