@@ -145,19 +145,36 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(words[start : start + SHINGLE_WORDS]).encode()) for start in starts)
 
 
-def find_near_duplicates(left: Sequence[str], right: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (row of `left`, row of `right`) of texts that say nearly the same (Jaccard of 5-word sequences >= 0.8)."""
-    left_sets = [shingles(text) for text in left]
-    rows_of: dict[int, list[int]] = defaultdict(list)
-    for row, found in enumerate(left_sets):
-        for value in sorted(found)[:SKETCH_SIZE]:
-            rows_of[value].append(row)
-    pairs = []
-    for other, text in enumerate(right):
+class Known:
+    """Texts, to ask which of them say nearly the same as another (Jaccard of 5-word sequences >= 0.8)."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.sets = [shingles(text) for text in texts]
+        self._rows: dict[int, list[int]] = defaultdict(list)
+        for row, found in enumerate(self.sets):
+            for value in sorted(found)[:SKETCH_SIZE]:
+                self._rows[value].append(row)
+
+    def like(self, other: frozenset[int]) -> list[int]:
+        """The rows of those that say nearly the same as a text of these shingles."""
+        candidates = {row for value in sorted(other)[:SKETCH_SIZE] for row in self._rows.get(value, ())}
+        return [row for row in sorted(candidates) if jaccard(self.sets[row], other) >= DUPLICATE_JACCARD]
+
+
+def count_near_duplicates(train: Iterable[str], pool: Iterable[str], test: Iterable[str]) -> dict[str, int]:
+    """How many texts of one split say nearly the same as one of another. Of the pool nothing is held in memory."""
+    labelled, tested = Known(train), Known(test)
+    repeated: set[int] = set()
+    of_train = 0
+    for text in pool:
         found = shingles(text)
-        candidates = {row for value in sorted(found)[:SKETCH_SIZE] for row in rows_of.get(value, ())}
-        pairs += [(row, other) for row in sorted(candidates) if jaccard(left_sets[row], found) >= DUPLICATE_JACCARD]
-    return pairs
+        of_train += bool(labelled.like(found))
+        repeated.update(tested.like(found))
+    return {
+        "test_of_train": sum(bool(labelled.like(found)) for found in tested.sets),
+        "test_of_pool": len(repeated),
+        "pool_of_train": of_train,
+    }
 
 
 def jaccard(one: frozenset[int], other: frozenset[int]) -> float:

@@ -10,11 +10,12 @@ from pet.errors import TaskError
 from pet.sampling import (
     DUPLICATE_JACCARD,
     Draw,
+    Known,
+    count_near_duplicates,
     derive_seed,
     divide_evenly,
     draw_by_seed,
     draw_first,
-    find_near_duplicates,
     shingles,
     take_per_label,
 )
@@ -211,6 +212,12 @@ def reference_jaccard(one: str, other: str) -> float:
     return len(left & right) / len(left | right)
 
 
+def find_near_duplicates(left: list[str], right: list[str]) -> list[tuple[int, int]]:
+    """Pairs (row of `left`, row of `right`), in the order of `right`."""
+    known = Known(left)
+    return [(row, other) for other, text in enumerate(right) for row in known.like(shingles(text))]
+
+
 def test_exact_copies_are_found_and_unrelated_texts_are_not():
     rng = np.random.default_rng(0)
     texts = [" ".join(invent(rng, 60)) for _ in range(50)]
@@ -272,6 +279,13 @@ def test_texts_without_a_word_are_copies_of_each_other_only():
 
 def test_no_texts_have_no_duplicates():
     assert find_near_duplicates([], ["word"]) == find_near_duplicates(["word"], []) == []
+
+
+def test_texts_are_counted_once_however_many_they_repeat():
+    train, test = ["one", "two"], ["two", "three", "four", "three"]
+    pool = ["three", "Three!", "two", "two.", "five", "one"]
+    found = count_near_duplicates(iter(train), iter(pool), iter(test))
+    assert found == {"test_of_train": 1, "test_of_pool": 3, "pool_of_train": 3}
 
 
 def test_a_text_has_one_shingle_per_run_of_five_words():

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pet.artifacts import Artifact, Draft, Key
 from pet.errors import TaskError
 from pet.examples import Texts, TextSource, concatenate
-from pet.sampling import Draw, draw_by_seed, draw_first, find_near_duplicates
+from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
 from pet.tasks import TextFile, read_texts, write_texts
 
@@ -142,16 +142,11 @@ def write_splits(draft: Draft, splits: Splits[Texts], gold: list[str | None]) ->
 
 def describe_splits(splits: Splits[Texts]) -> dict[str, Any]:
     """Sizes, and how many test texts say nearly the same as a labelled or a pool text."""
-    joined = {
-        name: [texts.joined(row) for row in range(len(texts))]
-        for name, texts in (("train", splits.train), ("pool", splits.pool), ("test", splits.test))
-    }
+    texts = {"train": splits.train, "pool": splits.pool, "test": splits.test}
+    joined = {name: map(one.joined, range(len(one))) for name, one in texts.items()}
     return {
-        "sizes": {name: len(texts) for name, texts in joined.items()},
-        "near_duplicates": {
-            f"{right}_of_{left}": len({row for _, row in find_near_duplicates(joined[left], joined[right])})
-            for left, right in (("train", "test"), ("pool", "test"), ("train", "pool"))
-        },
+        "sizes": {name: len(one) for name, one in texts.items()},
+        "near_duplicates": count_near_duplicates(**joined),
     }
 
 
