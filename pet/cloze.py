@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pet import packing
 from pet.encoding import Batch, VerbalizerIds
+from pet.losses import compiled_token_losses, token_losses
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 Head = tuple[Transform, torch.Tensor, torch.Tensor | None]
@@ -94,6 +95,8 @@ class ClozeModel(nn.Module):
         self.lm = lm
         self.family: str = lm.config.model_type
         self.shortcut = self.family in HEADS
+        self.fuses = False
+        """Whether the loss over the vocabulary is compiled; `inference.computing_copy` decides."""
         packing.install(lm)
 
     @property
@@ -111,21 +114,24 @@ class ClozeModel(nn.Module):
             return packing.states_at(self.lm, batch, tokens, most)
         return self.states(batch)[tokens]
 
-    def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [V, K] of selected states [K, H].
+    def target_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy at selected states [K, H] against tokens [K], as `losses.token_losses`."""
+        found = compiled_token_losses() if self.fuses else token_losses
+        return found(*self._products(states), targets)
 
-        Words first: K can be chosen round, V is what it is, and matrix products want rows of a round size.
-        """
+    def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits [V, K] of selected states [K, H]."""
+        products, bias = self._products(states)
+        return products if bias is None else products + bias[:, None]
+
+    def _products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits without the head's bias [V, K], and that bias [V]."""
         if not self.shortcut:
-            return states.T
+            return states.T, None
         transform, weight, bias = HEADS[self.family](self.lm)
         # The head is in fp32 at least; states and embeddings may be in less, as the body is.
         transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
-        logits = weight @ transformed.T.to(weight.dtype)
-        if logits.requires_grad:
-            # A loss asks for [K, V], and so its gradient is laid out: rows of V, which matrix products read slowly.
-            logits.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
-        return logits if bias is None else logits + bias[:, None]
+        return weight @ transformed.T.to(weight.dtype), bias
 
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Logits [B, W] of some words, in fp32 whatever the encoder computes in.

@@ -84,13 +84,13 @@ def computing_copy(model: M, runtime: Runtime) -> M:
 
     `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
     """
-    if runtime.dtype is None:
-        models.compile_layers(model.transformer, runtime)
-        return model
-    twin = copy.deepcopy(model)
-    whole = twin.transformer
-    (whole.base_model if twin.shortcut else whole).to(runtime.dtype)
-    models.compile_layers(whole, runtime)
+    twin = model
+    if runtime.dtype is not None:
+        twin = copy.deepcopy(model)
+        (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
+    compiled = models.compile_layers(twin.transformer, runtime)
+    if isinstance(twin, ClozeModel):
+        twin.fuses = compiled
     return twin
 
 

@@ -3,10 +3,15 @@
 Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members trained in one batch.
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+
+TokenLosses = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
 
 IGNORED = -100
 KEPT, MASKED = 0.1, 0.8
@@ -19,12 +24,38 @@ def label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return each.view(labels.shape).mean(-1)
 
 
-def mlm_loss(logits: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
-    """Cross-entropy of vocabulary logits [K, V] at the target positions against tokens [K]; for each member [M] the
-    mean over its targets that are not IGNORED, 0 if it has none. `members`: whose each target is [K]."""
-    each = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
-    sums = each.new_zeros(num_members).index_add(0, members, each)
-    counts = each.new_zeros(num_members).index_add(0, members, (targets != IGNORED).float())
+def token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of vocabulary logits `products` + `bias` ([V, K], [V]) against tokens [K]; each in fp32 [K], 0 for
+    IGNORED. Words first: K can be chosen round, V is what it is, and matrix products want rows of a round size."""
+    if products.requires_grad:
+        # The gradient comes back by targets, in rows of V.
+        products.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
+    logits = products if bias is None else products + bias[:, None]
+    # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
+    by_target = logits.T.contiguous().float()
+    return functional.cross_entropy(by_target, targets, ignore_index=IGNORED, reduction="none")
+
+
+def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """The same, for torch.compile: it reads the products twice forward and once backward and writes nothing but their
+    gradient, and it need not turn them round."""
+    logits = products.float() if bias is None else products.float() + bias[:, None]
+    wanted = torch.arange(len(logits), device=logits.device)[:, None] == targets
+    each = logits.logsumexp(0) - torch.where(wanted, logits, 0.0).sum(0)
+    return torch.where(targets == IGNORED, 0.0, each)
+
+
+@functools.cache
+def compiled_token_losses() -> TokenLosses:
+    """`fusible_token_losses` as a few kernels."""
+    return torch.compile(fusible_token_losses, dynamic=True)
+
+
+def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
+    """For each member [M] the mean of the losses [K] of its targets that are not IGNORED, 0 if it has none. `targets`,
+    `members`: what each was and whose it is [K]."""
+    sums = losses.new_zeros(num_members).index_add(0, members, losses)
+    counts = losses.new_zeros(num_members).index_add(0, members, (targets != IGNORED).float())
     return sums / counts.clamp(min=1)
 
 

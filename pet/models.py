@@ -259,19 +259,22 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     return next((list(one) for one in stacks if len(one) == model.config.num_hidden_layers), [])
 
 
-def compile_layers(model: Any, runtime: Runtime) -> None:
-    """Let torch.compile fuse what lies between the matrix products of the layers, in place, if the runtime asks for it.
+def compile_layers(model: Any, runtime: Runtime) -> bool:
+    """Let torch.compile fuse what lies between the matrix products of the layers, in place, if the runtime asks for it;
+    says whether.
 
     Layers are compiled one by one: they share one program, so it takes seconds. Lengths stay free. The last layer may
     differ from the others (`packing.ReadLayer`), as the embeddings do: by a profile on one H100 these two took 20 of
     the 47 s that compiling took, for a tenth of what it gains.
     """
-    if runtime.compiles(sum(one.numel() for one in model.parameters())):
+    wanted = runtime.compiles(sum(one.numel() for one in model.parameters()))
+    if wanted:
         # All layers share one function: in training, in scoring, with adapters or frozen. At 8 variants, torch's limit,
         # it would go on uncompiled.
         torch._dynamo.config.recompile_limit = 64
         for layer in layers_of(model)[:-1]:
             layer.compile(dynamic=True)
+    return wanted
 
 
 def check_length(model: ModelSettings, config: Any, setting: str = "model.max_length") -> None:

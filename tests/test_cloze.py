@@ -136,14 +136,17 @@ def test_every_parameter_gets_the_gradient_of_the_whole_model(asked):
     cloze, batch, verbalizers = asked.cloze, asked.batch, asked.verbalizers
     labels, tokens = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([7, 8, 9, 10, 11])
 
-    def loss(scores: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(scores, labels) + torch.nn.functional.cross_entropy(logits, tokens)
+    def loss(scores: torch.Tensor, token_losses: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(scores, labels) + token_losses.mean()
 
     states = cloze.states(batch)
     scores = cloze.label_scores(batch, verbalizers)
-    found = gradients(cloze.lm, loss(scores, cloze.vocabulary_logits(states[batch.mask_positions]).T))
+    found = gradients(cloze.lm, loss(scores, cloze.target_losses(states[batch.mask_positions], tokens)))
     logits = logits_at_masks(asked.untouched, batch)
-    assert_same_gradients(found, gradients(asked.untouched, loss(reference_scores(logits, verbalizers), logits)))
+    expected = loss(
+        reference_scores(logits, verbalizers), torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
+    )
+    assert_same_gradients(found, gradients(asked.untouched, expected))
 
 
 @pytest.mark.parametrize("layout", [Layout(False), FILLED, Layout(True)], ids=["end to end", "filled up", "padded"])

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pet.losses import IGNORED, combined_loss, distillation_loss, label_loss, mask_tokens
+from pet.losses import (
+    IGNORED,
+    combined_loss,
+    compiled_token_losses,
+    distillation_loss,
+    fusible_token_losses,
+    label_loss,
+    mask_tokens,
+    token_losses,
+)
 from pet.losses import mlm_loss as mlm_losses
 
 MASK, VOCABULARY = 4, 1000
@@ -32,9 +41,48 @@ def scores(seed: int, *shape: int) -> np.ndarray:
 
 
 def mlm_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Of the only member."""
-    (loss,) = mlm_losses(logits, targets, torch.zeros_like(targets), 1)
+    """Of the only member; logits [K, V]."""
+    (loss,) = mlm_losses(token_losses(logits.T, None, targets), targets, torch.zeros_like(targets), 1)
     return loss
+
+
+FORMS = {
+    "plain": lambda: token_losses,
+    "fusible": lambda: fusible_token_losses,
+    "compiled": compiled_token_losses,
+}
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [True, False])
+def test_every_form_of_the_token_losses_is_the_cross_entropy_with_its_gradients(form, dtype, biased):
+    """Against float64. `compiled` needs a GPU: there it is what training uses."""
+    if form == "compiled" and not GPU:
+        pytest.skip("needs a GPU")
+    device = "cuda" if form == "compiled" else "cpu"
+    rng = np.random.default_rng(0)
+    for size, count in ((50, 7), (1013, 64)):
+        products = torch.tensor(scores(1, size, count)).to(device, dtype).requires_grad_()
+        bias = torch.tensor(scores(2, size), device=device, dtype=torch.float32).requires_grad_() if biased else None
+        targets = torch.tensor(rng.integers(0, size, count), device=device)
+        targets[::5] = IGNORED
+        weights = torch.tensor(rng.random(count), device=device)
+        found = FORMS[form]()(products, bias, targets)
+        (found * weights).sum().backward()
+        exact = products.detach().double().requires_grad_()
+        exact_bias = bias.detach().double().requires_grad_() if biased else torch.zeros(size, device=device).double()
+        each = (exact + exact_bias[:, None]).log_softmax(0)
+        expected = -torch.where(targets == IGNORED, 0, each.gather(0, targets.clamp(min=0)[None])[0])
+        (expected * weights).sum().backward()
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        assert products.grad.is_contiguous()
+        tolerance = 1e-6 if dtype == torch.float32 else 5e-3
+        torch.testing.assert_close(products.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
+        if biased:
+            torch.testing.assert_close(bias.grad.double(), exact_bias.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_the_label_loss_is_the_mean_cross_entropy():
@@ -95,7 +143,7 @@ def test_each_member_has_the_losses_of_its_own_rows_and_targets():
     logits, targets = torch.randn(9, 20), torch.randint(0, 20, (9,))
     members = torch.tensor([0, 2, 0, 2, 2, 0, 2, 0, 1])
     targets[[3, 8]] = IGNORED
-    found = mlm_losses(logits, targets, members, 3)
+    found = mlm_losses(token_losses(logits.T, None, targets), targets, members, 3)
     for member in (0, 2):
         torch.testing.assert_close(found[member], mlm_loss(logits[members == member], targets[members == member]))
     assert found[1] == 0

@@ -73,9 +73,8 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     label = label_loss(logits @ given.averaging, given.labels)
     if not uses_mlm:
         return {"loss": label, "label_loss": label}
-    # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
-    vocabulary = cloze.vocabulary_logits(states[num_labels:]).T.contiguous()  # [K, V]
-    mlm = mlm_loss(vocabulary, given.targets, given.target_members, num_members)
+    losses = cloze.target_losses(states[num_labels:], given.targets)  # [K]
+    mlm = mlm_loss(losses, given.targets, given.target_members, num_members)
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
 
 

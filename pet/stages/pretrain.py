@@ -222,8 +222,8 @@ def untied(lm: Any) -> dict[str, torch.Tensor]:
 def losses_of(cloze: ClozeModel, given: MaskedBatch) -> Losses:
     """MLM loss of a micro-batch [1]."""
     states = cloze.states_at(given.batch, given.places, most=given.batch.width)
-    logits = cloze.vocabulary_logits(states).T.contiguous()
-    return {"loss": mlm_loss(logits, given.targets, torch.zeros_like(given.targets), 1)}
+    losses = cloze.target_losses(states, given.targets)
+    return {"loss": mlm_loss(losses, given.targets, torch.zeros_like(given.targets), 1)}
 
 
 def draw_batches(
