@@ -151,6 +151,7 @@ class Store:
         draft = Draft(self._make_draft_folder(key))
         try:
             yield draft
+            open_to_all(draft.path)
             manifest = describe(key, draft, label, seed, draft.spent + time.perf_counter() - start)
             write_json(draft.path / MANIFEST, manifest)
             rename(draft.path, self.root / key.stage / f"{label}-{key.identity}")
@@ -186,6 +187,13 @@ class Store:
         probe.rmdir()
         with suppress(OSError):  # another run may be probing, or one was killed while it did
             probe.parent.rmdir()
+
+
+def open_to_all(draft: Path) -> None:
+    """Let everyone read the files who may read their folder: safetensors lets only their owner."""
+    for path in draft.rglob("*"):
+        if path.is_file():
+            path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def rename(draft: Path, final: Path) -> None:

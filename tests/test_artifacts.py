@@ -173,6 +173,18 @@ def test_the_manifest_is_written_last_and_then_one_rename_publishes(store, monke
     assert events == ["result.json", MANIFEST, "rename"]
 
 
+def test_files_can_be_read_by_whoever_may_read_their_folder(store):
+    with store.publish(KEY, "mine") as draft:
+        (draft.path / "model").mkdir(mode=0o750)
+        for path in (draft.path / "one", draft.path / "model" / "two"):
+            path.touch(mode=0o600)
+        draft.path.chmod(0o755)
+    found = store.find(KEY)
+    assert found is not None
+    modes = {path.name: path.stat().st_mode & 0o777 for path in found.path.rglob("*") if path.is_file()}
+    assert (modes["one"], modes["two"]) == (0o644, 0o640)
+
+
 def test_a_draft_is_not_found_before_it_is_published(store):
     with store.publish(KEY, "mine") as draft:
         assert draft.path.parent == store.root / "label", "a sibling, so that the rename stays on one file system"
