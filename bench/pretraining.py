@@ -93,7 +93,7 @@ def measure(name: str, shape: dict[str, Any], options: Any, device: torch.device
     blocks = Blocks(stream, Frame([0], [], [2], [0], [], [0], (0, 0)), LENGTH)
     runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=True)
     cloze = ClozeModel(lm.eval())
-    flops = flops_per_token(cloze, settings.pretrain.mask_probability)
+    flops = 3 * flops_per_token(cloze, settings.pretrain.mask_probability)
     packed = packing.is_packed(lm)
     speller: Any = Specials(config.vocab_size)
     batches = draw_batches([blocks], settings, runtime, speller, packed, 0)

@@ -51,18 +51,17 @@ class MaskedBatch:
     targets: torch.Tensor
 
 
-def corpus_key(settings: Pretraining) -> Key:
-    """Depends on the files' contents, in order, on the model's tokenizer and on what is held out."""
+def corpus_key(settings: Pretraining, weights: str) -> Key:
+    """Depends on the files' contents, in order, on the model (for its tokenizer) and on what is held out."""
     files = [digest_file(path) for path in corpus.find_files(settings.corpus.files)]
-    held_out = settings.corpus.held_out
-    return Key(CORPUS, VERSION, {"files": files, "model": models.fingerprint(settings.model), "held_out": held_out}, {})
+    return Key(CORPUS, VERSION, {"files": files, "model": weights, "held_out": settings.corpus.held_out}, {})
 
 
-def key(settings: Pretraining, made: Artifact) -> Key:
+def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
     """Depends on the corpus, the model it starts from, how it is trained and the seed; not on how often it is saved."""
     trained = settings.pretrain.model_dump(mode="json", exclude={"checkpoint_minutes"})
     content = {
-        "model": models.fingerprint(settings.model),
+        "model": weights,
         "pretrain": {**trained, "precision": settings.runtime.precision},
         "seed": settings.seed,
     }
@@ -82,8 +81,9 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         models.check_length(limit, config, f"pretrain.{name}")
     settings = settings.model_copy(update={"model": limit})  # blocks are its only texts
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
-    made = tokenise(settings, store, runtime, speller)
-    wanted = key(settings, made)
+    weights = models.fingerprint(settings.model)
+    made = tokenise(settings, store, runtime, speller, corpus_key(settings, weights))
+    wanted = key(settings, weights, made)
     found = store.find(wanted)
     if found is not None:
         runtime.reporter.say(f"pretrain: reused {found.path}")
@@ -92,9 +92,8 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     return store.need(wanted, "model of these settings", "pet pretrain")
 
 
-def tokenise(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller) -> Artifact:
+def tokenise(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, wanted: Key) -> Artifact:
     """The corpus as token ids, made or reused."""
-    wanted = corpus_key(settings)
     found = store.find(wanted)
     if found is not None:
         runtime.reporter.say(f"corpus: reused {found.path}")
@@ -133,18 +132,7 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
         say(f"pretrain: {len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
-        with learning(cloze, twin, settings, runtime) as (weights, trainer):
-            saved = Checkpoint(saved_at, weights, trainer.optimizer)
-            start, spent = saved.restore()
-            if start:
-                say(f"pretrain: going on after step {start:,} from {saved_at}")
-            if weights is cloze:
-                refresh(twin, cloze)
-            watch = Watch(chosen, spent, saved)
-            packed = packing.is_packed(twin.lm)
-            batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
-            (report,) = trainer.run(batches, STAGE, course=Course(start, watch.way, watch.after))
-            seconds = watch.spent()
+        report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at)
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
             save_file(changes, draft.path / "delta.safetensors")
@@ -153,12 +141,37 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
         speed = watch.speed(twin, runtime)
         say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
-        draft.write_json("training.json", describe(report, before, after, seconds, speed))
+        draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))
         with models.quiet_transformers():
             cloze.lm.save_pretrained(draft.path / "model")
             speller.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
     saved_at.unlink(missing_ok=True)
+
+
+def learn(
+    cloze: ClozeModel,
+    twin: ClozeModel,
+    streams: Sequence[Blocks],
+    settings: Pretraining,
+    runtime: Runtime,
+    speller: Speller,
+    saved_at: Path,
+) -> tuple[TrainingReport, Watch]:
+    """Train `cloze` in place, from the checkpoint if there is one."""
+    with learning(cloze, twin, settings, runtime) as (weights, trainer):
+        saved = Checkpoint(saved_at, weights, trainer.optimizer)
+        start, spent = saved.restore()
+        if start:
+            runtime.reporter.say(f"pretrain: going on after step {start:,} from {saved_at}")
+        if weights is cloze:
+            refresh(twin, cloze)
+        watch = Watch(settings.pretrain, spent, saved)
+        packed = packing.is_packed(twin.lm)
+        batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
+        (report,) = trainer.run(batches, STAGE, course=Course(start, watch.way, watch.after))
+        watch.stop()
+    return report, watch
 
 
 def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeModel]:

@@ -75,6 +75,11 @@ class Watch:
         self.before = spent
         self.begun = self.last = time.perf_counter()
         self.marks: list[tuple[int, float]] = []
+        self.seconds = 0.0
+
+    def stop(self) -> None:
+        """Training is over; `seconds` is what it took."""
+        self.seconds = self.spent()
 
     def spent(self) -> float:
         """Seconds of training so far."""
@@ -101,14 +106,15 @@ class Watch:
         (first, begun), (last, ended) = self.marks[1], self.marks[-1]
         tokens = self.settings.blocks * self.settings.accumulation * self.settings.length
         rate = (last - first) * tokens / (ended - begun)
-        flops = rate * flops_per_token(cloze, self.settings.mask_probability)
+        passes = 3 if self.settings.method == "full" else 2  # frozen weights have no gradient
+        flops = rate * passes * flops_per_token(cloze, self.settings.mask_probability)
         ceiling = matmul_rate(runtime.device, runtime.dtype)
         return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}
 
 
 def flops_per_token(cloze: ClozeModel, asked: float) -> float:
-    """Of a training step, for each token: two a weight of a linear map forward and four backward (attention products
-    left out). `asked`: share of the tokens that the head, and where it can the last layer, is computed for."""
+    """Of a forward pass, for each token: two a weight of a linear map (attention products left out). `asked`: share of
+    the tokens that the head, and where it can the last layer, is computed for."""
     layers = models.layers_of(cloze.lm) or [cloze.lm.base_model]
     sizes = [sum(one.weight.numel() for one in layer.modules() if isinstance(one, nn.Linear)) for layer in layers]
     if cloze.lm.config.model_type in packing.READS and packing.is_packed(cloze.lm):
@@ -116,4 +122,4 @@ def flops_per_token(cloze: ClozeModel, asked: float) -> float:
         sizes[-1] = both + asked * (sizes[-1] - both)
     body = {id(one) for one in cloze.lm.base_model.modules()}
     head = sum(one.weight.numel() for one in cloze.lm.modules() if isinstance(one, nn.Linear) and id(one) not in body)
-    return 6.0 * (sum(sizes) + asked * head)
+    return 2.0 * (sum(sizes) + asked * head)

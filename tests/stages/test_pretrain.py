@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pet import delta
+from pet.cloze import ClozeModel
 from pet.corpus import open_blocks
 from pet.encoding import Speller
 from pet.losses import IGNORED
@@ -216,6 +217,16 @@ def test_where_too_few_words_are_there_the_rest_asks_for_nothing(ground):
     found = pretrain.hide(ids, 0.5, speller, True, np.random.default_rng(0))
     assert found.targets.tolist() == [20] + [IGNORED] * 7
     assert found.places.tolist() == [2, 0, 1, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_work_of_a_token_is_two_a_weight_of_every_map_it_goes_through(ground, family):
+    """Two layers; where the last one can be computed for some tokens only, the others go through its keys and values."""
+    cloze = ClozeModel(AutoModelForMaskedLM.from_pretrained(ground / family))
+    layer = 4 * 32 * 32 + 2 * 32 * 48
+    last = 0.25 * layer + 0.75 * 2 * 32 * 32 if family != "distilbert" else layer
+    head = 32 * 32 + 32 * cloze.lm.config.vocab_size
+    assert progress.flops_per_token(cloze, 0.25) == pytest.approx(2 * (layer + last + 0.25 * head))
 
 
 @pytest.mark.parametrize(("size", "batch"), [(12, 6), (12, 5), (4, 6)])
