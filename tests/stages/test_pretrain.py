@@ -221,7 +221,7 @@ def test_where_too_few_words_are_there_the_rest_asks_for_nothing(ground):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_work_of_a_token_is_two_a_weight_of_every_map_it_goes_through(ground, family):
-    """Two layers; where the last one can be computed for some tokens only, the others go through its keys and values."""
+    """Two layers; where the last can be computed for some tokens only, the others go through its keys and values."""
     cloze = ClozeModel(AutoModelForMaskedLM.from_pretrained(ground / family))
     layer = 4 * 32 * 32 + 2 * 32 * 48
     last = 0.25 * layer + 0.75 * 2 * 32 * 32 if family != "distilbert" else layer
