@@ -8,6 +8,7 @@ interrupted training goes on from its last checkpoint.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pet.artifacts import Artifact, Key, Store, digest_file
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
 from pet.encoding import Batch, Speller
+from pet.errors import SettingsError
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters
 from pet.losses import IGNORED, disguise, mlm_loss
@@ -133,12 +135,16 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         say(f"pretrain: {len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
         report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at)
+        if report.steps and report.steps[-1] < chosen.steps:
+            say(f"pretrain: the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
             save_file(changes, draft.path / "delta.safetensors")
             cloze.lm.load_state_dict(delta.unpack(begun, changes), strict=False)  # publish what can be unpacked
         refresh(twin, cloze)
         after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        if not math.isfinite(after):
+            raise SettingsError(f"pretrain.learning_rate {chosen.learning_rate}: the loss became {after}; lower it")
         speed = watch.speed(twin, runtime)
         say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
         draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))

@@ -342,7 +342,8 @@ def test_a_damaged_checkpoint_is_named(ground, tmp_path, monkeypatch):
 def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(ground, tmp_path, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
-    run(ground, tmp_path, pretrain__steps=100_000, pretrain__minutes=1.0)
+    done = run(ground, tmp_path, pretrain__steps=100_000, pretrain__minutes=1.0)
+    assert " of 100,000 steps" in done.stderr
     told = json.loads((made(tmp_path) / "training.json").read_text())
     assert 10 <= told["steps"][-1] <= 40  # two looks at the clock a step
     assert told["held_out_loss"]["after"] < told["held_out_loss"]["before"]
@@ -354,6 +355,7 @@ def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(grou
         ({"pretrain__length": 161}, "pretrain.length 161 is more than the 160 tokens"),
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers"),
         ({"pretrain__mask_probability": 0}, "pretrain.mask_probability"),
+        ({"pretrain__learning_rate": 1e30, "pretrain__warmup_steps": 0}, "the loss became nan; lower it"),
         ({"pretrain__last_length": 161}, "pretrain.last_length 161 is more than the 160 tokens"),
     ],
 )
