@@ -59,7 +59,10 @@ def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, 
     if options.tiny:
         LARGE.update(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
     device = open_runtime(RuntimeSettings()).device
-    rate = matmul_rate(device, torch.bfloat16, 2.0) if device.type == "cuda" else float("nan")
+    rate = float("nan")
+    if device.type == "cuda":
+        instant, rate = (matmul_rate(device, torch.bfloat16, seconds) for seconds in (0.02, 2.0))
+        print(f"bf16 matmul: {instant / 1e12:.0f} TFLOP/s for an instant, {rate / 1e12:.0f} kept up", flush=True)
     print(f"{card_name(device)}, torch {torch.__version__}; bf16 matmul {rate / 1e12:.0f} TFLOP/s", flush=True)
     return options, device, rate
 

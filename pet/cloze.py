@@ -117,15 +117,10 @@ class ClozeModel(nn.Module):
     def target_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at selected states [K, H] against tokens [K], as `losses.token_losses`."""
         found = compiled_token_losses() if self.fuses else token_losses
-        return found(*self._products(states), targets)
+        return found(*self.products(states), targets)
 
-    def vocabulary_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits [V, K] of selected states [K, H]."""
-        products, bias = self._products(states)
-        return products if bias is None else products + bias[:, None]
-
-    def _products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits without the head's bias [V, K], and that bias [V]."""
+    def products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Vocabulary logits of selected states [K, H] without the head's bias [V, K], and that bias [V]."""
         if not self.shortcut:
             return states.T, None
         transform, weight, bias = HEADS[self.family](self.lm)

@@ -28,8 +28,8 @@ BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
 enough for progress to show; on two cores 1,024 to 8,192 tokens were within a third of each other, in no clear order."""
 
 COMPILE_FROM = 100_000_000
-"""Parameters from which compiling pays: on one H100 it takes some 30 s, and of RoBERTa-large's step it saves 2 ms in
-16.5 (by profiles, bench/RESULTS.md)."""
+"""Parameters from which compiling pays: on one H100 it took 47 s, fewer since embeddings and last layer are left alone,
+and of RoBERTa-large's step it saved 2 ms in 16.5 (bench/RESULTS.md)."""
 
 CPU_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """A CPU must have one of these for bf16 to be its faster precision: on two Zen 4 cores a matrix product of `mini`'s
@@ -149,6 +149,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None, seconds: float 
     on_gpu = device.type == "cuda"
     size, seconds = 8192 if on_gpu else 1024, seconds or (1.0 if on_gpu else 0.1)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    (left @ right)[0, 0].item()  # the first one also opens the library
     done, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
         for _ in range(10 if on_gpu else 1):

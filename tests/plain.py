@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tiny import KIND_OF, TOKENIZERS, WORDS
 
+from pet.cloze import ClozeModel
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.examples import Texts
 from pet.patterns import parse_pattern
@@ -22,6 +23,12 @@ LIVELY = {"initializer_range": 0.3}
 
 SIZES = (1, 30, 12, 0, 22, 5, 47)
 """Words of the rows of `some_rows`. All together have more tokens than a tiny model has positions."""
+
+
+def vocabulary_logits(cloze: ClozeModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits [V, K] of selected states [K, H]."""
+    products, bias = cloze.products(states)
+    return products if bias is None else products + bias[:, None]
 
 
 def kind(family: str) -> str:

@@ -17,6 +17,7 @@ from plain import (
     kind,
     some_rows,
     tokens_of,
+    vocabulary_logits,
 )
 from tiny import FAMILIES, TOKENIZERS, tiny_model
 
@@ -126,7 +127,7 @@ def test_vocabulary_logits_of_chosen_states_are_those_of_the_whole_model(asked):
     own = tokens_of(batch)
     chosen = torch.arange(len(own)) % 3 == 1
     with torch.no_grad():
-        logits = cloze.vocabulary_logits(cloze.states(batch)[own[chosen]])  # [V, K]
+        logits = vocabulary_logits(cloze, cloze.states(batch)[own[chosen]])  # [V, K]
         expected = whole_logits(asked.untouched, batch)[chosen]
     assert logits.shape == (len(TOKENIZERS[kind(cloze.family)]()), int(chosen.sum()))
     assert_near(logits.T, expected)
@@ -191,9 +192,9 @@ def test_a_body_in_lower_precision_may_have_a_head_in_full(family):
     batch, _ = question(family, Layout(family not in PACKED))
     cloze = ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY))
     with torch.no_grad():
-        exact = cloze.vocabulary_logits(cloze.states(batch)[batch.mask_positions])
+        exact = vocabulary_logits(cloze, cloze.states(batch)[batch.mask_positions])
         (cloze.lm.base_model if cloze.shortcut else cloze.lm).to(torch.bfloat16)
-        assert_near(cloze.vocabulary_logits(cloze.states(batch)[batch.mask_positions]).float(), exact, 0.05)
+        assert_near(vocabulary_logits(cloze, cloze.states(batch)[batch.mask_positions]).float(), exact, 0.05)
 
 
 def test_the_transformers_model_is_at_hand():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
-from plain import FILLED, LIVELY, OTHERS, alone, assert_near, kind, some_batch, some_rows, tokens_of
+from plain import FILLED, LIVELY, OTHERS, alone, assert_near, kind, some_batch, some_rows, tokens_of, vocabulary_logits
 from safetensors.torch import load_file
 from tiny import FAMILIES, TOKENIZERS, WORDS, tiny_model
 from torch.func import functional_call
@@ -96,7 +96,7 @@ def members_of(batch: Batch, whose: torch.Tensor = WHOSE, filler: int = 1) -> to
 
 def logits_of(cloze: ClozeModel, batch: Batch) -> torch.Tensor:
     """[N, V]."""
-    return cloze.vocabulary_logits(cloze.states(batch)).T
+    return vocabulary_logits(cloze, cloze.states(batch)).T
 
 
 def weights_of(adapters: Adapters, member: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

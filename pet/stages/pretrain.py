@@ -254,7 +254,8 @@ def draw_batches(
     start: int,
     way: Callable[[int], float] = float,
 ) -> Iterator[MaskedBatch]:
-    """Micro-batches for ever, from the one after `start` steps on; each depends on its number and the seed alone.
+    """Micro-batches for ever, from the one after `start` steps on; each depends on its number and the seed alone
+    (and on the clock, where that decides when blocks become longer).
     `streams`: the same tokens in blocks of `length` and, if there is one, `last_length`; `way`: as of `Course`."""
     chosen = settings.pretrain
     for number in itertools.count(start * chosen.accumulation):
