@@ -269,7 +269,8 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
     if unknown or not found:
         names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise SettingsError(
-            f"finetune.lora.targets {unknown}: the {family} model has no such linear maps; name some of {names}"
+            f"finetune.lora.targets {unknown}: the {family} model has no such linear maps; name some of {names}, "
+            f"or {ALL_LINEAR} alone"
         )
     chosen = {name for names in found.values() for name in names}
     if getattr(model.config, "share_att_key", False) and any(name.endswith(POSITIONAL) for name in chosen):
@@ -351,6 +352,8 @@ def read(folder: Path) -> Stored:
     Raises:
         ModelError: there is none, it is damaged, or it says more than `Stored` can hold.
     """
+    if not folder.exists():
+        raise ModelError(f"there is no folder {folder}; give a member made with finetune.method=lora")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
     try:

@@ -31,10 +31,13 @@ def merge(member: Path, out: Path) -> None:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
     from pet import lora, models
+    from pet.artifacts import open_to_all
     from pet.settings import ModelSettings
 
     if out.exists():
         raise ModelError(f"{out} exists already; name a new folder, or remove it")
+    if out.resolve().is_relative_to(member.resolve()):
+        raise ModelError(f"{out} lies in the member itself, which is not to be changed; name a folder elsewhere")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
     settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
@@ -57,6 +60,7 @@ def merge(member: Path, out: Path) -> None:
         ):
             model.save_pretrained(Path(draft) / "model")
             tokenizer.save_pretrained(Path(draft) / "model")
+            open_to_all(Path(draft) / "model")
             out.parent.mkdir(parents=True, exist_ok=True)
             (Path(draft) / "model").rename(out)
     except OSError as problem:

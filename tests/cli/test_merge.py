@@ -128,6 +128,8 @@ def test_a_model_that_reads_less_than_the_default_length_is_merged(tmp_path, tmp
     made = make_members(tmp_path / "made", lively_model(tmp_path_factory.getbasetemp()))
     pet("merge", made.one("finetune", "p0-r0"), tmp_path / "merged")
     assert files_of(tmp_path / "merged") == CHECKPOINT
+    modes = {path.stat().st_mode & 0o044 for path in (tmp_path / "merged").iterdir()}
+    assert len(modes) == 1, "whoever may read one file may read all"
 
 
 def test_a_member_of_a_model_named_by_a_relative_path_is_merged_from_any_folder(tmp_path, monkeypatch):
@@ -163,13 +165,22 @@ def test_an_existing_out_is_refused_and_stays_as_it_is(lora, tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_a_member_is_not_written_into(member):
+    before = snapshot(member)
+    assert "lies in the member itself" in refuse(member, member / "deep" / "merged")
+    assert snapshot(member) == before
+
+
 def test_what_is_no_adapter_is_refused(done, lora, tmp_path):
     """A full member, an untuned pattern, another artifact, nothing at all."""
     (tmp_path / "empty").mkdir()
     wrong = [done.one("finetune", "p0-r0"), done.one("finetune", "p0-r0") / "model", lora.one("finetune", "p0-untuned")]
-    for folder in (*wrong, done.one("label"), tmp_path / "empty", tmp_path / "nothing", lora.ground.card):
+    for folder in (*wrong, done.one("label"), tmp_path / "empty", lora.ground.card):
         sentence = refuse(folder, tmp_path / "merged")
         assert sentence.startswith(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
+    nothing = tmp_path / "nothing"
+    expected = f"there is no folder {nothing}; give a member made with finetune.method=lora"
+    assert refuse(nothing, tmp_path / "merged") == expected
     assert files_of(tmp_path) == set()
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
