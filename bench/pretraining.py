@@ -93,7 +93,7 @@ def measure(name: str, shape: dict[str, Any], options: Any, device: torch.device
     blocks = Blocks(stream, Frame([0], [], [2], [0], [], [0], (0, 0)), LENGTH)
     runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=True)
     cloze = ClozeModel(lm.eval())
-    flops = 3 * flops_per_token(cloze, settings.pretrain.mask_probability)
+    flops = flops_per_token(cloze, settings.pretrain)
     packed = packing.is_packed(lm)
     speller: Any = Specials(config.vocab_size)
     batches = draw_batches([blocks], settings, runtime, speller, packed, 0)
@@ -103,7 +103,7 @@ def measure(name: str, shape: dict[str, Any], options: Any, device: torch.device
     plain = clock(plain_step(lm, next(some), LENGTH), device, 5)
     tell(f"{name}, plain", tokens / 8 / plain, flops, rate)
     lm.zero_grad(set_to_none=True)
-    twin = computing_copy(cloze, runtime)
+    twin = computing_copy(cloze, runtime, alike=True)
     master = None if twin is cloze else cloze
     trainer = Trainer(twin, settings.pretrain, lambda given: losses_of(twin, given), runtime, master=master)
     trainer.run(batches, "warm-up")

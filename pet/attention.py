@@ -31,18 +31,21 @@ def packed_attention(
     rows: torch.Tensor | None = None,
     places: torch.Tensor | None = None,
     width: int = 0,
+    full: bool = False,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of each row to itself; query, key and value [1, h, N, d] -> [1, N, h, d].
 
-    As transformers calls it; without `starts`, on rows that are not packed, its own `sdpa`.
+    `full`: all rows are of this width, so it is attention as anyone knows it, in torch's fastest form. As transformers
+    calls it; without `starts`, on rows that are not packed, its own `sdpa`.
     """
     if starts is None or rows is None or places is None:
         found, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
         )
         return found, None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    num_rows = starts.shape[0] - 1
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not full:
         q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, h, d]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         width = min(width, q.shape[0])  # the kernel wants no more
@@ -51,10 +54,10 @@ def packed_attention(
         return torch.ops.aten._flash_attention_forward(
             q, k, v, starts, starts, width, width, dropout, False, False, scale=scale
         )[0][None], None
-    num_rows = starts.shape[0] - 1
     q, k, v = (unpack(one[0].transpose(0, 1), rows, places, num_rows, width) for one in (query, key, value))
-    found = functional.scaled_dot_product_attention(q, k, v, visible(starts, width), dropout, scale=scaling)
-    return found.transpose(1, 2)[rows, places][None], None
+    seen = None if full else visible(starts, width)
+    found = functional.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling).transpose(1, 2)
+    return (found.flatten(0, 1) if full else found[rows, places])[None], None
 
 
 @dataclass(frozen=True)

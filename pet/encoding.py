@@ -200,7 +200,8 @@ class Batch:
     `input_ids`, `places` (from 0 in each row), `rows` (which row) [N]; `token_type_ids` [N] or `None`; `starts`: where
     each row begins, and N [B + 1]; `mask_positions`: index of each row's mask among the N tokens [B]; `width`: no row
     is longer. `attention_mask`: `None` where there is no padding; else [N], 0 for padding, and every row has exactly
-    `width` tokens. After the B rows may come some of nothing, that bring N to a round number (`fill`).
+    `width` tokens. After the B rows may come some of nothing, that bring N to a round number (`fill`). `full`: every
+    row has `width` tokens of its own and nothing comes after them.
     """
 
     input_ids: torch.Tensor
@@ -211,6 +212,7 @@ class Batch:
     mask_positions: torch.Tensor
     width: int
     attention_mask: torch.Tensor | None = None
+    full: bool = False
 
     def __len__(self) -> int:
         return len(self.mask_positions)

@@ -79,8 +79,9 @@ def token_batches(lengths: NDArray[np.int64], budget: int, layout: Layout) -> It
         start = stop
 
 
-def computing_copy(model: M, runtime: Runtime) -> M:
+def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
     """The model to compute with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
+    `alike`: as of `models.compile_layers`.
 
     `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
     """
@@ -88,7 +89,7 @@ def computing_copy(model: M, runtime: Runtime) -> M:
     if runtime.dtype is not None:
         twin = copy.deepcopy(model)
         (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
-    compiled = models.compile_layers(twin.transformer, runtime)
+    compiled = models.compile_layers(twin.transformer, runtime, alike)
     if isinstance(twin, ClozeModel):
         twin.fuses = compiled
     return twin

@@ -259,21 +259,24 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     return next((list(one) for one in stacks if len(one) == model.config.num_hidden_layers), [])
 
 
-def compile_layers(model: Any, runtime: Runtime) -> bool:
+def compile_layers(model: Any, runtime: Runtime, alike: bool = False) -> bool:
     """Let torch.compile fuse what lies between the matrix products of the layers, in place, if the runtime asks for it;
-    says whether.
+    says whether. `alike`: all batches have one shape, or two.
 
-    Layers are compiled one by one: they share one program, so it takes seconds. Lengths stay free. The last layer may
-    differ from the others (`packing.ReadLayer`), as the embeddings do: on one H100 these two took 15 of the 34 s of a
-    first training step, and are one part in 25 of its work.
+    Layers are compiled one by one: they share one program, so it takes seconds. The last layer may differ from the
+    others (`packing.ReadLayer`), as the embeddings do, and where lengths are free to differ these two took 15 of the
+    34 s of a first training step on one H100, and are one part in 25 of RoBERTa-large's work. For batches that are
+    alike, all is compiled, for just that shape: `mini` was 3 % faster then, and ready in less than half the time.
     """
     wanted = runtime.compiles(sum(one.numel() for one in model.parameters()))
     if wanted:
         # All layers share one function: in training, in scoring, with adapters or frozen. At 8 variants, torch's limit,
         # it would go on uncompiled.
         torch._dynamo.config.recompile_limit = 64
-        for layer in layers_of(model)[:-1]:
-            layer.compile(dynamic=True)
+        layers = layers_of(model)
+        embeddings = [one for name, one in model.base_model.named_children() if name == "embeddings"]
+        for part in [*embeddings, *layers] if alike else layers[:-1]:
+            part.compile(dynamic=None if alike else True)
     return wanted
 
 

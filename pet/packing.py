@@ -81,6 +81,7 @@ def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
         "rows": batch.rows,
         "places": batch.places,
         "width": batch.width,
+        "full": batch.full,
     }
     if batch.token_type_ids is not None:
         inputs["token_type_ids"] = batch.token_type_ids[None]

@@ -770,6 +770,7 @@ def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[s
         "starts": starts,
         "mask_positions": masks,
         "width": width,
+        "full": False,
         "attention_mask": attention if layout.padded else None,
     }
 

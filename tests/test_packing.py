@@ -3,6 +3,7 @@ up counts for nothing. What transformers does when it is asked in the ordinary w
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -151,15 +152,16 @@ def reference_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
     return ((query @ key.transpose(1, 2) * scaling).softmax(-1) @ value).transpose(0, 1)
 
 
-def ragged_call(sizes: list[int], width: int) -> dict[str, torch.Tensor | int]:
+def ragged_call(sizes: list[int], width: int) -> dict[str, Any]:
     """What the attention is told of rows of these sizes."""
     rows = torch.tensor([row for row, size in enumerate(sizes) for _ in range(size)])
     places = torch.tensor([place for size in sizes for place in range(size)])
     starts = torch.tensor([0, *sizes]).cumsum(0).int()
-    return {"starts": starts, "rows": rows, "places": places, "width": width}
+    full = all(size == width for size in sizes)
+    return {"starts": starts, "rows": rows, "places": places, "width": width, "full": full}
 
 
-@pytest.mark.parametrize("sizes", [[3, 1, 7, 2], [5], [4, 0, 3, 0]])
+@pytest.mark.parametrize("sizes", [[3, 1, 7, 2], [5], [4, 0, 3, 0], [7, 7, 7]])
 @pytest.mark.parametrize("width", [7, 16])
 def test_attention_is_that_of_each_row_to_itself(sizes, width):
     torch.manual_seed(0)
@@ -367,10 +369,10 @@ def test_states_and_gradients_on_a_gpu_are_those_of_a_cpu(family, layout):
 @needs_gpu
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["short rows", "flash"])
-def test_both_kernels_for_half_precision_let_each_row_attend_to_itself(training, dropout):
+@pytest.mark.parametrize("sizes", [[40, 3, 17, 1, 0], [64, 64, 64]], ids=["ragged", "full"])
+def test_both_kernels_for_half_precision_let_each_row_attend_to_itself(training, dropout, sizes):
     """The one without dropout and the one with it; also beside a row of nothing."""
     torch.manual_seed(0)
-    sizes = [40, 3, 17, 1, 0]
     tensors = [torch.randn(1, 2, sum(sizes), 16, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     query, key, value = (one.requires_grad_(training) for one in tensors)
     call = {name: one.cuda() if isinstance(one, torch.Tensor) else one for name, one in ragged_call(sizes, 64).items()}

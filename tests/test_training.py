@@ -385,7 +385,7 @@ def test_the_plain_values_of_a_nested_batch_are_found_in_a_fixed_order():
     assert plain_values_of(torch.ones(3)) == []
     assert plain_values_of([torch.ones(3), (2, torch.ones(1))]) == [2]
     batch = some_rows("bert").batch(np.arange(3), FILLED)
-    assert plain_values_of([batch, torch.ones(3)]) == [128, None], "its width; no attention mask"
+    assert plain_values_of([batch, torch.ones(3)]) == [128, None, False], "its width; no attention mask; not full"
 
 
 # ---- captured steps ------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pet import corpus, delta, models, packing
 from pet.artifacts import Artifact, Key, Store, digest_file
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
-from pet.encoding import Batch, Speller
+from pet.encoding import Batch, Speller, round_up
 from pet.errors import SettingsError
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters
@@ -38,6 +38,9 @@ from pet.training import Course, Losses, Trainer, TrainingReport
 
 CORPUS, STAGE = "corpus", "pretrain"
 VERSION = 1
+
+TARGETS = 64
+"""MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
 
 HELD_OUT_SEED, HELD_OUT_MASKED, HELD_OUT_BATCH = 0, 0.15, 16
 """Seed and share of the masks that held-out blocks are measured with, and blocks at a time: the same whatever is
@@ -191,7 +194,7 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
     cloze = ClozeModel(lm).to(runtime.device).eval()
     # Compiling takes half a minute, which no training is too short for that is worth a GPU.
     compiled = dataclasses.replace(runtime, compile=runtime.compile is not False)
-    return cloze, computing_copy(cloze, compiled)
+    return cloze, computing_copy(cloze, compiled, alike=True)
 
 
 @contextmanager
@@ -283,32 +286,43 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
 def hide(
     ids: NDArray[np.int64], probability: float, speller: Speller, packed: bool, rng: np.random.Generator
 ) -> MaskedBatch:
-    """Hide a share of the tokens of blocks [B, T], special tokens apart; the same number for every batch of a size."""
+    """Hide a share of the tokens of blocks [B, T], special tokens apart. The places come to a multiple of TARGETS, the
+    same for every batch of a size; of those in excess nothing is asked."""
     flat, special = ids.ravel(), np.asarray(speller.tokenizer.all_special_ids)
-    eligible = np.flatnonzero(~np.isin(flat, special))
-    count = max(1, round(probability * flat.size))
-    places = rng.choice(eligible, min(count, len(eligible)), replace=False, shuffle=False)
-    targets, changed = flat[places], flat.copy()
-    random_tokens = rng.integers(0, len(speller.tokenizer), len(places))
-    changed[places] = disguise(targets, rng.random(len(places)), random_tokens, speller.mask_id)
-    # No token is named twice: attention is told that no block has more of them than tokens.
-    others = np.setdiff1d(np.arange(flat.size), places)[: count - len(places)]
+    is_special = np.isin(flat, special)
+    wanted = max(1, round(probability * flat.size))
+    places = draw_places(is_special, min(round_up(wanted, TARGETS), flat.size), rng)
+    hidden = places[: min(wanted, flat.size - int(is_special.sum()))]
+    targets, changed = np.full(len(places), IGNORED), flat.copy()
+    targets[: len(hidden)] = flat[hidden]
+    random_tokens = rng.integers(0, len(speller.tokenizer), len(hidden))
+    changed[hidden] = disguise(flat[hidden], rng.random(len(hidden)), random_tokens, speller.mask_id)
     return MaskedBatch(
         corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed),
-        torch.from_numpy(np.concatenate([places, others])),
-        torch.from_numpy(np.pad(targets, (0, len(others)), constant_values=IGNORED)),
+        torch.from_numpy(places),
+        torch.from_numpy(targets),
     )
+
+
+def draw_places(is_special: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """So many of the tokens [N] in random order, each once: attention is told that no block has more targets than
+    tokens. Special ones come last, and only where there are not enough others."""
+    eligible = np.flatnonzero(~is_special)
+    places = rng.choice(eligible, min(count, len(eligible)), replace=False)
+    return np.concatenate([places, np.flatnonzero(is_special)[: count - len(places)]])
 
 
 @torch.inference_mode()
 def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
-    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks."""
+    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
+    compiled for it."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     total, count, packed = torch.zeros((), device=runtime.device), 0, packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
         given = hide(blocks.read(numbers), HELD_OUT_MASKED, speller, packed, rng)
         asked = int((given.targets != IGNORED).sum())
-        total += losses_of(cloze, send(given, runtime.device))["loss"][0] * asked
+        with torch.compiler.set_stance("force_eager"):
+            total += losses_of(cloze, send(given, runtime.device))["loss"][0] * asked
         count += asked
     return float(total) / max(1, count)
 

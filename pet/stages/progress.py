@@ -106,20 +106,32 @@ class Watch:
         (first, begun), (last, ended) = self.marks[1], self.marks[-1]
         tokens = self.settings.blocks * self.settings.accumulation * self.settings.length
         rate = (last - first) * tokens / (ended - begun)
-        passes = 3 if self.settings.method == "full" else 2  # frozen weights have no gradient
-        flops = rate * passes * flops_per_token(cloze, self.settings.mask_probability)
+        flops = rate * flops_per_token(cloze, self.settings)
         ceiling = matmul_rate(runtime.device, runtime.dtype)
         return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}
 
 
-def flops_per_token(cloze: ClozeModel, asked: float) -> float:
-    """Of a forward pass, for each token: two a weight of a linear map (attention products left out). `asked`: share of
-    the tokens that the head, and where it can the last layer, is computed for."""
+def flops_per_token(cloze: ClozeModel, settings: PretrainSettings) -> float:
+    """Of a training step, for each token of its blocks: matrix products alone, those of attention among them
+    (Chowdhery et al. 2022, appendix B). Each is computed once forward and once for the gradient of what it is given, a
+    product with weights once more for theirs, if they are trained. LM head, and where it can the last layer, are
+    computed for MLM targets only; nothing has a gradient below the first layer that is trained.
+    """
+    config, frozen = cloze.lm.config, settings.frozen_layers or 0
+    asked = settings.mask_probability
+    ends_early = config.model_type in packing.READS and packing.is_packed(cloze.lm)
     layers = models.layers_of(cloze.lm) or [cloze.lm.base_model]
-    sizes = [sum(one.weight.numel() for one in layer.modules() if isinstance(one, nn.Linear)) for layer in layers]
-    if cloze.lm.config.model_type in packing.READS and packing.is_packed(cloze.lm):
-        both = 2 * cloze.lm.config.hidden_size**2  # keys and values, which all tokens need
-        sizes[-1] = both + asked * (sizes[-1] - both)
+    total = 0.0
+    for number, layer in enumerate(layers):
+        maps = [one for one in layer.modules() if isinstance(one, nn.Linear)]
+        passes = [2.0 + one.weight.requires_grad if number >= frozen else 1.0 for one in maps]
+        sizes = [one.weight.numel() * count for one, count in zip(maps, passes, strict=True)]
+        attention = 2 * settings.length * config.hidden_size * (3 if number >= frozen else 1)
+        if ends_early and number == len(layers) - 1:
+            both = 2 * config.hidden_size**2 * max(passes)  # keys and values, which all tokens need
+            total += both + asked * (sum(sizes) - both + attention)
+        else:
+            total += sum(sizes) + attention
     body = {id(one) for one in cloze.lm.base_model.modules()}
-    head = sum(one.weight.numel() for one in cloze.lm.modules() if isinstance(one, nn.Linear) and id(one) not in body)
-    return 2.0 * (sum(sizes) + asked * head)
+    heads = [one for one in cloze.lm.modules() if isinstance(one, nn.Linear) and id(one) not in body]
+    return 2.0 * (total + asked * sum(one.weight.numel() * (2.0 + one.weight.requires_grad) for one in heads))
