@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,34 +25,23 @@ from pet import corpus, delta, models, packing
 from pet.artifacts import Artifact, Key, Store, digest_file
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
-from pet.encoding import Batch, Speller, round_up
+from pet.encoding import Speller
 from pet.errors import SettingsError
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters
-from pet.losses import IGNORED, disguise, mlm_loss
+from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything, send
 from pet.settings import Pretraining
+from pet.stages.masking import MaskedBatch, hide, word_weights
 from pet.stages.progress import Checkpoint, Watch
 from pet.training import Course, Losses, Trainer, TrainingReport
 
 CORPUS, STAGE = "corpus", "pretrain"
 VERSION = 1
 
-TARGETS = 64
-"""MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
-
 HELD_OUT_SEED, HELD_OUT_MASKED, HELD_OUT_BATCH = 0, 0.15, 16
 """Seed and share of the masks that held-out blocks are measured with, and blocks at a time: the same whatever is
 trained and wherever, so that losses can be compared."""
-
-
-@dataclass(frozen=True)
-class MaskedBatch:
-    """Blocks with MLM targets hidden in them: `places`, which of the N tokens, and what they were [K]."""
-
-    batch: Batch
-    places: torch.Tensor
-    targets: torch.Tensor
 
 
 def corpus_key(settings: Pretraining, weights: str) -> Key:
@@ -261,13 +249,14 @@ def draw_batches(
     (and on the clock, where that decides when blocks become longer).
     `streams`: the same tokens in blocks of `length` and, if there is one, `last_length`; `way`: as of `Course`."""
     chosen = settings.pretrain
+    weights = word_weights(streams[0].tokens, speller, chosen.mask_frequency_power)
     for number in itertools.count(start * chosen.accumulation):
         late = way(number // chosen.accumulation) >= (1 - chosen.last_share) * chosen.steps
         blocks = streams[-1 if late else 0]
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield send(hide(ids, chosen.mask_probability, speller, packed, rng), runtime.device)
+        yield send(hide(ids, chosen.mask_probability, weights, speller, packed, rng), runtime.device)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -283,43 +272,14 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, number, size]).permutation(size)
 
 
-def hide(
-    ids: NDArray[np.int64], probability: float, speller: Speller, packed: bool, rng: np.random.Generator
-) -> MaskedBatch:
-    """Hide a share of the tokens of blocks [B, T], special tokens apart. The places come to a multiple of TARGETS, the
-    same for every batch of a size; of those in excess nothing is asked."""
-    flat, special = ids.ravel(), np.asarray(speller.tokenizer.all_special_ids)
-    is_special = np.isin(flat, special)
-    wanted = max(1, round(probability * flat.size))
-    places = draw_places(is_special, min(round_up(wanted, TARGETS), flat.size), rng)
-    hidden = places[: min(wanted, flat.size - int(is_special.sum()))]
-    targets, changed = np.full(len(places), IGNORED), flat.copy()
-    targets[: len(hidden)] = flat[hidden]
-    random_tokens = rng.integers(0, len(speller.tokenizer), len(hidden))
-    changed[hidden] = disguise(flat[hidden], rng.random(len(hidden)), random_tokens, speller.mask_id)
-    return MaskedBatch(
-        corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed),
-        torch.from_numpy(places),
-        torch.from_numpy(targets),
-    )
-
-
-def draw_places(is_special: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """So many of the tokens [N] in random order, each once: attention is told that no block has more targets than
-    tokens. Special ones come last, and only where there are not enough others."""
-    eligible = np.flatnonzero(~is_special)
-    places = rng.choice(eligible, min(count, len(eligible)), replace=False)
-    return np.concatenate([places, np.flatnonzero(is_special)[: count - len(places)]])
-
-
 @torch.inference_mode()
 def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
-    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
-    compiled for it."""
-    rng = np.random.default_rng(HELD_OUT_SEED)
+    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks, every word as
+    likely hidden as any other. Nothing is compiled for it."""
+    rng, weights = np.random.default_rng(HELD_OUT_SEED), word_weights(blocks.tokens, speller, 0.0)
     total, count, packed = torch.zeros((), device=runtime.device), 0, packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
-        given = hide(blocks.read(numbers), HELD_OUT_MASKED, speller, packed, rng)
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, weights, speller, packed, rng)
         asked = int((given.targets != IGNORED).sum())
         with torch.compiler.set_stance("force_eager"):
             total += losses_of(cloze, send(given, runtime.device))["loss"][0] * asked

@@ -24,7 +24,7 @@ from pet.losses import IGNORED
 from pet.models import freeze_lower
 from pet.runtime import open_runtime
 from pet.settings import resolve_pretraining
-from pet.stages import pretrain, progress
+from pet.stages import masking, pretrain, progress
 
 LENGTH, BLOCKS = 16, 6
 EPSILON = 1e-5  # with less, AdamW makes whole steps of gradients that are nothing but rounding
@@ -190,39 +190,11 @@ def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_traine
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = pretrain.hide(ids, 0.15, speller, True, rng)
+            masked = masking.hide(ids, 0.15, masking.word_weights(ids, speller, 0.0), speller, True, rng)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
     assert told["after"] < told["before"] - 0.3
-
-
-def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(ground):
-    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, len(speller.tokenizer), size=(400, 64))
-    ids[:, 0], ids[:, -1] = 2, 3
-    found = pretrain.hide(ids, 0.15, speller, True, rng)
-    places, targets = found.places.numpy(), found.targets.numpy()
-    assert len(places) == len(set(places)) == round(0.15 * ids.size)
-    assert (ids.ravel()[places] == targets).all()
-    assert not set(targets) & set(speller.tokenizer.all_special_ids)
-    shown = found.batch.input_ids.numpy()
-    others = np.setdiff1d(np.arange(ids.size), places)
-    assert (shown[others] == ids.ravel()[others]).all()
-    masked = shown[places] == speller.mask_id
-    kept = shown[places] == targets
-    assert abs(masked.mean() - 0.8) < 0.04
-    assert abs(kept.mean() - 0.1) < 0.03
-
-
-def test_where_too_few_words_are_there_the_rest_asks_for_nothing(ground):
-    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
-    ids = np.full((2, 8), speller.tokenizer.sep_token_id)
-    ids[0, 2] = 20
-    found = pretrain.hide(ids, 0.5, speller, True, np.random.default_rng(0))
-    assert found.targets.tolist() == [20] + [IGNORED] * 15
-    assert found.places.tolist() == [2, 0, 1, *range(3, 16)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -240,18 +212,6 @@ def test_the_work_of_a_token_is_that_of_every_product_it_goes_through(ground, fa
     dense, words = 32 * 32, 32 * cloze.lm.config.vocab_size
     head = 0.25 * (3 * dense + (3 if frozen is None else 2) * words)
     assert progress.flops_per_token(cloze, settings) == pytest.approx(2 * (first + 3 * last + head))
-
-
-def test_the_places_of_a_batch_are_a_round_number(ground):
-    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
-    ids = np.random.default_rng(0).integers(5, len(speller.tokenizer), size=(20, 50))
-    found = pretrain.hide(ids, 0.15, speller, True, np.random.default_rng(1))
-    asked = found.targets != IGNORED
-    assert int(asked.sum()) == 150
-    assert len(found.places) == len(found.targets) == 192 == len(set(found.places.tolist()))
-    changed = np.flatnonzero(found.batch.input_ids.numpy() != ids.ravel())
-    assert set(changed) <= set(found.places[asked].tolist())
-    assert np.abs(found.places[asked].numpy().mean() - 500) < 100  # from everywhere
 
 
 @pytest.mark.parametrize(("size", "batch"), [(12, 6), (12, 5), (4, 6)])
