@@ -38,8 +38,11 @@ def find_files(files: Sequence[str]) -> list[Path]:
         CorpusError: names all that do not exist.
     """
     paths = [Path(name).expanduser() for name in files]
-    missing = [str(path) for path in paths if not path.is_file()]
-    raise_problems(CorpusError, "corpus.files", [f"there is no file {name}" for name in missing])
+    missing = [path for path in paths if not path.is_file()]
+    said = [
+        f"{path} is a folder; name the files in it" if path.is_dir() else f"there is no file {path}" for path in missing
+    ]
+    raise_problems(CorpusError, "corpus.files", said)
     return paths
 
 
@@ -54,7 +57,7 @@ def read_documents(paths: Iterable[Path]) -> Iterator[str]:
             with open_text(path) as file:
                 yield from (line for raw in file if (line := raw.strip()))
         except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as problem:
-            raise CorpusError(f"{path} cannot be read as UTF-8 text ({problem}); give another file") from None
+            raise CorpusError(f"{path} cannot be read as UTF-8 text ({problem}); give a whole file of that") from None
 
 
 def open_text(path: Path) -> TextIO:

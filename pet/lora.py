@@ -252,9 +252,11 @@ class Adapters(nn.Module):
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | None) -> list[str]:
+def find_targets(
+    model: Any, wanted: Sequence[str] | None, frozen_layers: int | None, setting: str = "finetune.lora.targets"
+) -> list[str]:
     """Full names of the linear maps that get adapters. `wanted`: the ends of their names, ALL_LINEAR for all, or
-    `None`: the family's default. `frozen_layers`: as of `adaptable_maps`.
+    `None`: the family's default. `frozen_layers`: as of `adaptable_maps`. `setting`: what says so, for the message.
 
     Raises:
         SettingsError: there are none of these names, says which there are; or no adapter can be theirs.
@@ -269,13 +271,13 @@ def find_targets(model: Any, wanted: Sequence[str] | None, frozen_layers: int | 
     if unknown or not found:
         names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise SettingsError(
-            f"finetune.lora.targets {unknown}: the {family} model has no such linear maps; name some of {names}, "
+            f"{setting} {unknown}: the {family} model has no such linear maps; name some of {names}, "
             f"or {ALL_LINEAR} alone"
         )
     chosen = {name for names in found.values() for name in names}
     if getattr(model.config, "share_att_key", False) and any(name.endswith(POSITIONAL) for name in chosen):
         raise SettingsError(
-            f"finetune.lora.targets {list(ends)}: in this {family} model query and key maps also read a table of "
+            f"{setting} {list(ends)}: in this {family} model query and key maps also read a table of "
             "positions (share_att_key), which belongs to no member; name others, such as value_proj, or use "
             "finetune.method=full"
         )

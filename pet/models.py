@@ -248,7 +248,8 @@ def freeze_lower(model: Any, num_layers: int | None, setting: str = "frozen_laye
     layers = layers_of(model)
     if not layers or num_layers > len(layers):
         have = f"{len(layers)} layers" if layers else "no separate layers"
-        raise SettingsError(f"{setting} is {num_layers}, but this {model.config.model_type} model has {have}")
+        kind = model.config.model_type
+        raise SettingsError(f"{setting} is {num_layers}, but this {kind} model has {have}; lower it or leave it out")
     for part in (model.base_model.embeddings, *layers[:num_layers]):
         part.requires_grad_(False)
 

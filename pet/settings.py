@@ -195,7 +195,7 @@ class PretrainSettings(Optimisation):
     learning_rate: Positive = Field(5e-4, description="peak learning rate of AdamW")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up before the decay to 0")
     length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a block, special tokens included")
-    blocks: Count = Field(1024, description="blocks per micro-batch")
+    blocks: Count = Field(128, description="blocks per micro-batch; a large GPU with a small model wants 512 and more")
     last_length: Annotated[int, Field(ge=8)] | None = Field(
         None, description="tokens of a block in the last steps, as many tokens in all; default: length"
     )
@@ -441,6 +441,8 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
         SettingsError: unknown pipeline, unreadable file, unknown key or a value out of range; names every problem.
     """
     given, what = read_pipeline(pipeline, *overrides)
+    if "pretrain" in given or "corpus" in given:
+        raise SettingsError(f"{what}: `pretrain` and `corpus` are settings of another command; use pet pretrain")
     recipe = given.get("recipe", "fixed")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise SettingsError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
@@ -449,7 +451,11 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
 
 def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, Any]) -> Pretraining:
     """Defaults, pipeline file and overrides as one `Pretraining`; as `resolve_settings`."""
-    return parse_model(Pretraining, *read_pipeline(pipeline, *overrides), SettingsError)
+    given, what = read_pipeline(pipeline, *overrides)
+    others = [name for name in given if name in Settings.model_fields and name not in Pretraining.model_fields]
+    if others:
+        raise SettingsError(f"{what}: `{others[0]}` is a setting of another command; use pet run, or leave it out")
+    return parse_model(Pretraining, given, what, SettingsError)
 
 
 def read_pipeline(pipeline: str | None, *overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

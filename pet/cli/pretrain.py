@@ -1,5 +1,6 @@
 """`pet pretrain`: a masked language model trained on plain text."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,6 +52,10 @@ def pretrain(
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     if recipe is None and not files:
         raise SettingsError("nothing to train on; give --corpus FILE, one document a line, or a recipe")
+    if recipe is not None and Path(recipe).is_file() and Path(recipe).suffix not in (".yaml", ".yml"):
+        raise SettingsError(
+            f"{recipe} is no recipe, which is a YAML file; if it is text to train on, give --corpus {recipe}"
+        )
     flags["files"] = list(files) or None
     settings = resolve_pretraining(recipe, *flag_overrides(flags, PLACES, assignments))
     screen = Screen(verbose)

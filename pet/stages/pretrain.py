@@ -26,9 +26,9 @@ from pet.artifacts import Artifact, Key, Store, digest_file
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
 from pet.encoding import Speller
-from pet.errors import SettingsError
+from pet.errors import ModelError, SettingsError
 from pet.inference import computing_copy, refresh
-from pet.lora import Adapters
+from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything, send
 from pet.settings import Pretraining
@@ -68,12 +68,9 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         CorpusError, ModelError, SettingsError, StoreError: the corpus, the model, its length or the store will not do.
     """
     store.check_writable()
-    config = models.outline(settings.model).config
-    for name in ("last_length", "length"):
-        limit = settings.model.model_copy(update={"max_length": getattr(settings.pretrain, name) or 0})
-        models.check_length(limit, config, f"pretrain.{name}")
-    settings = settings.model_copy(update={"model": limit})  # blocks are its only texts
+    settings = check(settings)
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
+    check_words(settings, speller)
     weights = models.fingerprint(settings.model)
     made = tokenise(settings, store, runtime, speller, corpus_key(settings, weights))
     wanted = key(settings, weights, made)
@@ -83,6 +80,43 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         return found
     train(settings, store, runtime, speller, made, wanted)
     return store.need(wanted, "model of these settings", "pet pretrain")
+
+
+def check(settings: Pretraining) -> Pretraining:
+    """Refuse, before anything is read, what the model cannot be trained by. Returns the settings, the model's rows as
+    long as the longest blocks: they are its only texts.
+
+    Raises:
+        ModelError, SettingsError: no such model; blocks that are too long, fewer layers than are to be frozen, nothing
+            for LoRA to adapt, a warm-up that never ends.
+    """
+    chosen, body = settings.pretrain, models.outline(settings.model)
+    for name in ("last_length", "length"):
+        limit = settings.model.model_copy(update={"max_length": getattr(chosen, name) or 0})
+        models.check_length(limit, body.config, f"pretrain.{name}")
+    models.freeze_lower(body, chosen.frozen_layers, "pretrain.frozen_layers")
+    if chosen.method == "lora":
+        find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, "pretrain.lora.targets")
+    if chosen.warmup_steps >= chosen.steps:
+        raise SettingsError(
+            f"pretrain.warmup_steps {chosen.warmup_steps} is not less than pretrain.steps {chosen.steps}; lower it"
+        )
+    longest = max(chosen.length, chosen.last_length or 0)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"max_length": longest})})
+
+
+def check_words(settings: Pretraining, speller: Speller) -> None:
+    """Refuse a tokenizer with words that the model has no embedding for.
+
+    Raises:
+        ModelError: says how many of each.
+    """
+    words, rows = len(speller.tokenizer), models.outline(settings.model).config.vocab_size
+    if words > rows:
+        raise ModelError(
+            f"the tokenizer of {settings.model.name!r} has {words:,} words and the model {rows:,} embeddings; give a "
+            "model and a tokenizer that belong together"
+        )
 
 
 def tokenise(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, wanted: Key) -> Artifact:

@@ -342,10 +342,40 @@ def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(grou
         ({"pretrain__mask_probability": 0}, "pretrain.mask_probability"),
         ({"pretrain__learning_rate": 1e30, "pretrain__warmup_steps": 0}, "the loss became nan; lower it"),
         ({"pretrain__last_length": 161}, "pretrain.last_length 161 is more than the 160 tokens"),
+        ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers; lower it"),
+        ({"pretrain__warmup_steps": 25}, "pretrain.warmup_steps 25 is not less than pretrain.steps 25; lower it"),
+        ({"pretrain__method": "lora", "pretrain__lora.targets": "[keys]"}, "pretrain.lora.targets ['keys']: the bert"),
+        ({"finetune__steps": 3}, "`finetune` is a setting of another command; use pet run"),
     ],
 )
 def test_what_cannot_be_is_said(ground, tmp_path, changes, message):
-    assert message in run(ground, tmp_path, code=2, **changes).output
+    """Before the corpus is read, except for what only training can show."""
+    assert message in run(ground, tmp_path, code=2, **changes).output.replace("\n", " ")
+    assert "learning_rate" in str(changes) or not find_all(tmp_path, "corpus")
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(ground, tmp_path):
+    shutil.copytree(ground / "bert", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(ground / "bert")
+    tokenizer.add_tokens([f"new{number}" for number in range(1000)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = run(ground, tmp_path / "store", model=tmp_path / "model", code=2).output
+    assert "words and the model" in found
+    assert not find_all(tmp_path / "store", "corpus")
+
+
+def test_texts_are_not_taken_for_a_recipe_nor_recipes_for_pipelines(ground, tmp_path):
+    text = ground / "text.txt"
+    assert f"give --corpus {text}" in pet("pretrain", text, code=2).output
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("corpus: {files: [text.txt]}")
+    assert "`pretrain` and `corpus` are settings of another command; use pet pretrain" in (
+        pet("run", recipe, "--dry-run", code=2).output.replace("\n", " ")
+    )
+    assert (
+        "is a folder; name the files in it"
+        in pet("pretrain", "--corpus", ground, "--model", ground / "bert", code=2).output
+    )
 
 
 def test_without_text_there_is_nothing_to_do(tmp_path):
