@@ -173,9 +173,11 @@ class BaselineSettings(Optimisation):
 class CorpusSettings(Concern):
     """Texts without a task, to train a masked language model on."""
 
-    files: Annotated[tuple[Name, ...], BeforeValidator(listed), Field(min_length=1)] = Field(
-        description="text files, one document a line; .gz and .xz are read too"
+    files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
+        (), description="text files, one document a line; .gz and .xz are read too"
     )
+    task: Name | None = Field(None, description="a task card whose texts are taken too, those of its test set apart")
+    data: Name | None = Field(None, description="folder with that card's files; default: the card's own source")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="share of the documents that is not trained on, but measured on; chosen by their text"
     )
@@ -256,7 +258,7 @@ class Pretraining(Concern):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the order of the blocks and what is masked")
     model: ModelSettings = ModelSettings()
-    corpus: CorpusSettings
+    corpus: CorpusSettings = CorpusSettings()
     pretrain: PretrainSettings = PretrainSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
@@ -455,7 +457,10 @@ def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, An
     others = [name for name in given if name in Settings.model_fields and name not in Pretraining.model_fields]
     if others:
         raise SettingsError(f"{what}: `{others[0]}` is a setting of another command; use pet run, or leave it out")
-    return parse_model(Pretraining, given, what, SettingsError)
+    settings = parse_model(Pretraining, given, what, SettingsError)
+    if not settings.corpus.files and settings.corpus.task is None:
+        raise SettingsError(f"{what}: nothing to train on; give --corpus FILE, one document a line, or --task NAME")
+    return settings
 
 
 def read_pipeline(pipeline: str | None, *overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

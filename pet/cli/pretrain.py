@@ -13,6 +13,8 @@ from pet.errors import SettingsError
 @click.option(
     "--corpus", "files", multiple=True, help="Text file, one document a line, or .gz or .xz of it; repeat for several."
 )
+@click.option("--task", help="Task card whose texts are the corpus, those of its test set apart.")
+@click.option("--data", help="Folder with that task's files.")
 @click.option("--model", help="Model to start from: `mini`, `mini-encoder`, a folder or a hub id.")
 @click.option("--minutes", type=float, help="Stop after so many minutes of training.")
 @click.option("--seed", type=int, help="Seed of the order of the texts and of what is masked.")
@@ -37,21 +39,21 @@ def pretrain(
     one. Interrupted, the same command goes on from the last checkpoint.
 
     \b
-    Example:
+    Examples:
         pet pretrain --model mini-encoder --corpus english.txt.xz --minutes 10
+        pet pretrain --model roberta-base --task agnews --data archives/ag_news_csv
     """
     from pet.artifacts import Store
     from pet.cli.run import flag_overrides
     from pet.cli.screen import Screen
     from pet.runtime import open_runtime
     from pet.settings import resolve_pretraining
+    from pet.stages import corpus as corpora
     from pet.stages import pretrain as stage
     from pet.tracking import open_tracker
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
-    if recipe is None and not files:
-        raise SettingsError("nothing to train on; give --corpus FILE, one document a line, or a recipe")
     if recipe is not None and Path(recipe).is_file() and Path(recipe).suffix not in (".yaml", ".yml"):
         raise SettingsError(
             f"{recipe} is no recipe, which is a YAML file; if it is text to train on, give --corpus {recipe}"
@@ -60,7 +62,7 @@ def pretrain(
     settings = resolve_pretraining(recipe, *flag_overrides(flags, PLACES, assignments))
     screen = Screen(verbose)
     kept = Store(store)
-    name = f"pretrain-{stage.label_of(settings)}"
+    name = f"pretrain-{corpora.label_of(settings)}"
     with open_tracker(tracker, name, settings.model_dump(mode="json"), kept.root, screen.warn) as screen.tracker:
         made = stage.run(settings, kept, open_runtime(settings.runtime, screen))
     click.echo(f"model: {made.path / 'model'}")
@@ -68,6 +70,8 @@ def pretrain(
 
 PLACES = {
     "files": "corpus.files",
+    "task": "corpus.task",
+    "data": "corpus.data",
     "model": "model.name",
     "minutes": "pretrain.minutes",
     "seed": "seed",

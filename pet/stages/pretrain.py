@@ -1,9 +1,8 @@
 """pretrain: a masked language model trained on a corpus, as a checkpoint that any task can name as `--model`.
 
-Two artifacts: `corpus` holds the documents as token ids (train.tokens, held_out.tokens, corpus.json), made once for all
-trainings with this tokenizer; `pretrain` the model (model/), how training went (training.json) and, with `pack`, the
-model as a difference to the one it began as (delta.safetensors). A model without an LM head is given one. An
-interrupted training goes on from its last checkpoint.
+Publishes the model (model/), how training went (training.json) and, with `pack`, the model as a difference to the one
+it began as (delta.safetensors). A model without an LM head is given one. An interrupted training goes on from its last
+checkpoint.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pet import corpus, delta, models, packing
-from pet.artifacts import Artifact, Key, Store, digest_file
+from pet.artifacts import Artifact, Key, Store
 from pet.cloze import ClozeModel
 from pet.corpus import Blocks
 from pet.encoding import Speller
@@ -32,22 +31,17 @@ from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything, send
 from pet.settings import Pretraining
+from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide, word_weights
 from pet.stages.progress import Checkpoint, Watch
 from pet.training import Course, Losses, Trainer, TrainingReport
 
-CORPUS, STAGE = "corpus", "pretrain"
+STAGE = "pretrain"
 VERSION = 1
 
 HELD_OUT_SEED, HELD_OUT_MASKED, HELD_OUT_BATCH = 0, 0.15, 16
 """Seed and share of the masks that held-out blocks are measured with, and blocks at a time: the same whatever is
 trained and wherever, so that losses can be compared."""
-
-
-def corpus_key(settings: Pretraining, weights: str) -> Key:
-    """Depends on the files' contents, in order, on the model (for its tokenizer) and on what is held out."""
-    files = [digest_file(path) for path in corpus.find_files(settings.corpus.files)]
-    return Key(CORPUS, VERSION, {"files": files, "model": weights, "held_out": settings.corpus.held_out}, {})
 
 
 def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
@@ -58,7 +52,7 @@ def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
         "pretrain": {**trained, "precision": settings.runtime.precision},
         "seed": settings.seed,
     }
-    return Key(STAGE, VERSION, content, {CORPUS: made.identity})
+    return Key(STAGE, VERSION, content, {corpora.STAGE: made.identity})
 
 
 def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
@@ -72,7 +66,7 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
     check_words(settings, speller)
     weights = models.fingerprint(settings.model)
-    made = tokenise(settings, store, runtime, speller, corpus_key(settings, weights))
+    made = corpora.run(settings, store, runtime, speller, weights)
     wanted = key(settings, weights, made)
     found = store.find(wanted)
     if found is not None:
@@ -119,29 +113,6 @@ def check_words(settings: Pretraining, speller: Speller) -> None:
         )
 
 
-def tokenise(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, wanted: Key) -> Artifact:
-    """The corpus as token ids, made or reused."""
-    found = store.find(wanted)
-    if found is not None:
-        runtime.reporter.say(f"corpus: reused {found.path}")
-        return found
-    paths = corpus.find_files(settings.corpus.files)
-    runtime.reporter.say(f"corpus: tokenising {', '.join(map(str, paths))}")
-    with store.publish(wanted, label_of(settings)) as draft:
-        documents = corpus.read_documents(paths)
-        counts = corpus.write_streams(draft.path, documents, speller, settings.corpus.held_out)
-        draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
-    said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
-    runtime.reporter.say(f"corpus: {said}")
-    return store.need(wanted, "corpus", "pet pretrain")
-
-
-def label_of(settings: Pretraining) -> str:
-    """Model and first file, as part of a folder name."""
-    file = Path(settings.corpus.files[0]).name.partition(".")[0]
-    return f"{Path(settings.model.name).name}-{file}".lower()
-
-
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +123,7 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
     streams = [corpus.open_blocks(made.path, corpus.TRAIN, speller, one) for one in lengths]
     held_out = corpus.open_blocks(made.path, corpus.HELD_OUT, speller, chosen.length)
     saved_at = store.root / STAGE / f".checkpoint-{wanted.identity}.safetensors"
-    with store.publish(wanted, label_of(settings), seed=settings.seed) as draft, models.os_errors():
+    with store.publish(wanted, corpora.label_of(settings), seed=settings.seed) as draft, models.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)

@@ -1,5 +1,6 @@
 """pretrain: trains as a few lines of plain torch do, goes on where it stopped, and makes a model for any task."""
 
+import csv
 import json
 import shutil
 from itertools import islice
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from rows import digest, files_of, find_all, find_one, lay_ground, pet, pet_run, read_json
 from safetensors.torch import load_file, save_file
 from test_corpus import invent
@@ -361,6 +363,29 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(ground, tmp_path)
     tokenizer.save_pretrained(tmp_path / "model")
     found = run(ground, tmp_path / "store", model=tmp_path / "model", code=2).output
     assert "words and the model" in found
+    assert not find_all(tmp_path / "store", "corpus")
+
+
+def test_the_texts_of_a_task_are_a_corpus_but_those_of_its_test_set(ground, tmp_path):
+    task = lay_ground(tmp_path / "task", ground / "bert")
+    sets = [word for name, value in CHANGES.items() for word in ("--set", f"{name}={value}")]
+    pet("pretrain", "--task", task.card, "--model", ground / "bert", "--store", tmp_path, *sets)
+    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    streams = [np.fromfile(path, dtype="<u2") for path in sorted(find_one(tmp_path, "corpus").glob("*.tokens"))]
+    (separator,) = speller.frames[1].after
+    pieces = [one for ids in streams for one in np.split(ids, np.flatnonzero(ids == separator) + 1) if len(one)]
+    with (task.card.parent / "train.csv").open(newline="") as file:
+        expected = [f"{row['headline']} {row['body']}" for row in csv.DictReader(file)]
+    assert sorted(one[:-1].tolist() for one in pieces) == sorted(list(ids) for ids in speller.spell(expected))
+
+
+def test_a_task_whose_test_set_is_drawn_from_its_texts_is_refused(ground, tmp_path):
+    task = lay_ground(tmp_path / "task", ground / "bert")
+    card = yaml.safe_load(task.card.read_text())
+    del card["files"]["test"]
+    task.card.write_text(yaml.safe_dump(card))
+    found = pet("pretrain", "--task", task.card, "--model", ground / "bert", "--store", tmp_path / "store", code=2)
+    assert "has no test texts of its own" in found.output
     assert not find_all(tmp_path / "store", "corpus")
 
 

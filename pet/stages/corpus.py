@@ -1,0 +1,89 @@
+"""corpus: texts without labels as token ids, for `pretrain`: files, the texts of a task, or both.
+
+Writes train.tokens and held_out.tokens (ids end to end) and corpus.json (their type; documents and tokens of each).
+Made once for all trainings with this tokenizer.
+"""
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from pet import corpus
+from pet.artifacts import Artifact, Key, Store, digest_file, digest_json
+from pet.encoding import Speller
+from pet.errors import CorpusError
+from pet.runtime import Runtime
+from pet.settings import CorpusSettings, Pretraining
+from pet.tasks import load_card, load_texts
+
+STAGE = "corpus"
+VERSION = 1
+
+
+def key(settings: Pretraining, weights: str) -> Key:
+    """Depends on the texts, in order, on the model (for its tokenizer) and on what is held out."""
+    chosen = settings.corpus
+    content = {
+        "files": [digest_file(path) for path in corpus.find_files(chosen.files)],
+        "model": weights,
+        "held_out": chosen.held_out,
+    }
+    if chosen.task:
+        content["task"] = digest_json(task_texts(chosen.task, chosen.data))
+    return Key(STAGE, VERSION, content, {})
+
+
+def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, weights: str) -> Artifact:
+    """The corpus, made or reused. `weights`: fingerprint of the model.
+
+    Raises:
+        CorpusError, TaskError, StoreError: files, task or store will not do.
+    """
+    wanted = key(settings, weights)
+    found = store.find(wanted)
+    if found is not None:
+        runtime.reporter.say(f"corpus: reused {found.path}")
+        return found
+    runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(settings.corpus))}")
+    with store.publish(wanted, label_of(settings)) as draft:
+        counts = corpus.write_streams(draft.path, documents_of(settings.corpus), speller, settings.corpus.held_out)
+        draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
+    said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
+    runtime.reporter.say(f"corpus: {said}")
+    return store.need(wanted, "corpus", "pet pretrain")
+
+
+def sources_of(settings: CorpusSettings) -> list[str]:
+    """What it is made of, in words."""
+    return [*settings.files, *([f"the texts of {settings.task}"] if settings.task else [])]
+
+
+def label_of(settings: Pretraining) -> str:
+    """Model and first source, as part of a folder name."""
+    first = settings.corpus.files[0] if settings.corpus.files else Path(settings.corpus.task or "").with_suffix("")
+    return f"{Path(settings.model.name).name}-{Path(first).name.partition('.')[0]}".lower()
+
+
+def documents_of(settings: CorpusSettings) -> Iterator[str]:
+    """All documents: lines of files, then texts."""
+    texts = task_texts(settings.task, settings.data) if settings.task else []
+    return itertools.chain(corpus.read_documents(corpus.find_files(settings.files)), texts)
+
+
+@lru_cache(maxsize=1)
+def task_texts(name: str, data: str | None) -> list[str]:
+    """The texts of a task that are not its test texts, fields side by side; labels are not looked at.
+
+    Raises:
+        TaskError: the card or its texts will not do.
+        CorpusError: test texts are drawn from among the others, so any of them may be one.
+    """
+    splits = load_texts(*load_card(name), data=data)
+    if "test" not in splits:
+        raise CorpusError(
+            f"task {name!r} has no test texts of its own: each seed draws them from its train texts, which therefore "
+            "cannot be trained on; give a task with a test file, or texts of your own as corpus.files"
+        )
+    of_splits = [list(one.fields.values()) for split, one in splits.items() if split != "test"]
+    return [" ".join(filter(None, fields)) for columns in of_splits for fields in zip(*columns, strict=True)]
