@@ -204,7 +204,7 @@ class PretrainSettings(Optimisation):
     last_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the steps with last_length")
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of MLM targets")
     mask_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="hide words the less the more often they occur: in proportion to their number to minus this"
+        0.0, description="hide words the less the more often they occur: in proportion to their share to minus this"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="of hidden states and attention, with method `full`; with `lora` there is none"

@@ -59,13 +59,15 @@ def test_with_power_0_all_words_are_hidden_alike_and_special_tokens_never(spelle
     assert weights.tolist() == [0.0 if number in special else 1.0 for number in range(len(speller.tokenizer))]
 
 
-def test_words_are_weighted_by_their_number_to_a_negative_power(speller, monkeypatch):
-    monkeypatch.setattr(masking, "CHUNK", 7)
-    tokens = np.repeat(np.array([20, 21, 22, 23], dtype=np.uint16), [1000, 250, 10, 1])
+def test_words_are_weighted_by_their_share_within_bounds_to_a_negative_power(speller, monkeypatch):
+    monkeypatch.setattr(masking, "CHUNK", 70)
+    numbers = {20: 9990, 21: 100_000 - 9990 - 106, 22: 50, 23: 50, 24: 5, 25: 1}
+    tokens = np.repeat(np.array(list(numbers), dtype=np.uint16), list(numbers.values()))
     weights = word_weights(tokens, speller, 0.5)
-    assert weights[20] / weights[21] == pytest.approx(0.5)
-    assert weights[20] / weights[22] == pytest.approx(0.1)
-    assert weights[23] == weights[22] == weights[30], "as good as ten times seen, or never"
+    assert weights[20] == weights[21] == pytest.approx(1e-3**-0.5)
+    assert weights[22] == weights[23] == pytest.approx(5e-4**-0.5)
+    assert weights[24] == pytest.approx(5e-5**-0.5)
+    assert weights[25] == weights[30] == pytest.approx(2e-5**-0.5), "as if in 50,000 once"
     assert not weights[speller.tokenizer.all_special_ids].any()
 
 
@@ -79,12 +81,14 @@ def test_the_first_drawn_is_each_token_as_often_as_its_weight_says():
     assert second / second.sum() == pytest.approx([0, 1 / 3, 2 / 3, 0], abs=0.03)
 
 
-def test_words_are_hidden_as_often_as_they_are_there_times_their_weight(speller):
+def test_words_are_hidden_as_often_as_they_are_there_times_their_weight(speller, monkeypatch):
     """Two words, one ten times as frequent; few are hidden, so that none runs out."""
     rng = np.random.default_rng(0)
     ids = rng.choice([20, 21], p=[10 / 11, 1 / 11], size=(200, 100))
+    others = np.full(40 * ids.size, 30)  # the two are rare enough to be within the bounds
+    monkeypatch.setattr(masking, "COMMONEST", 0.1)
     for power, share in ((0.0, 1 / 11), (0.5, 1 / (1 + 10**0.5)), (1.0, 1 / 2)):
-        weights = word_weights(ids.ravel(), speller, power)
+        weights = word_weights(np.concatenate([ids.ravel(), others]), speller, power)
         drawn = [hide(ids, 0.01, weights, speller, True, rng).targets.numpy() for _ in range(30)]
         found = np.concatenate(drawn)
         assert (found[found != IGNORED] == 21).mean() == pytest.approx(share, abs=0.03)
