@@ -12,10 +12,11 @@ knows of patterns, soft labels or files.
 """
 
 import contextlib
+import copy
 import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -48,13 +49,15 @@ class TrainingReport:
 
 @dataclass
 class Course:
-    """A training that may go on from an earlier one, or end before its last step. `start`: steps done already; `way`:
-    how many steps it counts as to have done so many, for the learning rate, and to end when it is all; `after`: called
-    with the number of steps done, after every report."""
+    """A training that may go on from an earlier one, or end before its last step. `start`: steps done already;
+    `earlier`: the losses on the way there; `way`: how many steps it counts as to have done so many, for the learning
+    rate, and to end when it is all; `after`: called after every report with the number of steps done and with what
+    gives the report up to there, for which it waits."""
 
     start: int = 0
+    earlier: TrainingReport = field(default_factory=lambda: TrainingReport([], {}))
     way: Callable[[int], float] = float
-    after: Callable[[int], None] = lambda step: None
+    after: Callable[[int, Callable[[], TrainingReport]], None] = lambda step, report: None
 
 
 class Trainer(Generic[B]):
@@ -93,9 +96,15 @@ class Trainer(Generic[B]):
         settings, course = self.settings, course or Course()
         if not course.start:
             self.optimizer.reset()
-        reports = [TrainingReport([], {}) for _ in names]
+        reports = [copy.deepcopy(course.earlier) for _ in names]
         recent: list[Losses] = []
-        untold: Callable[[], None] | None = None
+        untold: list[Callable[[], None]] = []
+
+        def report() -> TrainingReport:
+            while untold:
+                untold.pop()()
+            return reports[0]
+
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
         with self.runtime.reporter.track(title, settings.steps, "step") as advance:
@@ -106,16 +115,14 @@ class Trainer(Generic[B]):
                 advance(1)
                 last = course.way(step) >= settings.steps
                 if step % LOG_EVERY == 0 or last:
-                    if untold:  # of the steps before these, which are still being computed
-                        untold()
                     means = receive(means_of(recent, len(names)), self.runtime.device)
-                    untold = functools.partial(record, reports, names, step, means, self.runtime)
+                    report()  # of the steps before these, which are still being computed
+                    untold.append(functools.partial(record, reports, names, step, means, self.runtime))
                     recent = []
-                    course.after(step)
+                    course.after(step, report)
                 if last:
                     break
-        if untold:
-            untold()
+        report()
         self.optimizer.zero_grad()
         self.model.eval()
         return reports

@@ -163,7 +163,7 @@ def learn(
     """Train `cloze` in place, from the checkpoint if there is one."""
     with learning(cloze, twin, settings, runtime) as (weights, trainer):
         saved = Checkpoint(saved_at, weights, trainer.optimizer)
-        start, spent = saved.restore()
+        start, spent, earlier = saved.restore()
         if start:
             runtime.reporter.say(f"pretrain: going on after step {start:,} from {saved_at}")
         if weights is cloze:
@@ -171,7 +171,7 @@ def learn(
         watch = Watch(settings.pretrain, spent, saved)
         packed = packing.is_packed(twin.lm)
         batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
-        (report,) = trainer.run(batches, STAGE, course=Course(start, watch.way, watch.after))
+        (report,) = trainer.run(batches, STAGE, course=Course(start, earlier, watch.way, watch.after))
         watch.stop()
     return report, watch
 
@@ -306,7 +306,7 @@ def speed_line(speed: dict[str, float]) -> str:
 def describe(
     report: TrainingReport, before: float, after: float, seconds: float, speed: dict[str, float]
 ) -> dict[str, Any]:
-    """training.json: held-out losses, losses along the way (of the last process, if it was interrupted), speed."""
+    """training.json: held-out losses, losses along the way, speed (of the last process, if it was interrupted)."""
     return {
         "held_out_loss": {"before": round(before, 4), "after": round(after, 4)},
         "seconds": round(seconds, 1),

@@ -2,8 +2,10 @@
 business of `pretrain`.
 """
 
+import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from pet.errors import StoreError
 from pet.optimizer import Optimizer
 from pet.runtime import Runtime, matmul_rate
 from pet.settings import PretrainSettings
+from pet.training import TrainingReport
 
 
 class Checkpoint:
@@ -28,7 +31,7 @@ class Checkpoint:
         self.weights = weights
         self.optimizer = optimizer
 
-    def save(self, step: int, seconds: float) -> None:
+    def save(self, step: int, seconds: float, report: TrainingReport) -> None:
         """Write it beside the old one, then put it in its place."""
         tensors = {f"model.{name}": one.detach() for name, one in self.weights.named_parameters()}
         tensors |= {f"optimizer.{name}": one for name, one in self.optimizer.state().items()}
@@ -36,23 +39,24 @@ class Checkpoint:
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         draft = self.path.with_suffix(".draft")
-        facts = {"progress": json.dumps({"step": step, "seconds": seconds})}
+        facts = {"progress": json.dumps({"step": step, "seconds": seconds, "report": dataclasses.asdict(report)})}
         save_file({name: one.contiguous() for name, one in tensors.items()}, draft, facts)
         draft.replace(self.path)
 
-    def restore(self) -> tuple[int, float]:
-        """Go on from it, if there is one; steps done and seconds spent.
+    def restore(self) -> tuple[int, float, TrainingReport]:
+        """Go on from it, if there is one; steps done, seconds spent and losses on the way.
 
         Raises:
             StoreError: it is damaged.
         """
         if not self.path.is_file():
-            return 0, 0.0
+            return 0, 0.0, TrainingReport([], {})
         try:
             with safe_open(self.path, framework="pt") as file:
                 progress = json.loads(file.metadata()["progress"])
+                report = TrainingReport(**progress["report"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, KeyError, ValueError) as problem:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
             raise StoreError(f"{self.path} is damaged ({problem}); remove it to start anew") from None
         with torch.no_grad():
             for name, one in self.weights.named_parameters():
@@ -63,7 +67,7 @@ class Checkpoint:
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
-        return int(progress["step"]), float(progress["seconds"])
+        return int(progress["step"]), float(progress["seconds"]), report
 
 
 class Watch:
@@ -91,12 +95,12 @@ class Watch:
             return step
         return max(step, self.settings.steps * self.spent() / (60 * self.settings.minutes))
 
-    def after(self, step: int) -> None:
-        """Save what has been learnt, when it is time."""
+    def after(self, step: int, report: Callable[[], TrainingReport]) -> None:
+        """Save what has been learnt, when it is time; as of `Course`."""
         now = time.perf_counter()
         self.marks.append((step, now))
         if now - self.last >= 60 * self.settings.checkpoint_minutes:
-            self.saved.save(step, self.spent())
+            self.saved.save(step, self.spent(), report())
             self.last = time.perf_counter()
 
     def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:

@@ -300,8 +300,8 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_happened(
     run(ground, whole, family, **changes)
     save = pretrain.Checkpoint.save
 
-    def save_and_stop(self, step, seconds):
-        save(self, step, seconds)
+    def save_and_stop(self, step, seconds, report):
+        save(self, step, seconds, report)
         raise KeyboardInterrupt
 
     changes["pretrain__checkpoint_minutes"] = 1e-9
@@ -313,11 +313,13 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_happened(
     assert "going on after step 10" in run(ground, store, family, **changes).stderr
     mine, expected = (load_file(made(one) / "model" / "model.safetensors") for one in (store, whole))
     assert all(torch.equal(one, expected[name]) for name, one in mine.items())
+    told, whole_told = (read_json(made(one) / "training.json") for one in (store, whole))
+    assert (told["steps"], told["losses"]) == (whole_told["steps"], whole_told["losses"])
     assert [path.name for path in (store / "pretrain").iterdir()] == [made(store).name]
 
 
 def test_a_damaged_checkpoint_is_named(ground, tmp_path, monkeypatch):
-    def stop(self, step, seconds):
+    def stop(self, step, seconds, report):
         self.path.write_bytes(b"no safetensors")
         raise KeyboardInterrupt
 
