@@ -460,6 +460,8 @@ def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, An
     settings = parse_model(Pretraining, given, what, SettingsError)
     if not settings.corpus.files and settings.corpus.task is None:
         raise SettingsError(f"{what}: nothing to train on; give --corpus FILE, one document a line, or --task NAME")
+    if settings.corpus.data and settings.corpus.task is None:
+        raise SettingsError(f"{what}: corpus.data {settings.corpus.data!r} is of no task; give --task NAME too")
     return settings
 
 

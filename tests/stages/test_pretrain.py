@@ -22,9 +22,9 @@ from pet import delta
 from pet.cloze import ClozeModel
 from pet.corpus import open_blocks
 from pet.encoding import Speller
-from pet.losses import IGNORED
+from pet.losses import IGNORED, fusible_token_losses
 from pet.models import freeze_lower
-from pet.runtime import open_runtime
+from pet.runtime import Runtime, open_runtime
 from pet.settings import resolve_pretraining
 from pet.stages import masking, pretrain, progress
 
@@ -238,6 +238,39 @@ def test_the_last_steps_read_longer_blocks_of_as_many_tokens(ground, stores, tmp
     assert not all(torch.equal(one, other[name]) for name, one in mine.items())
 
 
+@pytest.mark.filterwarnings("default")  # torch's own, on its way through the code
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_nothing(
+    ground, stores, tmp_path, monkeypatch, family
+):
+    """Traced as on a GPU, in one piece a part, but run by torch itself."""
+    compile_part, stats = torch.nn.Module.compile, torch._dynamo.utils.counters["stats"]
+
+    def traced(self, dynamic):
+        compile_part(self, dynamic=dynamic, backend="aot_eager", fullgraph=True)
+
+    torch._dynamo.reset()
+    stats.clear()
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    monkeypatch.setattr(Runtime, "compiles", lambda self, size: True)
+    monkeypatch.setattr("pet.cloze.compiled_token_losses", lambda: fusible_token_losses)
+    measured, graphs = pretrain.measure, []
+
+    def measure(*given):
+        before = stats["unique_graphs"]
+        found = measured(*given)
+        graphs.append(stats["unique_graphs"] - before)
+        return found
+
+    monkeypatch.setattr(pretrain, "measure", measure)
+    run(ground, tmp_path, family)
+    assert graphs == [0, 0]
+    assert stats["unique_graphs"] == 3, "embeddings, a layer, the last layer"
+    mine, other = (read_json(made(one) / "training.json") for one in (tmp_path, stores[family]))
+    assert mine["losses"]["loss"] == pytest.approx(other["losses"]["loss"], rel=1e-4)
+    assert mine["held_out_loss"]["after"] == pytest.approx(other["held_out_loss"]["after"], rel=1e-4)
+
+
 # ---- the artifact --------------------------------------------------------------------------------------------------
 
 
@@ -349,6 +382,7 @@ def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(grou
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers; lower it"),
         ({"pretrain__warmup_steps": 25}, "pretrain.warmup_steps 25 is not less than pretrain.steps 25; lower it"),
         ({"pretrain__method": "lora", "pretrain__lora.targets": "[keys]"}, "pretrain.lora.targets ['keys']: the bert"),
+        ({"corpus__data": "texts"}, "corpus.data 'texts' is of no task; give --task NAME too"),
         ({"finetune__steps": 3}, "`finetune` is a setting of another command; use pet run"),
     ],
 )
