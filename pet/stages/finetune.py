@@ -209,6 +209,8 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     """Train members as adapters on one frozen model, all in one batch; score and publish them one by one."""
     announce(bench, plans)
     work, model = bench.work, bench.twin.lm
+    if len(plans) > 1:
+        work.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
     base = models.lasting_name(work.settings.model)
     bench.reset()
     asked = [bench.ask(plan.pvp) for plan in plans]
