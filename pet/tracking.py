@@ -66,7 +66,11 @@ def open_tracker(kind: str, name: str, config: Mapping[str, Any], folder: Path, 
         elif kind == "tensorboard":
             backend = start_tensorboard(name, config, folder)
     except Exception as problem:  # whatever a tracker does, the run goes on
-        warn(f"tracker {kind} could not be started ({type(problem).__name__}: {problem}); the run goes on without it")
+        remedy = f"; pip install {problem.name}" if isinstance(problem, ModuleNotFoundError) else ""
+        warn(
+            f"tracker {kind} could not be started ({type(problem).__name__}: {problem}){remedy}; "
+            "the run goes on without it"
+        )
     return Tracker(backend, warn)
 
 

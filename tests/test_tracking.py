@@ -135,6 +135,7 @@ def test_tensorboard_that_is_not_installed_is_said_and_the_run_goes_on(tmp_path,
         tracker.log("p0-r0", {"loss": 1.0}, 1)
     assert len(warned) == 1
     assert warned[0].startswith("tracker tensorboard could not be started (ModuleNotFoundError: ")
+    assert "; pip install tensorboardX; the run goes on" in warned[0]
 
 
 # ---- TensorBoard ---------------------------------------------------------------------------------------------------
