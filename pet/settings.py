@@ -443,8 +443,7 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
         SettingsError: unknown pipeline, unreadable file, unknown key or a value out of range; names every problem.
     """
     given, what = read_pipeline(pipeline, *overrides)
-    if "pretrain" in given or "corpus" in given:
-        raise SettingsError(f"{what}: `pretrain` and `corpus` are settings of another command; use pet pretrain")
+    refuse_foreign(given, what, Settings, Pretraining, "pet pretrain")
     recipe = given.get("recipe", "fixed")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise SettingsError(f"unknown recipe {recipe!r}; expected one of {', '.join(RECIPES)}")
@@ -454,15 +453,26 @@ def resolve_settings(pipeline: str | None = None, *overrides: Mapping[str, Any])
 def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, Any]) -> Pretraining:
     """Defaults, pipeline file and overrides as one `Pretraining`; as `resolve_settings`."""
     given, what = read_pipeline(pipeline, *overrides)
-    others = [name for name in given if name in Settings.model_fields and name not in Pretraining.model_fields]
-    if others:
-        raise SettingsError(f"{what}: `{others[0]}` is a setting of another command; use pet run, or leave it out")
+    refuse_foreign(given, what, Pretraining, Settings, "pet run")
     settings = parse_model(Pretraining, given, what, SettingsError)
     if not settings.corpus.files and settings.corpus.task is None:
         raise SettingsError(f"{what}: nothing to train on; give --corpus FILE, one document a line, or --task NAME")
     if settings.corpus.data and settings.corpus.task is None:
         raise SettingsError(f"{what}: corpus.data {settings.corpus.data!r} is of no task; give --task NAME too")
     return settings
+
+
+def refuse_foreign(
+    given: Mapping[str, Any], what: str, own: type[BaseModel], other: type[BaseModel], command: str
+) -> None:
+    """Refuse sections of the other command's settings with its name.
+
+    Raises:
+        SettingsError: names the first of them.
+    """
+    found = [name for name in given if name in other.model_fields and name not in own.model_fields]
+    if found:
+        raise SettingsError(f"{what}: `{found[0]}` is a setting of another command; use {command}, or leave it out")
 
 
 def read_pipeline(pipeline: str | None, *overrides: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -5,8 +5,6 @@ Made once for all trainings with this tokenizer.
 """
 
 import itertools
-from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from pet import corpus
@@ -21,8 +19,8 @@ STAGE = "corpus"
 VERSION = 1
 
 
-def key(settings: Pretraining, weights: str) -> Key:
-    """Depends on the texts, in order, on the model (for its tokenizer) and on what is held out."""
+def key(settings: Pretraining, weights: str, texts: list[str]) -> Key:
+    """Depends on the texts, in order, on the model (for its tokenizer) and on what is held out. `texts`: a task's."""
     chosen = settings.corpus
     content = {
         "files": [digest_file(path) for path in corpus.find_files(chosen.files)],
@@ -30,7 +28,7 @@ def key(settings: Pretraining, weights: str) -> Key:
         "held_out": chosen.held_out,
     }
     if chosen.task:
-        content["task"] = digest_json(task_texts(chosen.task, chosen.data))
+        content["task"] = digest_json(texts)
     return Key(STAGE, VERSION, content, {})
 
 
@@ -40,14 +38,17 @@ def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller,
     Raises:
         CorpusError, TaskError, StoreError: files, task or store will not do.
     """
-    wanted = key(settings, weights)
+    chosen = settings.corpus
+    texts = task_texts(chosen.task, chosen.data) if chosen.task else []
+    wanted = key(settings, weights, texts)
     found = store.find(wanted)
     if found is not None:
         runtime.reporter.say(f"corpus: reused {found.path}")
         return found
-    runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(settings.corpus))}")
+    runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
     with store.publish(wanted, label_of(settings)) as draft:
-        counts = corpus.write_streams(draft.path, documents_of(settings.corpus), speller, settings.corpus.held_out)
+        documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
+        counts = corpus.write_streams(draft.path, documents, speller, chosen.held_out)
         draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
     said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
     runtime.reporter.say(f"corpus: {said}")
@@ -65,13 +66,6 @@ def label_of(settings: Pretraining) -> str:
     return f"{Path(settings.model.name).name}-{Path(first).name.partition('.')[0]}".lower()
 
 
-def documents_of(settings: CorpusSettings) -> Iterator[str]:
-    """All documents: lines of files, then texts."""
-    texts = task_texts(settings.task, settings.data) if settings.task else []
-    return itertools.chain(corpus.read_documents(corpus.find_files(settings.files)), texts)
-
-
-@lru_cache(maxsize=1)
 def task_texts(name: str, data: str | None) -> list[str]:
     """The texts of a task that are not its test texts, fields side by side; labels are not looked at.
 

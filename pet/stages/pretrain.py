@@ -62,9 +62,8 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         CorpusError, ModelError, SettingsError, StoreError: the corpus, the model, its length or the store will not do.
     """
     store.check_writable()
-    settings = check(settings)
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
-    check_words(settings, speller)
+    settings = check(settings, speller)
     weights = models.fingerprint(settings.model)
     made = corpora.run(settings, store, runtime, speller, weights)
     wanted = key(settings, weights, made)
@@ -76,15 +75,20 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     return store.need(wanted, "model of these settings", "pet pretrain")
 
 
-def check(settings: Pretraining) -> Pretraining:
+def check(settings: Pretraining, speller: Speller) -> Pretraining:
     """Refuse, before anything is read, what the model cannot be trained by. Returns the settings, the model's rows as
     long as the longest blocks: they are its only texts.
 
     Raises:
-        ModelError, SettingsError: no such model; blocks that are too long, fewer layers than are to be frozen, nothing
-            for LoRA to adapt, a warm-up that never ends.
+        ModelError, SettingsError: no such model; words without an embedding, blocks that are too long, fewer layers
+            than are to be frozen, nothing for LoRA to adapt, a warm-up that never ends.
     """
-    chosen, body = settings.pretrain, models.outline(settings.model)
+    chosen, body, words = settings.pretrain, models.outline(settings.model), len(speller.tokenizer)
+    if words > body.config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {settings.model.name!r} has {words:,} words and the model {body.config.vocab_size:,} "
+            "embeddings; give a model and a tokenizer that belong together"
+        )
     for name in ("last_length", "length"):
         limit = settings.model.model_copy(update={"max_length": getattr(chosen, name) or 0})
         models.check_length(limit, body.config, f"pretrain.{name}")
@@ -97,20 +101,6 @@ def check(settings: Pretraining) -> Pretraining:
         )
     longest = max(chosen.length, chosen.last_length or 0)
     return settings.model_copy(update={"model": settings.model.model_copy(update={"max_length": longest})})
-
-
-def check_words(settings: Pretraining, speller: Speller) -> None:
-    """Refuse a tokenizer with words that the model has no embedding for.
-
-    Raises:
-        ModelError: says how many of each.
-    """
-    words, rows = len(speller.tokenizer), models.outline(settings.model).config.vocab_size
-    if words > rows:
-        raise ModelError(
-            f"the tokenizer of {settings.model.name!r} has {words:,} words and the model {rows:,} embeddings; give a "
-            "model and a tokenizer that belong together"
-        )
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

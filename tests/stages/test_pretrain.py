@@ -430,7 +430,7 @@ def test_texts_are_not_taken_for_a_recipe_nor_recipes_for_pipelines(ground, tmp_
     assert f"give --corpus {text}" in pet("pretrain", text, code=2).output
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("corpus: {files: [text.txt]}")
-    assert "`pretrain` and `corpus` are settings of another command; use pet pretrain" in (
+    assert "`corpus` is a setting of another command; use pet pretrain, or leave it out" in (
         pet("run", recipe, "--dry-run", code=2).output.replace("\n", " ")
     )
     assert (
