@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pet import packing
 from pet.encoding import Batch, VerbalizerIds
-from pet.losses import compiled_token_losses, token_losses
+from pet.losses import TokenLosses, token_losses
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 Head = tuple[Transform, torch.Tensor, torch.Tensor | None]
@@ -95,8 +95,8 @@ class ClozeModel(nn.Module):
         self.lm = lm
         self.family: str = lm.config.model_type
         self.shortcut = self.family in HEADS
-        self.fuses = False
-        """Whether the loss over the vocabulary is compiled; `inference.computing_copy` decides."""
+        self.token_losses: TokenLosses = token_losses
+        """In which form; `inference.computing_copy` decides."""
         packing.install(lm)
 
     @property
@@ -116,8 +116,7 @@ class ClozeModel(nn.Module):
 
     def target_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy at selected states [K, H] against tokens [K], as `losses.token_losses`."""
-        found = compiled_token_losses() if self.fuses else token_losses
-        return found(*self.products(states), targets)
+        return self.token_losses(*self.products(states), targets)
 
     def products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Vocabulary logits of selected states [K, H] without the head's bias [V, K], and that bias [V]."""

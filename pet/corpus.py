@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pet.encoding import Batch, Frame, Speller
 from pet.errors import CorpusError, raise_problems
+from pet.runtime import send
 
 CHUNK = 1024
 """Documents that are in memory at a time."""
@@ -145,22 +146,23 @@ def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Block
     return blocks
 
 
-def lay_blocks(ids: NDArray[np.int64], has_types: bool, padded: bool) -> Batch:
-    """Blocks [B, T] as a batch without masks; `padded`: for a model that cannot read rows end to end."""
-    same = same_of_all(*ids.shape)
+def lay_blocks(ids: NDArray[np.int64], has_types: bool, padded: bool, device: torch.device) -> Batch:
+    """Blocks [B, T] as a batch without masks, on a device; `padded`: for a model that cannot read rows end to end."""
+    same = same_of_all(*ids.shape, device)
     return dataclasses.replace(
         same,
-        input_ids=torch.from_numpy(ids.ravel()),
+        input_ids=send(torch.from_numpy(ids.ravel()), device),
         token_type_ids=same.token_type_ids if has_types else None,
         attention_mask=same.attention_mask if padded else None,
     )
 
 
 @lru_cache(maxsize=4)
-def same_of_all(num: int, length: int) -> Batch:
+@torch.inference_mode(False)  # what is first asked for in a measurement is trained with, too
+def same_of_all(num: int, length: int, device: torch.device) -> Batch:
     """What all batches of so many blocks share, made once: for 131,072 tokens it takes 12 ms."""
     size = num * length
-    return Batch(
+    same = Batch(
         torch.empty(0, dtype=torch.int64),
         torch.zeros(size, dtype=torch.int64),
         torch.arange(length).repeat(num),
@@ -171,3 +173,4 @@ def same_of_all(num: int, length: int) -> Batch:
         torch.ones(size, dtype=torch.int64),
         full=True,
     )
+    return send(same, device)

@@ -16,6 +16,7 @@ from pet import models
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, Rows, round_up
+from pet.losses import compiled_token_losses
 from pet.runtime import Runtime
 
 Float = NDArray[np.float32]
@@ -90,8 +91,8 @@ def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
         twin = copy.deepcopy(model)
         (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
     compiled = models.compile_layers(twin.transformer, runtime, alike)
-    if isinstance(twin, ClozeModel):
-        twin.fuses = compiled
+    if compiled and isinstance(twin, ClozeModel):
+        twin.token_losses = compiled_token_losses(alike)
     return twin
 
 

@@ -46,9 +46,9 @@ def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targ
 
 
 @functools.cache
-def compiled_token_losses() -> TokenLosses:
-    """`fusible_token_losses` as a few kernels."""
-    return torch.compile(fusible_token_losses, dynamic=True)
+def compiled_token_losses(alike: bool) -> TokenLosses:
+    """`fusible_token_losses` as a few kernels; `alike`: for one number of targets, or two, not for any."""
+    return torch.compile(fusible_token_losses, dynamic=None if alike else True)
 
 
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:

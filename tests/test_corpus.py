@@ -5,6 +5,7 @@ import lzma
 
 import numpy as np
 import pytest
+import torch
 from plain import kind
 from tiny import TOKENIZERS, WORDS
 
@@ -86,7 +87,7 @@ def test_blocks_are_read_from_their_file(tmp_path):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_blocks_lie_end_to_end(padded):
-    batch = lay_blocks(np.arange(24).reshape(3, 8), has_types=True, padded=padded)
+    batch = lay_blocks(np.arange(24).reshape(3, 8), has_types=True, padded=padded, device=torch.device("cpu"))
     assert len(batch) == 3
     assert batch.input_ids.tolist() == list(range(24))
     assert batch.places.tolist() == [*range(8)] * 3

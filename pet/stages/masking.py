@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pet import corpus
 from pet.encoding import Batch, Speller, round_up
 from pet.losses import IGNORED, disguise
+from pet.runtime import send
 
 TARGETS = 64
 """MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
@@ -62,10 +63,11 @@ def hide(
     speller: Speller,
     packed: bool,
     rng: np.random.Generator,
+    device: torch.device,
 ) -> MaskedBatch:
-    """Hide a share of the tokens of blocks [B, T], each word as readily as its weight says [V]; those of weight 0 are
-    never. The places come to a multiple of TARGETS, the same for every batch of a size; of those in excess nothing is
-    asked."""
+    """Hide a share of the tokens of blocks [B, T], each word as readily as its weight says [V], those of weight 0
+    never; on a device. The places come to a multiple of TARGETS, the same for every batch of a size; of those in excess
+    nothing is asked."""
     flat = ids.ravel()
     weight = weights[flat]
     wanted = max(1, round(probability * flat.size))
@@ -78,9 +80,9 @@ def hide(
     random_tokens = rng.integers(0, len(speller.tokenizer), len(hidden))
     changed[hidden] = disguise(flat[hidden], rng.random(len(hidden)), random_tokens, speller.mask_id)
     return MaskedBatch(
-        corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed),
-        torch.from_numpy(places),
-        torch.from_numpy(targets),
+        corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed, device),
+        send(torch.from_numpy(places), device),
+        send(torch.from_numpy(targets), device),
     )
 
 

@@ -29,7 +29,7 @@ from pet.errors import ModelError, SettingsError
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
-from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything, send
+from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import Pretraining
 from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide, word_weights
@@ -251,7 +251,7 @@ def draw_batches(
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield send(hide(ids, chosen.mask_probability, weights, speller, packed, rng), runtime.device)
+        yield hide(ids, chosen.mask_probability, weights, speller, packed, rng, runtime.device)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -272,14 +272,14 @@ def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, spel
     """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks, every word as
     likely hidden as any other. Nothing is compiled for it."""
     rng, weights = np.random.default_rng(HELD_OUT_SEED), word_weights(blocks.tokens, speller, 0.0)
-    total, count, packed = torch.zeros((), device=runtime.device), 0, packing.is_packed(cloze.lm)
+    (total, count), packed = torch.zeros(2, device=runtime.device).double(), packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
-        given = hide(blocks.read(numbers), HELD_OUT_MASKED, weights, speller, packed, rng)
-        asked = int((given.targets != IGNORED).sum())
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, weights, speller, packed, rng, runtime.device)
+        asked = (given.targets != IGNORED).sum()
         with torch.compiler.set_stance("force_eager"):
-            total += losses_of(cloze, send(given, runtime.device))["loss"][0] * asked
+            total += losses_of(cloze, given)["loss"][0] * asked
         count += asked
-    return float(total) / max(1, count)
+    return float(total / count.clamp(min=1))
 
 
 # ---- what is said of it ---------------------------------------------------------------------------------------------

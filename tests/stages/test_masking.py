@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from tiny import TOKENIZERS
 
 from pet.encoding import Speller
 from pet.losses import IGNORED
 from pet.stages import masking
 from pet.stages.masking import hide, word_weights
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(s
     rng = np.random.default_rng(0)
     ids = rng.integers(0, len(speller.tokenizer), size=(400, 64))
     ids[:, 0], ids[:, -1] = 2, 3
-    found = hide(ids, 0.15, word_weights(ids, speller, 0.0), speller, True, rng)
+    found = hide(ids, 0.15, word_weights(ids, speller, 0.0), speller, True, rng, CPU)
     places, targets = found.places.numpy(), found.targets.numpy()
     assert len(places) == len(set(places)) == round(0.15 * ids.size)
     assert (ids.ravel()[places] == targets).all()
@@ -36,7 +39,7 @@ def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(s
 def test_where_too_few_words_are_there_the_rest_asks_for_nothing(speller):
     ids = np.full((2, 8), speller.tokenizer.sep_token_id)
     ids[0, 2] = 20
-    found = hide(ids, 0.5, word_weights(ids, speller, 0.0), speller, True, np.random.default_rng(0))
+    found = hide(ids, 0.5, word_weights(ids, speller, 0.0), speller, True, np.random.default_rng(0), CPU)
     assert found.targets.tolist() == [20] + [IGNORED] * 15
     assert found.places[0] == 2
     assert sorted(found.places.tolist()) == [*range(16)]
@@ -44,7 +47,7 @@ def test_where_too_few_words_are_there_the_rest_asks_for_nothing(speller):
 
 def test_the_places_of_a_batch_are_a_round_number(speller):
     ids = np.random.default_rng(0).integers(5, len(speller.tokenizer), size=(20, 50))
-    found = hide(ids, 0.15, word_weights(ids, speller, 0.0), speller, True, np.random.default_rng(1))
+    found = hide(ids, 0.15, word_weights(ids, speller, 0.0), speller, True, np.random.default_rng(1), CPU)
     asked = found.targets != IGNORED
     assert int(asked.sum()) == 150
     assert len(found.places) == len(found.targets) == 192 == len(set(found.places.tolist()))
@@ -89,6 +92,6 @@ def test_words_are_hidden_as_often_as_they_are_there_times_their_weight(speller,
     monkeypatch.setattr(masking, "COMMONEST", 0.1)
     for power, share in ((0.0, 1 / 11), (0.5, 1 / (1 + 10**0.5)), (1.0, 1 / 2)):
         weights = word_weights(np.concatenate([ids.ravel(), others]), speller, power)
-        drawn = [hide(ids, 0.01, weights, speller, True, rng).targets.numpy() for _ in range(30)]
+        drawn = [hide(ids, 0.01, weights, speller, True, rng, CPU).targets.numpy() for _ in range(30)]
         found = np.concatenate(drawn)
         assert (found[found != IGNORED] == 21).mean() == pytest.approx(share, abs=0.03)

@@ -28,6 +28,7 @@ from pet.runtime import Runtime, open_runtime
 from pet.settings import resolve_pretraining
 from pet.stages import masking, pretrain, progress
 
+CPU = torch.device("cpu")
 LENGTH, BLOCKS = 16, 6
 EPSILON = 1e-5  # with less, AdamW makes whole steps of gradients that are nothing but rounding
 FAMILIES = ["bert", "roberta", "distilbert"]
@@ -192,7 +193,7 @@ def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_traine
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = masking.hide(ids, 0.15, masking.word_weights(ids, speller, 0.0), speller, True, rng)
+            masked = masking.hide(ids, 0.15, masking.word_weights(ids, speller, 0.0), speller, True, rng, CPU)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
@@ -225,6 +226,10 @@ def test_every_block_comes_once_before_any_comes_again(size, batch):
     assert not np.array_equal(pretrain.numbers_at(size, batch, 0, seed=4), seen[:batch])
 
 
+def test_blocks_of_the_shape_that_is_measured_are_trained_on(ground, tmp_path):
+    run(ground, tmp_path, pretrain__blocks=12, pretrain__held_out_blocks=12, pretrain__steps=2, pretrain__warmup_steps=0)
+
+
 def test_the_last_steps_read_longer_blocks_of_as_many_tokens(ground, stores, tmp_path):
     run(ground, tmp_path, pretrain__last_length=32, pretrain__last_share=0.4)
     settings = settings_of(ground, "bert", last_length=32, last_share=0.4)
@@ -253,7 +258,7 @@ def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_noth
     stats.clear()
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     monkeypatch.setattr(Runtime, "compiles", lambda self, size: True)
-    monkeypatch.setattr("pet.cloze.compiled_token_losses", lambda: fusible_token_losses)
+    monkeypatch.setattr("pet.inference.compiled_token_losses", lambda alike: fusible_token_losses)
     measured, graphs = pretrain.measure, []
 
     def measure(*given):
