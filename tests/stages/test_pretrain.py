@@ -227,7 +227,9 @@ def test_every_block_comes_once_before_any_comes_again(size, batch):
 
 
 def test_blocks_of_the_shape_that_is_measured_are_trained_on(ground, tmp_path):
-    run(ground, tmp_path, pretrain__blocks=12, pretrain__held_out_blocks=12, pretrain__steps=2, pretrain__warmup_steps=0)
+    run(
+        ground, tmp_path, pretrain__blocks=12, pretrain__held_out_blocks=12, pretrain__steps=2, pretrain__warmup_steps=0
+    )
 
 
 def test_the_last_steps_read_longer_blocks_of_as_many_tokens(ground, stores, tmp_path):
