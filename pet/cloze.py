@@ -123,8 +123,11 @@ class ClozeModel(nn.Module):
         if not self.shortcut:
             return states.T, None
         transform, weight, bias = HEADS[self.family](self.lm)
-        # The head is in fp32 at least; states and embeddings may be in less, as the body is.
-        transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
+        # The head is in fp32 at least, though states and embeddings may be in less, as the body is. Its own product is
+        # then computed in less too: what is to be multiplied by embeddings in bf16 is rounded to that anyway.
+        lower = weight.dtype.itemsize < 4
+        with torch.autocast(states.device.type, weight.dtype, enabled=lower, cache_enabled=False):
+            transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
         return weight @ transformed.T.to(weight.dtype), bias
 
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members train
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,22 +37,60 @@ def token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: tor
     return functional.cross_entropy(by_target, targets, ignore_index=IGNORED, reduction="none")
 
 
-def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    """The same, for torch.compile: it reads the products once forward and once backward and writes nothing but their
-    gradient, and it need not turn them round. Not `logsumexp`: torch finds maximum and sum in one pass only where it
-    sees a softmax (bench/RESULTS.md)."""
+class FusibleTokenLosses(torch.autograd.Function):
+    """The same in two parts for torch.compile, `losses_and_totals` and `products_gradient`: each reads the products
+    once, and neither turns them round or writes anything of their size but their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, *parts: Any) -> Any:
+        """`parts`: the two functions, compiled or not."""
+        losses, totals = parts[0](products, bias, targets)
+        ctx.save_for_backward(products, bias, targets, totals)
+        ctx.part = parts[1]
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Gradients of products and bias."""
+        return (*ctx.part(*ctx.saved_tensors, gradient), None, None, None)
+
+
+def losses_and_totals(
+    products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_losses` [K], and the logarithm of the sum that each softmax is divided by [K]."""
+    logits = products.float() if bias is None else products.float() + bias[:, None]
+    # Not `logsumexp`: torch finds maximum and sum in one pass only where it sees a softmax.
+    most = logits.amax(0, keepdim=True)
+    totals = (most + (logits - most).exp().sum(0, keepdim=True).log())[0]
+    wanted = logits.gather(0, targets.clamp(min=0)[None])[0]
+    return torch.where(targets == IGNORED, 0.0, totals - wanted), totals
+
+
+def products_gradient(
+    products: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    totals: torch.Tensor,
+    gradient: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradients of products [V, K] and bias [V] from that of the losses [K]."""
     logits = products.float() if bias is None else products.float() + bias[:, None]
     wanted = torch.arange(len(logits), device=logits.device)[:, None] == targets
-    most = logits.detach().amax(0, keepdim=True)
-    total = (logits - most).exp().sum(0, keepdim=True)
-    each = (most + total.log())[0] - torch.where(wanted, logits, 0.0).sum(0)
-    return torch.where(targets == IGNORED, 0.0, each)
+    each = ((logits - totals).exp() - wanted.float()) * torch.where(targets == IGNORED, 0.0, gradient)
+    return each.to(products.dtype), None if bias is None else each.sum(1)
+
+
+def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """`token_losses` by `FusibleTokenLosses`, not compiled."""
+    return FusibleTokenLosses.apply(products, bias, targets, losses_and_totals, products_gradient)  # type: ignore
 
 
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
-    """`fusible_token_losses` as a few kernels; `alike`: for one number of targets, or two, not for any."""
-    return torch.compile(fusible_token_losses, dynamic=None if alike else True)
+    """The same as a few kernels; `alike`: for one number of targets, or two, not for any."""
+    parts = [torch.compile(one, dynamic=None if alike else True) for one in (losses_and_totals, products_gradient)]
+    return lambda products, bias, targets: FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
 
 
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
