@@ -89,7 +89,7 @@ def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targ
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
     """The same as a few kernels; `alike`: for one number of targets, or two, not for any."""
-    parts = [torch.compile(one, dynamic=None if alike else True) for one in (losses_and_totals, products_gradient)]
+    parts = [torch.compile(one, dynamic=not alike) for one in (losses_and_totals, products_gradient)]
     return lambda products, bias, targets: FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
 
 

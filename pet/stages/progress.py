@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -104,12 +105,13 @@ class Watch:
             self.last = time.perf_counter()
 
     def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:
-        """Tokens a second once everything is compiled and captured, FLOP/s and their share of the matmul rate."""
+        """Tokens a second, FLOP/s and their share of the matmul rate, all of the median stretch between two reports: to
+        compile, to capture and to save is no part of it."""
         if len(self.marks) < 3:
             return {}
-        (first, begun), (last, ended) = self.marks[1], self.marks[-1]
+        steps, seconds = np.diff(self.marks, axis=0).T
         tokens = self.settings.blocks * self.settings.accumulation * self.settings.length
-        rate = (last - first) * tokens / (ended - begun)
+        rate = tokens / float(np.median(seconds / steps))
         flops = rate * flops_per_token(cloze, self.settings)
         ceiling = matmul_rate(runtime.device, runtime.dtype)
         return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}

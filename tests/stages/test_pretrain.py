@@ -378,6 +378,15 @@ def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(grou
     assert told["held_out_loss"]["after"] < told["held_out_loss"]["before"]
 
 
+def test_the_speed_told_is_that_of_training_without_pauses(ground, tmp_path, monkeypatch):
+    clock = iter([*range(5), *range(1000, 2000)])  # a second for every ten steps, and once 996
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    run(ground, tmp_path, pretrain__steps=60)
+    told = read_json(made(tmp_path) / "training.json")
+    assert told["tokens_per_second"] == 10 * BLOCKS * LENGTH
+    assert told["share_of_matmul"] == pytest.approx(told["flops"] / told["matmul_rate"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
