@@ -44,12 +44,17 @@ class Optimizer(Protocol):
 
 
 def build_optimizer(
-    model: torch.nn.Module, master: torch.nn.Module | None, settings: Optimisation, device: torch.device
+    model: torch.nn.Module,
+    master: torch.nn.Module | None,
+    settings: Optimisation,
+    device: torch.device,
+    held: torch.nn.Module | None = None,
 ) -> Optimizer:
-    """The optimizer of a model; `master`: its copy in fp32, where the model computes in lower precision."""
-    if master is None:
+    """The optimizer of a model; `master`: its copy in fp32, where the model computes in lower precision; `held`: the
+    part of what is kept in fp32 whose matrices are decayed to what they are now, and nothing else is decayed."""
+    if master is None and held is None:
         return FusedAdamW(model, settings, device)
-    return MasterAdamW(master, model, settings)
+    return MasterAdamW(master or model, model, settings, held)
 
 
 def is_decayed(parameter: torch.Tensor) -> bool:
@@ -127,23 +132,37 @@ class FusedAdamW:
 @dataclass(frozen=True)
 class Piece:
     """Parameters whose n numbers are updated as one: a matrix, or all vectors of one precision, which are too small to
-    be worth a kernel each. `kept`: the weights in fp32, `used`: those of the model; moments [n]."""
+    be worth a kernel each. `kept`: the weights in fp32, `used`: those of the model; `goals`: what they are decayed to
+    [n], if not to 0; moments [n]."""
 
     kept: list[torch.Tensor]
     used: list[torch.Tensor]
     decay: float
+    goals: list[torch.Tensor]
     first: torch.Tensor
     second: torch.Tensor
 
 
 class MasterAdamW:
     """AdamW on the fp32 weights of `master`, from the gradients of `model`, which gets the new weights in its own
-    precision. The parameters of both come in the same order."""
+    precision. The parameters of both come in the same order; both may be one. `held`: as of `build_optimizer`."""
 
-    def __init__(self, master: torch.nn.Module, model: torch.nn.Module, settings: Optimisation) -> None:
+    def __init__(
+        self,
+        master: torch.nn.Module,
+        model: torch.nn.Module,
+        settings: Optimisation,
+        held: torch.nn.Module | None = None,
+    ) -> None:
+        stay = {one.data_ptr() for one in held.parameters()} if held is not None else set()
         both = zip(master.parameters(), model.parameters(), strict=True)
         trained = [(kept.detach(), used) for kept, used in both if used.requires_grad]
-        self.pieces = [make_piece([pair], settings.weight_decay) for pair in trained if is_decayed(pair[0])]
+        self.pieces = []
+        for kept, used in trained:
+            if is_decayed(kept):
+                stays = kept.data_ptr() in stay
+                decay = settings.weight_decay if stays or held is None else 0.0
+                self.pieces.append(make_piece([(kept, used)], decay, [kept.flatten().clone()] if stays else []))
         vectors = [pair for pair in trained if not is_decayed(pair[0])]
         for dtype in {used.dtype: None for _, used in vectors}:
             self.pieces.append(make_piece([pair for pair in vectors if pair[1].dtype == dtype], 0.0))
@@ -168,7 +187,8 @@ class MasterAdamW:
         # Vectors are not decayed, so a gradient of 0 leaves one alone that has never had any.
         filled = [torch.zeros_like(used) if used.grad is None else used.grad for used in piece.used]
         kept, used, gradient = (join(tensors) for tensors in (piece.kept, piece.used, filled))
-        self.update([kept, used, gradient, piece.first, piece.second], numbers, piece.decay, self.epsilon)
+        flat = [kept, used, gradient, piece.first, piece.second, *piece.goals]
+        self.update(flat, numbers, piece.decay, self.epsilon)
         if len(piece.used) > 1:  # copies were updated
             sizes = [one.numel() for one in piece.kept]
             torch._foreach_copy_([one.view(-1) for one in piece.kept], torch.split(kept, sizes))
@@ -204,11 +224,13 @@ class MasterAdamW:
             value.copy_(state[name])
 
 
-def make_piece(pairs: list[tuple[torch.Tensor, torch.Tensor]], decay: float) -> Piece:
+def make_piece(
+    pairs: list[tuple[torch.Tensor, torch.Tensor]], decay: float, goals: list[torch.Tensor] | None = None
+) -> Piece:
     """Pairs of a weight in fp32 and the model's, as one piece with moments of 0."""
     size, device = sum(kept.numel() for kept, _ in pairs), pairs[0][0].device
     first, second = (torch.zeros(size, device=device) for _ in range(2))
-    return Piece([kept for kept, _ in pairs], [used for _, used in pairs], decay, first, second)
+    return Piece([kept for kept, _ in pairs], [used for _, used in pairs], decay, goals or [], first, second)
 
 
 def join(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -220,16 +242,19 @@ def join(tensors: list[torch.Tensor]) -> torch.Tensor:
 def update(flat: list[torch.Tensor], numbers: list[torch.Tensor], decay: float, epsilon: float) -> None:
     """One step of AdamW for one tensor, in place, as torch.optim.AdamW computes it.
 
-    `flat`: weights in fp32, weights in use, gradient, first and second moment, each [n]; `numbers`: scalar tensors, the
-    rate, what gradients are divided by, and both bias corrections.
+    `flat`: weights in fp32, weights in use, gradient, first and second moment, and what the weights are decayed to if
+    that is not 0 (L2-SP, Li et al. 2018, decoupled from the gradient as AdamW's decay is), each [n]; `numbers`: scalar
+    tensors, the rate, what gradients are divided by, and both bias corrections.
     """
-    kept, used, gradient, first, second = flat
+    kept, used, gradient, first, second, *goals = flat
     rate, scale, first_correction, second_correction = numbers
     scaled = gradient.float() / scale
     mean = BETAS[0] * first + (1 - BETAS[0]) * scaled
     square = BETAS[1] * second + (1 - BETAS[1]) * scaled * scaled
     moved = mean / first_correction / ((square / second_correction).sqrt() + epsilon)
     changed = kept * (1 - rate * decay) - rate * moved
+    for goal in goals:
+        changed = changed + rate * decay * goal
     first.copy_(mean)
     second.copy_(square)
     kept.copy_(changed)

@@ -206,6 +206,11 @@ class PretrainSettings(Optimisation):
     mask_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="hide words the less the more often they occur: in proportion to their share to minus this"
     )
+    decay_to: Literal["zero", "start"] = Field(
+        "zero",
+        description="what weight_decay pulls matrices to: 0, or those of the body to what they were at the start "
+        "and no others (L2-SP, Li et al. 2018), with method `full`",
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="of hidden states and attention, with method `full`; with `lora` there is none"
     )

@@ -65,7 +65,8 @@ class Trainer(Generic[B]):
 
     `losses` maps a micro-batch on the device (a tensor, or a dataclass or list of such) to its losses; `clip` clips the
     model's gradients to a norm, default: all together. `master`: the same model in fp32, where `model` computes in
-    lower precision: its weights are the ones that are trained, `model` is given them after every step.
+    lower precision: its weights are the ones that are trained, `model` is given them after every step. `held`: as of
+    `build_optimizer`.
     """
 
     def __init__(
@@ -76,12 +77,13 @@ class Trainer(Generic[B]):
         runtime: Runtime,
         clip: Callable[[float], None] | None = None,
         master: torch.nn.Module | None = None,
+        held: torch.nn.Module | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.losses = losses
         self.runtime = runtime
-        self.optimizer = build_optimizer(model, master, settings, runtime.device)
+        self.optimizer = build_optimizer(model, master, settings, runtime.device, held)
         self.clip = clip or (lambda max_norm: clip_to(model, self.optimizer, max_norm))
         self.run_step: Callable[[list[B]], Losses] = self.step
         if runtime.captures:

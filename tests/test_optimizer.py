@@ -25,8 +25,8 @@ def gradients(step: int, model: nn.Module) -> list[torch.Tensor]:
     return [torch.randn(one.shape, generator=generator) for one in model.parameters()]
 
 
-def plain_step(weights, moments, found, step, rate, scale=1.0):
-    """Algorithm 2 of the AdamW paper, with torch's defaults."""
+def plain_step(weights, moments, found, step, rate, scale=1.0, goals=None):
+    """Algorithm 2 of the AdamW paper, with torch's defaults; with `goals`, weights are decayed to them alone."""
     for place, (weight, gradient) in enumerate(zip(weights, found, strict=True)):
         gradient = gradient / scale
         first, second = moments[place]
@@ -35,7 +35,10 @@ def plain_step(weights, moments, found, step, rate, scale=1.0):
         moments[place] = first, second
         decay = 0.2 if weight.ndim > 1 else 0.0
         direction = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-6)
-        weights[place] = weight * (1 - rate * decay) - rate * direction
+        if goals is None:
+            weights[place] = weight * (1 - rate * decay) - rate * direction
+        else:
+            weights[place] = weight - rate * decay * (weight - goals.get(place, weight)) - rate * direction
 
 
 def run(optimizer: Optimizer, model: nn.Module, steps: range, scale: float = 1.0) -> None:
@@ -62,6 +65,22 @@ def test_each_step_is_that_of_the_paper(low, scale):
     for step in range(1, 13):
         run(optimizer, used, range(step, step + 1), scale)
         plain_step(weights, moments, [one.double() for one in gradients(step, model)], step, step / 100, scale)
+        for mine, exact in zip(model.parameters(), weights, strict=True):
+            torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), used.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["one", "master"])
+def test_matrices_that_are_held_are_decayed_to_what_they_were_and_nothing_else_is(low):
+    model = small_model()
+    used = copy.deepcopy(model) if low else model
+    optimizer = build_optimizer(used, model if low else None, SETTINGS, CPU, held=model[0])
+    weights = [one.detach().double() for one in model.parameters()]
+    goals, moments = {0: weights[0]}, [(torch.zeros_like(one), torch.zeros_like(one)) for one in weights]
+    for step in range(1, 13):
+        run(optimizer, used, range(step, step + 1))
+        found = [one.double() for one in gradients(step, model)]
+        plain_step(weights, moments, found, step, step / 100, goals=goals)
         for mine, exact in zip(model.parameters(), weights, strict=True):
             torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), used.parameters(), strict=True))

@@ -95,6 +95,8 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
     models.freeze_lower(body, chosen.frozen_layers, "pretrain.frozen_layers")
     if chosen.method == "lora":
         find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, "pretrain.lora.targets")
+        if chosen.decay_to == "start":
+            raise SettingsError("pretrain.decay_to is start, but with method lora adapters start at 0; leave it out")
     if chosen.warmup_steps >= chosen.steps:
         raise SettingsError(
             f"pretrain.warmup_steps {chosen.warmup_steps} is not less than pretrain.steps {chosen.steps}; lower it"
@@ -188,7 +190,8 @@ def learning(
     chosen = settings.pretrain
     if chosen.method == "full":
         master = None if twin is cloze else cloze
-        yield cloze, Trainer(twin, chosen, lambda given: losses_of(twin, given), runtime, master=master)
+        held = cloze.lm.base_model if chosen.decay_to == "start" else None
+        yield cloze, Trainer(twin, chosen, lambda given: losses_of(twin, given), runtime, master=master, held=held)
         return
     adapted = chosen.model_copy(update={"frozen_layers": chosen.frozen_layers or 0})
     adapters = Adapters(twin.lm, cloze.lm, [settings.seed], adapted)

@@ -91,20 +91,24 @@ def plain_loss(model, ids, masked):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, tmp_path, family, accumulation):
+@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}, {"decay_to": "start", "weight_decay": 9.0}], ids=str)
+def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, tmp_path, family, changes):
     store = stores[family]
-    if accumulation > 1:
+    if changes:
         store = tmp_path
-        run(ground, store, family, pretrain__accumulation=accumulation)
-    settings = settings_of(ground, family, accumulation=accumulation)
+        run(ground, store, family, **{f"pretrain__{name}": value for name, value in changes.items()})
+    settings = settings_of(ground, family, **changes)
+    accumulation = settings.pretrain.accumulation
     model = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
     speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
     blocks = open_blocks(find_one(store, "corpus"), "train", speller, LENGTH)
     batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
-    decayed = [one for one in model.parameters() if one.ndim > 1]
-    others = [one for one in model.parameters() if one.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], eps=EPSILON)
+    held = [one for one in model.base_model.parameters() if one.ndim > 1] if "decay_to" in changes else []
+    began = [one.detach().clone() for one in held]
+    decayed = [one for one in model.parameters() if one.ndim > 1 and not held]
+    others = [one for one in model.parameters() if one.ndim == 1 or held]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, eps=EPSILON)
     losses = []
     for step in range(25):
         rate = 5e-3 * (step / 3 if step < 3 else (25 - step) / 22)
@@ -115,6 +119,9 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
         (sum(found) / accumulation).backward()
         losses.append(sum(found).item() / accumulation)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with torch.no_grad():
+            for one, start in zip(held, began, strict=True):
+                one.lerp_(start, 9.0 * rate)
         optimizer.step()
     told = read_json(made(store) / "training.json")
     assert told["steps"] == [10, 20, 25]
@@ -398,6 +405,10 @@ def test_the_speed_told_is_that_of_training_without_pauses(ground, tmp_path, mon
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers; lower it"),
         ({"pretrain__warmup_steps": 25}, "pretrain.warmup_steps 25 is not less than pretrain.steps 25; lower it"),
         ({"pretrain__method": "lora", "pretrain__lora.targets": "[keys]"}, "pretrain.lora.targets ['keys']: the bert"),
+        (
+            {"pretrain__method": "lora", "pretrain__decay_to": "start"},
+            "pretrain.decay_to is start, but with method lora",
+        ),
         ({"corpus__data": "texts"}, "corpus.data 'texts' is of no task; give --task NAME too"),
         ({"finetune__steps": 3}, "`finetune` is a setting of another command; use pet run"),
     ],
