@@ -130,6 +130,11 @@ class ClozeModel(nn.Module):
             transformed = transform(states.to(torch.promote_types(states.dtype, torch.float32)))
         return weight @ transformed.T.to(weight.dtype), bias
 
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The LM head's bias [V], where the head is known and has one."""
+        return HEADS[self.family](self.lm)[2] if self.shortcut else None
+
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Logits [B, W] of some words, in fp32 whatever the encoder computes in.
 

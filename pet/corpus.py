@@ -29,6 +29,9 @@ from pet.runtime import send
 CHUNK = 1024
 """Documents that are in memory at a time."""
 
+COUNTED = 1 << 22
+"""Tokens that are counted at a time."""
+
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -144,6 +147,14 @@ def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Block
             "more text, shorten pretrain.length or change corpus.held_out"
         )
     return blocks
+
+
+def count_words(tokens: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """How often each of `size` token ids is in a stream [size]; read piece by piece."""
+    counts = np.zeros(size, dtype=np.int64)
+    for start in range(0, len(tokens), COUNTED):
+        counts += np.bincount(tokens[start : start + COUNTED], minlength=size)
+    return counts
 
 
 def lay_blocks(ids: NDArray[np.int64], has_types: bool, padded: bool, device: torch.device) -> Batch:

@@ -206,6 +206,11 @@ class PretrainSettings(Optimisation):
     mask_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="hide words the less the more often they occur: in proportion to their share to minus this"
     )
+    logit_adjustment: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="at the end the bias of each word is lowered by this times the logarithm of its share of the "
+        "corpus, so that rare label words are not held back (Menon et al. 2021); costs MLM loss, nothing else",
+    )
     decay_to: Literal["zero", "start"] = Field(
         "zero",
         description="what weight_decay pulls matrices to: 0, or those of the body to what they were at the start "

@@ -22,7 +22,7 @@ from torch import nn
 
 from pet import corpus, delta, models, packing
 from pet.artifacts import Artifact, Key, Store
-from pet.cloze import ClozeModel
+from pet.cloze import HEADS, ClozeModel
 from pet.corpus import Blocks
 from pet.encoding import Speller
 from pet.errors import ModelError, SettingsError
@@ -32,7 +32,7 @@ from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import Pretraining
 from pet.stages import corpus as corpora
-from pet.stages.masking import MaskedBatch, hide, word_weights
+from pet.stages.masking import COMMONEST, RAREST, MaskedBatch, hide, word_weights
 from pet.stages.progress import Checkpoint, Watch
 from pet.training import Course, Losses, Trainer, TrainingReport
 
@@ -97,6 +97,11 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
         find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, "pretrain.lora.targets")
         if chosen.decay_to == "start":
             raise SettingsError("pretrain.decay_to is start, but with method lora adapters start at 0; leave it out")
+    if chosen.logit_adjustment and body.config.model_type not in HEADS:
+        raise SettingsError(
+            f"pretrain.logit_adjustment is {chosen.logit_adjustment}, but where a {body.config.model_type} model keeps "
+            f"the bias of its LM head is not known; leave it out, or give one of {', '.join(HEADS)}"
+        )
     if chosen.warmup_steps >= chosen.steps:
         raise SettingsError(
             f"pretrain.warmup_steps {chosen.warmup_steps} is not less than pretrain.steps {chosen.steps}; lower it"
@@ -125,6 +130,7 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at)
         if report.steps and report.steps[-1] < chosen.steps:
             say(f"pretrain: the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
+        adjust_logits(cloze, corpus.count_words(streams[0].tokens, len(speller.tokenizer)), chosen.logit_adjustment)
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
             save_file(changes, draft.path / "delta.safetensors")
@@ -214,6 +220,20 @@ def learning(
             mine.copy_(learnt)
         for name, change in adapters.changes(0):
             cloze.lm.get_submodule(name).weight.add_(change)
+
+
+@torch.no_grad()
+def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) -> None:
+    """Lower the head's bias [V] of each word by `power` times the logarithm of its share of the corpus, within the
+    bounds of `masking`; `counts`: how often it is there.
+
+    Post-hoc logit adjustment (Menon et al. 2021, section 4.1): a masked LM holds back with rare words, which is right
+    in a text and wrong between label words.
+    """
+    shares = torch.from_numpy(counts / counts.sum()).clamp(RAREST, COMMONEST).float()
+    bias = cloze.bias
+    if power and bias is not None:
+        bias[: len(shares)] -= power * (shares / COMMONEST).log().to(bias.device)
 
 
 def head_of(lm: Any) -> list[nn.Parameter]:

@@ -63,7 +63,7 @@ def test_with_power_0_all_words_are_hidden_alike_and_special_tokens_never(spelle
 
 
 def test_words_are_weighted_by_their_share_within_bounds_to_a_negative_power(speller, monkeypatch):
-    monkeypatch.setattr(masking, "CHUNK", 70)
+    monkeypatch.setattr("pet.corpus.COUNTED", 70)
     numbers = {20: 9990, 21: 100_000 - 9990 - 106, 22: 50, 23: 50, 24: 5, 25: 1}
     tokens = np.repeat(np.array(list(numbers), dtype=np.uint16), list(numbers.values()))
     weights = word_weights(tokens, speller, 0.5)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pet import delta
-from pet.cloze import ClozeModel
+from pet.cloze import HEADS, ClozeModel
 from pet.corpus import open_blocks
 from pet.encoding import Speller
 from pet.losses import IGNORED, fusible_token_losses
@@ -283,6 +283,33 @@ def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_noth
     mine, other = (read_json(made(one) / "training.json") for one in (tmp_path, stores[family]))
     assert mine["losses"]["loss"] == pytest.approx(other["losses"]["loss"], rel=1e-4)
     assert mine["held_out_loss"]["after"] == pytest.approx(other["held_out_loss"]["after"], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_bias_of_rare_words_is_raised_by_the_logarithm_of_their_share(
+    ground, stores, tmp_path, family, monkeypatch
+):
+    monkeypatch.setattr("pet.corpus.COUNTED", 70)
+    run(ground, tmp_path, family, pretrain__logit_adjustment=0.5)
+    mine, plain = (AutoModelForMaskedLM.from_pretrained(made(one) / "model") for one in (tmp_path, stores[family]))
+    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
+    tokens = np.asarray(open_blocks(find_one(tmp_path, "corpus"), "train", speller, LENGTH).tokens)
+    share = np.array([(tokens == word).mean() for word in range(mine.config.vocab_size)])
+    shift = -0.5 * np.log(np.clip(share, 2e-5, 1e-3) / 1e-3)
+    bias = mine.get_output_embeddings().bias.detach() - plain.get_output_embeddings().bias.detach()
+    assert bias.numpy() == pytest.approx(shift, abs=1e-5)
+    assert shift.min() == 0 < shift.max() == pytest.approx(0.5 * np.log(50))
+    for (name, one), other in zip(mine.named_parameters(), plain.parameters(), strict=True):
+        assert name.endswith("bias") or torch.equal(one, other), name
+    told, before = (read_json(made(one) / "training.json") for one in (tmp_path, stores[family]))
+    assert told["losses"] == before["losses"]
+    assert told["held_out_loss"]["after"] > before["held_out_loss"]["after"]
+
+
+def test_where_the_bias_is_not_known_adjusting_it_is_refused(ground, tmp_path, monkeypatch):
+    monkeypatch.delitem(HEADS, "bert")
+    said = run(ground, tmp_path, code=2, pretrain__logit_adjustment=0.5).output
+    assert "pretrain.logit_adjustment is 0.5, but where a bert model keeps the bias" in " ".join(said.split())
 
 
 # ---- the artifact --------------------------------------------------------------------------------------------------
