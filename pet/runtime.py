@@ -181,8 +181,8 @@ def send(tree: T, device: torch.device) -> T:
     """A nested batch on a device; to a GPU through pinned memory, so that the host need not wait for the queue before
     it.
 
-    numpy fills that memory: torch's own copy of a megabyte is shared out among threads that wait for each other, and
-    three of them took 57 ms on a host of 32 cores, 9 ms with one thread (bench/RESULTS.md).
+    numpy fills that memory: torch's own copy of a megabyte is shared out among threads that wait for each other; with
+    them a batch of 131,072 tokens took a host of 32 cores 57 ms, with one thread 9 (bench/RESULTS.md).
     """
 
     def move(tensor: torch.Tensor) -> torch.Tensor:

@@ -130,7 +130,9 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at)
         if report.steps and report.steps[-1] < chosen.steps:
             say(f"pretrain: the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
-        adjust_logits(cloze, corpus.count_words(streams[0].tokens, len(speller.tokenizer)), chosen.logit_adjustment)
+        if chosen.logit_adjustment:
+            counts = corpus.count_words(streams[0].tokens, len(speller.tokenizer))
+            adjust_logits(cloze, counts, chosen.logit_adjustment)
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
             save_file(changes, draft.path / "delta.safetensors")
@@ -232,7 +234,7 @@ def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) ->
     """
     shares = torch.from_numpy(counts / counts.sum()).clamp(RAREST, COMMONEST).float()
     bias = cloze.bias
-    if power and bias is not None:
+    if bias is not None:
         bias[: len(shares)] -= power * (shares / COMMONEST).log().to(bias.device)
 
 
@@ -295,7 +297,7 @@ def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, spel
     """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks, every word as
     likely hidden as any other. Nothing is compiled for it."""
     rng, weights = np.random.default_rng(HELD_OUT_SEED), word_weights(blocks.tokens, speller, 0.0)
-    (total, count), packed = torch.zeros(2, device=runtime.device).double(), packing.is_packed(cloze.lm)
+    (total, count), packed = torch.zeros(2, device=runtime.device), packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
         given = hide(blocks.read(numbers), HELD_OUT_MASKED, weights, speller, packed, rng, runtime.device)
         asked = (given.targets != IGNORED).sum()
