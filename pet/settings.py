@@ -209,7 +209,7 @@ class PretrainSettings(Optimisation):
     logit_adjustment: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="at the end the bias of each word is lowered by this times the logarithm of its share of the "
-        "corpus, so that rare label words are not held back (Menon et al. 2021); costs MLM loss, nothing else",
+        "corpus, so that rare label words are not held back (Menon et al. 2021); costs MLM loss",
     )
     decay_to: Literal["zero", "start"] = Field(
         "zero",

@@ -81,7 +81,7 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
 
     Raises:
         ModelError, SettingsError: no such model; words without an embedding, blocks that are too long, fewer layers
-            than are to be frozen, nothing for LoRA to adapt, a warm-up that never ends.
+            than are to be frozen, nothing for LoRA to adapt, no bias to adjust, a warm-up that never ends.
     """
     chosen, body, words = settings.pretrain, models.outline(settings.model), len(speller.tokenizer)
     if words > body.config.vocab_size:
@@ -97,10 +97,13 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
         find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, "pretrain.lora.targets")
         if chosen.decay_to == "start":
             raise SettingsError("pretrain.decay_to is start, but with method lora adapters start at 0; leave it out")
-    if chosen.logit_adjustment and body.config.model_type not in HEADS:
+    biased = body.config.model_type in HEADS and getattr(
+        body.config, "decoder_bias", True
+    )  # ModernBERT's may have none
+    if chosen.logit_adjustment and not biased:
         raise SettingsError(
-            f"pretrain.logit_adjustment is {chosen.logit_adjustment}, but where a {body.config.model_type} model keeps "
-            f"the bias of its LM head is not known; leave it out, or give one of {', '.join(HEADS)}"
+            f"pretrain.logit_adjustment is {chosen.logit_adjustment}, but this {body.config.model_type} model has no "
+            f"LM head with a bias that is known; leave it out, or give one of {', '.join(HEADS)}"
         )
     if chosen.warmup_steps >= chosen.steps:
         raise SettingsError(
@@ -234,8 +237,8 @@ def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) ->
     """
     shares = torch.from_numpy(counts / counts.sum()).clamp(RAREST, COMMONEST).float()
     bias = cloze.bias
-    if bias is not None:
-        bias[: len(shares)] -= power * (shares / COMMONEST).log().to(bias.device)
+    assert bias is not None, "check has seen to it"
+    bias[: len(shares)] -= power * (shares / COMMONEST).log().to(bias.device)
 
 
 def head_of(lm: Any) -> list[nn.Parameter]:
