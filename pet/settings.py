@@ -203,13 +203,10 @@ class PretrainSettings(Optimisation):
     )
     last_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the steps with last_length")
     mask_probability: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="share of MLM targets")
-    mask_frequency_power: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="hide words the less the more often they occur: in proportion to their share to minus this"
-    )
     logit_adjustment: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="at the end the bias of each word is lowered by this times the logarithm of its share of the "
-        "corpus, so that rare label words are not held back (Menon et al. 2021); costs MLM loss",
+        description="part of each word's frequency that is taken off the LM head's bias at the end, so that rare label "
+        "words are not held back because they are rare (Menon et al. 2021); costs a little MLM loss",
     )
     decay_to: Literal["zero", "start"] = Field(
         "zero",

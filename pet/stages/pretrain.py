@@ -32,7 +32,7 @@ from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import Pretraining
 from pet.stages import corpus as corpora
-from pet.stages.masking import COMMONEST, RAREST, MaskedBatch, hide, word_weights
+from pet.stages.masking import MaskedBatch, hide, words_of
 from pet.stages.progress import Checkpoint, Watch
 from pet.training import Course, Losses, Trainer, TrainingReport
 
@@ -42,6 +42,10 @@ VERSION = 1
 HELD_OUT_SEED, HELD_OUT_MASKED, HELD_OUT_BATCH = 0, 0.15, 16
 """Seed and share of the masks that held-out blocks are measured with, and blocks at a time: the same whatever is
 trained and wherever, so that losses can be compared."""
+
+RAREST, COMMONEST = 2e-5, 1e-3
+"""Shares of all tokens between which a word's frequency is taken off the bias. Label words lie there; adjusting
+rarer and more frequent ones too cost `mini` loss and gained it nothing (measured, results/LOG.md)."""
 
 
 def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
@@ -229,16 +233,21 @@ def learning(
 
 @torch.no_grad()
 def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) -> None:
-    """Lower the head's bias [V] of each word by `power` times the logarithm of its share of the corpus, within the
-    bounds of `masking`; `counts`: how often it is there.
+    """Take the `power`-th part of how often a word occurs off the head's bias [V], among the words below COMMONEST;
+    `counts`: how often each is in the corpus [V].
 
     Post-hoc logit adjustment (Menon et al. 2021, section 4.1): a masked LM holds back with rare words, which is right
-    in a text and wrong between label words.
+    in a text and wrong between label words. All of those words together stay as likely as they were, and frequent words
+    are left alone, so that the model is hardly a worse one for it (measured, results/LOG.md).
     """
-    shares = torch.from_numpy(counts / counts.sum()).clamp(RAREST, COMMONEST).float()
+    shares = torch.from_numpy(counts / counts.sum())
+    rare = shares < COMMONEST
+    tempered = shares[rare].clamp(min=RAREST).pow(-power)
+    level = (shares[rare] @ tempered) / shares[rare].sum()
     bias = cloze.bias
     assert bias is not None, "check has seen to it"
-    bias[: len(shares)] -= power * (shares / COMMONEST).log().to(bias.device)
+    if level > 0:  # else no such word is in the corpus
+        bias[: len(shares)][rare.to(bias.device)] += (tempered / level).log().to(bias)
 
 
 def head_of(lm: Any) -> list[nn.Parameter]:
@@ -272,14 +281,14 @@ def draw_batches(
     (and on the clock, where that decides when blocks become longer).
     `streams`: the same tokens in blocks of `length` and, if there is one, `last_length`; `way`: as of `Course`."""
     chosen = settings.pretrain
-    weights = word_weights(streams[0].tokens, speller, chosen.mask_frequency_power)
+    words = words_of(speller)
     for number in itertools.count(start * chosen.accumulation):
         late = way(number // chosen.accumulation) >= (1 - chosen.last_share) * chosen.steps
         blocks = streams[-1 if late else 0]
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield hide(ids, chosen.mask_probability, weights, speller, packed, rng, runtime.device)
+        yield hide(ids, chosen.mask_probability, words, speller, packed, rng, runtime.device)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -297,12 +306,12 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
 
 @torch.inference_mode()
 def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
-    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks, every word as
-    likely hidden as any other. Nothing is compiled for it."""
-    rng, weights = np.random.default_rng(HELD_OUT_SEED), word_weights(blocks.tokens, speller, 0.0)
+    """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
+    compiled for it."""
+    rng, words = np.random.default_rng(HELD_OUT_SEED), words_of(speller)
     (total, count), packed = torch.zeros(2, device=runtime.device), packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
-        given = hide(blocks.read(numbers), HELD_OUT_MASKED, weights, speller, packed, rng, runtime.device)
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, words, speller, packed, rng, runtime.device)
         asked = (given.targets != IGNORED).sum()
         with torch.compiler.set_stance("force_eager"):
             total += losses_of(cloze, given)["loss"][0] * asked

@@ -200,7 +200,7 @@ def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_traine
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = masking.hide(ids, 0.15, masking.word_weights(ids, speller, 0.0), speller, True, rng, CPU)
+            masked = masking.hide(ids, 0.15, masking.words_of(speller), speller, True, rng, CPU)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
@@ -286,24 +286,40 @@ def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_noth
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_bias_of_rare_words_is_raised_by_the_logarithm_of_their_share(
-    ground, stores, tmp_path, family, monkeypatch
-):
+def test_half_of_their_frequency_is_taken_off_the_bias_of_rare_words(ground, stores, tmp_path, family, monkeypatch):
+    """Against probabilities of a model that knows shares alone: those of rare words, together, stay what they were."""
     monkeypatch.setattr("pet.corpus.COUNTED", 70)
+    monkeypatch.setattr(pretrain, "COMMONEST", 0.02)
+    monkeypatch.setattr(pretrain, "RAREST", 0.004)
     run(ground, tmp_path, family, pretrain__logit_adjustment=0.5)
     mine, plain = (AutoModelForMaskedLM.from_pretrained(made(one) / "model") for one in (tmp_path, stores[family]))
     speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
     tokens = np.asarray(open_blocks(find_one(tmp_path, "corpus"), "train", speller, LENGTH).tokens)
     share = np.array([(tokens == word).mean() for word in range(mine.config.vocab_size)])
-    shift = -0.5 * np.log(np.clip(share, 2e-5, 1e-3) / 1e-3)
+    rare = share < 0.02
     bias = mine.get_output_embeddings().bias.detach() - plain.get_output_embeddings().bias.detach()
-    assert bias.numpy() == pytest.approx(shift, abs=1e-5)
-    assert shift.min() == 0 < shift.max() == pytest.approx(0.5 * np.log(50))
+    shift = bias.double().numpy()
+    assert (shift[~rare] == 0).all()
+    assert (share * np.exp(shift))[rare].sum() == pytest.approx(share[rare].sum(), rel=1e-5)
+    among = rare & (share > 0.004)
+    assert len(set(share[among])) > 2
+    assert np.ptp((shift + 0.5 * np.log(share, where=among, out=shift.copy()))[among]) < 1e-5
+    rarest = shift[share < 0.004]
+    assert len(rarest) > 1
+    assert np.ptp(rarest) < 1e-6
+    assert rarest[0] > shift[among].max() - 1e-6
     for (name, one), other in zip(mine.named_parameters(), plain.parameters(), strict=True):
         assert other is plain.get_output_embeddings().bias or torch.equal(one, other), name
     told, before = (read_json(made(one) / "training.json") for one in (tmp_path, stores[family]))
     assert told["losses"] == before["losses"]
-    assert told["held_out_loss"]["after"] > before["held_out_loss"]["after"]
+    assert told["held_out_loss"]["after"] != before["held_out_loss"]["after"]
+
+
+def test_a_corpus_without_rare_words_leaves_the_bias_as_it_is(ground, stores, tmp_path):
+    """All words of these few texts are more frequent than one in a thousand."""
+    run(ground, tmp_path, pretrain__logit_adjustment=0.5)
+    mine, plain = (AutoModelForMaskedLM.from_pretrained(made(one) / "model") for one in (tmp_path, stores["bert"]))
+    assert torch.equal(mine.get_output_embeddings().bias, plain.get_output_embeddings().bias)
 
 
 def test_where_the_bias_is_not_known_adjusting_it_is_refused(ground, tmp_path, monkeypatch):
