@@ -11,11 +11,13 @@ from pet import settings as settings_module
 from pet.errors import SettingsError, TaskError
 from pet.settings import (
     RECIPES,
+    Pretraining,
     Settings,
     find_file,
     merge,
     parse_assignment,
     read_yaml,
+    resolve_pretraining,
     resolve_settings,
     settings_yaml,
     shipped_folder,
@@ -269,8 +271,13 @@ def test_every_field_has_a_description():
 
 
 def test_every_shipped_pipeline_resolves():
-    for name in shipped_names("pipelines"):
+    recipes = {"mini"}
+    assert recipes < set(shipped_names("pipelines"))
+    for name in set(shipped_names("pipelines")) - recipes:
         assert isinstance(resolve_settings(name), Settings), name
+    for name in recipes:
+        assert isinstance(resolve_pretraining(name, {"corpus": {"files": ["any.txt"]}}), Pretraining), name
+        assert f"{name}.yaml: `corpus` is a setting of another command; use pet pretrain" in refusal(name)
 
 
 def test_a_file_that_is_not_yaml_is_named_with_its_line(tmp_path):
