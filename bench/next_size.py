@@ -1,6 +1,6 @@
 """What an hour would make of the recipe of `mini` at RoBERTa-base's shape: three trainings, their losses extrapolated.
 
-    python bench/next_size.py CORPUS [--seconds 60] [--store DIR]
+    python bench/next_size.py CORPUS [--seconds 60]
 
 From random weights, with the words of mini-encoder (30,522 of the 50,265 rows). A short training shows the rate; then
 as many steps as fit into --seconds, twice and four times as many. The loss in D tokens is told twice: with a floor,
@@ -40,17 +40,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", help="text file, one document a line")
     parser.add_argument("--seconds", type=float, default=60, help="of the first of the three")
-    parser.add_argument("--store", help="folder of the artifacts; default: one that is removed")
     parser.add_argument("--tiny", action="store_true", help="a model so small that a CPU shows whether this runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         save_random(Path(folder) / "base", options.tiny)
         recipe = RECIPE | ({"blocks": 8, "held_out_blocks": 16, "warmup_steps": 2} if options.tiny else {})
         least, losses = int(recipe["warmup_steps"]) + 1, []
-        rate = train(Path(folder) / "base", options, recipe, least)["rate"]
+        rate = train(Path(folder) / "base", options.corpus, recipe, least)["rate"]
         steps = max(least, int(options.seconds * rate / (recipe["blocks"] * recipe["length"])))
         for times in (1, 2, 4):
-            found = train(Path(folder) / "base", options, recipe, times * steps)
+            found = train(Path(folder) / "base", options.corpus, recipe, times * steps)
             print(f"{found['tokens']:,} tokens: loss {found['loss']:.3f}, {found['rate']:,.0f} tokens/s", flush=True)
             losses.append((found["tokens"], found["loss"]))
         hour = found["rate"] * HOUR
@@ -69,17 +68,17 @@ def save_random(folder: Path, tiny: bool) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def train(base: Path, options: argparse.Namespace, recipe: dict[str, Any], steps: int) -> dict[str, float]:
+def train(base: Path, corpus: str, recipe: dict[str, Any], steps: int) -> dict[str, float]:
     """Tokens trained on, held-out loss and tokens a second of one training."""
     settings = resolve_pretraining(
         None,
         {
             "model": {"name": str(base)},
-            "corpus": {"files": [options.corpus], "held_out": 0.012},
+            "corpus": {"files": [corpus], "held_out": 0.012},
             "pretrain": {**recipe, "steps": steps},
         },
     )
-    store = Store(options.store or base.parent / "store")
+    store = Store(base.parent / "store")
     told = read_json(pretrain.run(settings, store, open_runtime(settings.runtime)).path / "training.json")
     rate = told.get("tokens_per_second") or steps * recipe["blocks"] * recipe["length"] / told["seconds"]
     tokens = steps * recipe["blocks"] * recipe["length"]
@@ -88,13 +87,14 @@ def train(base: Path, options: argparse.Namespace, recipe: dict[str, Any], steps
 
 def extrapolate(losses: list[tuple[float, float]], tokens: float) -> tuple[float, float]:
     """Loss at `tokens` by E + (A / D)^b through three points, each of twice as many tokens as the one before, and by
-    (A / D)^b through the last two. Without a floor where the second doubling gained as much as the first."""
+    (A / D)^b through the last two. The latter alone where the second doubling did not gain
+    less than the first."""
     (_, first), (_, second), (most, third) = losses
     doublings = math.log2(tokens / most)
     bare = third * (third / second) ** doublings
-    ratio = (first - second) / (second - third)
-    if ratio <= 1:
+    if not 0 < second - third < first - second:
         return bare, bare
+    ratio = (first - second) / (second - third)
     floor = third - (second - third) / (ratio - 1)
     return floor + (third - floor) * ratio**-doublings, bare
 

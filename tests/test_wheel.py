@@ -16,14 +16,14 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     program = (
-        "from pet.errors import SettingsError\n"
-        "from pet.settings import find_file, shipped_folder, shipped_names, read_yaml\n"
+        "from pet.settings import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
         "from pet.tasks import load_card\n"
         "from pet.models import MINI_ADAPTER\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
         "assert MINI_ADAPTER.is_file()\n"
         "[load_card(name) for name in shipped_names('data')]\n"
-        "[read_yaml(find_file('pipelines', name), SettingsError) for name in shipped_names('pipelines')]\n"
+        "[resolve_settings(name) for name in shipped_names('pipelines') if name != 'mini']\n"
+        "resolve_pretraining('mini', {'corpus': {'files': ['any.txt']}})\n"
         "print(*shipped_names('data'), *shipped_names('pipelines'))\n"
     )
     done = subprocess.run(

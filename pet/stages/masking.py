@@ -29,27 +29,19 @@ class MaskedBatch:
     targets: torch.Tensor
 
 
-def words_of(speller: Speller) -> NDArray[np.bool_]:
-    """Which tokens are words [V], the only ones that are hidden: all but the special ones."""
-    words = np.ones(len(speller.tokenizer), dtype=bool)
-    words[list(speller.tokenizer.all_special_ids)] = False
-    return words
-
-
 def hide(
     ids: NDArray[np.int64],
     probability: float,
-    words: NDArray[np.bool_],
     speller: Speller,
     packed: bool,
     rng: np.random.Generator,
     device: torch.device,
 ) -> MaskedBatch:
-    """Hide a share of the tokens of blocks [B, T], every word as readily as any other; the result on a device. The
-    places come to a multiple of TARGETS, the same for every batch of a size, each once: attention is told that no block
-    has more targets than tokens; of those in excess nothing is asked."""
+    """Hide a share of the tokens of blocks [B, T], every token but special ones as readily as any other; the result on
+    a device. The places come to a multiple of TARGETS, the same for every batch of a size, each once: attention is told
+    that no block has more targets than tokens; of those in excess nothing is asked."""
     flat = ids.ravel()
-    hideable = words[flat]
+    hideable = np.isin(flat, speller.tokenizer.all_special_ids, invert=True)
     wanted = max(1, round(probability * flat.size))
     count = min(round_up(wanted, TARGETS), flat.size)
     wanted = min(wanted, int(np.count_nonzero(hideable)))

@@ -32,7 +32,7 @@ from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import Pretraining
 from pet.stages import corpus as corpora
-from pet.stages.masking import MaskedBatch, hide, words_of
+from pet.stages.masking import MaskedBatch, hide
 from pet.stages.progress import Checkpoint, Watch
 from pet.training import Course, Losses, Trainer, TrainingReport
 
@@ -281,14 +281,13 @@ def draw_batches(
     (and on the clock, where that decides when blocks become longer).
     `streams`: the same tokens in blocks of `length` and, if there is one, `last_length`; `way`: as of `Course`."""
     chosen = settings.pretrain
-    words = words_of(speller)
     for number in itertools.count(start * chosen.accumulation):
         late = way(number // chosen.accumulation) >= (1 - chosen.last_share) * chosen.steps
         blocks = streams[-1 if late else 0]
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield hide(ids, chosen.mask_probability, words, speller, packed, rng, runtime.device)
+        yield hide(ids, chosen.mask_probability, speller, packed, rng, runtime.device)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -308,10 +307,10 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
 def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
     """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
     compiled for it."""
-    rng, words = np.random.default_rng(HELD_OUT_SEED), words_of(speller)
+    rng = np.random.default_rng(HELD_OUT_SEED)
     (total, count), packed = torch.zeros(2, device=runtime.device), packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
-        given = hide(blocks.read(numbers), HELD_OUT_MASKED, words, speller, packed, rng, runtime.device)
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, speller, packed, rng, runtime.device)
         asked = (given.targets != IGNORED).sum()
         with torch.compiler.set_stance("force_eager"):
             total += losses_of(cloze, given)["loss"][0] * asked

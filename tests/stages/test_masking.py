@@ -7,7 +7,7 @@ from tiny import TOKENIZERS
 
 from pet.encoding import Speller
 from pet.losses import IGNORED
-from pet.stages.masking import hide, words_of
+from pet.stages.masking import hide
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(s
     rng = np.random.default_rng(0)
     ids = rng.integers(0, len(speller.tokenizer), size=(400, 64))
     ids[:, 0], ids[:, -1] = 2, 3
-    found = hide(ids, 0.15, words_of(speller), speller, True, rng, CPU)
+    found = hide(ids, 0.15, speller, True, rng, CPU)
     places, targets = found.places.numpy(), found.targets.numpy()
     assert len(places) == len(set(places)) == round(0.15 * ids.size)
     assert (ids.ravel()[places] == targets).all()
@@ -38,7 +38,7 @@ def test_targets_are_words_in_the_number_asked_for_and_eight_of_ten_are_masked(s
 def test_where_too_few_words_are_there_the_rest_asks_for_nothing(speller):
     ids = np.full((2, 8), speller.tokenizer.sep_token_id)
     ids[0, 2] = 20
-    found = hide(ids, 0.5, words_of(speller), speller, True, np.random.default_rng(0), CPU)
+    found = hide(ids, 0.5, speller, True, np.random.default_rng(0), CPU)
     assert found.targets.tolist() == [20] + [IGNORED] * 15
     assert found.places[0] == 2
     assert sorted(found.places.tolist()) == [*range(16)]
@@ -46,7 +46,7 @@ def test_where_too_few_words_are_there_the_rest_asks_for_nothing(speller):
 
 def test_the_places_of_a_batch_are_a_round_number(speller):
     ids = np.random.default_rng(0).integers(5, len(speller.tokenizer), size=(20, 50))
-    found = hide(ids, 0.15, words_of(speller), speller, True, np.random.default_rng(1), CPU)
+    found = hide(ids, 0.15, speller, True, np.random.default_rng(1), CPU)
     asked = found.targets != IGNORED
     assert int(asked.sum()) == 150
     assert len(found.places) == len(found.targets) == 192 == len(set(found.places.tolist()))
@@ -59,7 +59,5 @@ def test_every_word_is_hidden_as_readily_as_any_other(speller):
     """Two words, one ten times as frequent."""
     rng = np.random.default_rng(0)
     ids = rng.choice([20, 21], p=[10 / 11, 1 / 11], size=(200, 100))
-    found = np.concatenate(
-        [hide(ids, 0.3, words_of(speller), speller, True, rng, CPU).targets.numpy() for _ in range(10)]
-    )
+    found = np.concatenate([hide(ids, 0.3, speller, True, rng, CPU).targets.numpy() for _ in range(10)])
     assert (found[found != IGNORED] == 21).mean() == pytest.approx((ids == 21).mean(), abs=0.005)

@@ -200,7 +200,7 @@ def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_traine
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = masking.hide(ids, 0.15, masking.words_of(speller), speller, True, rng, CPU)
+            masked = masking.hide(ids, 0.15, speller, True, rng, CPU)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
