@@ -1,13 +1,14 @@
 """The walk through the stages: what each needs, what is there already, and the run that is written at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pet import models, report
 from pet.artifacts import Artifact, Key
 from pet.settings import settings_yaml
-from pet.stages import baseline, distill, evaluate, finetune, label, prepare
-from pet.stages.finetune import Members
+from pet.stages import baseline, distill, draw, evaluate, finetune, label, prepare
+from pet.stages.evaluate import Generation
+from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
 
 STAGES = ("prepare", "finetune", "label", "distill", "evaluate")
@@ -43,7 +44,7 @@ def run_stage(work: Work, stage: str) -> Artifact | None:
         return None
     scored = evaluate.run(work, prepared, members, labelled, student)
     base = evaluate.find_baseline(work, prepared)
-    return publish_run(work, Outcome(prepared, members, labelled, student, scored, base))
+    return publish_run(work, Outcome(prepared, [Generation(members, labelled)], student, scored, base))
 
 
 def check(work: Work) -> None:
@@ -70,22 +71,29 @@ def check_models(work: Work) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All artifacts of one walk."""
+    """All artifacts of one walk. `generations`: of iPET, the last one being that of the student."""
 
     prepared: Artifact
-    members: Members
-    labelled: Artifact
+    generations: Sequence[Generation]
     student: Artifact
     scored: Artifact
     baseline: Artifact | None
 
+    @property
+    def is_ipet(self) -> bool:
+        """Whether there is more than generation 0."""
+        return len(self.generations) > 1
+
     def by_stage(self) -> dict[str, list[Artifact]]:
         """Stage -> its artifacts; the baselines belong to evaluate."""
-        tuned = [*self.members.untuned.values(), *self.members.tuned]
+        members = [one.members for one in self.generations]
+        tuned = [*members[0].untuned.values(), *(made for one in members for made in one.tuned)]
+        drawn = [plan.drawn for one in members for plan in one.plans if plan.drawn]
         return {
             "prepare": [self.prepared],
+            **({"draw": drawn} if drawn else {}),
             "finetune": list({one.identity: one for one in tuned}.values()),
-            "label": [self.labelled],
+            "label": [one.labelled for one in self.generations],
             "distill": [self.student],
             "evaluate": [*([self.baseline] if self.baseline else []), self.scored],
         }
@@ -97,10 +105,14 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
     found = work.reuse(key, "run")
     if found:
         return found
-    with work.publish(key, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
+    name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
+    with work.publish(key, name, seed=work.settings.seed) as draft:
         summary = report.build_summary(
             work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
         )
+        if outcome.is_ipet:
+            scored = [evaluate.score_generation(work, outcome.prepared, one) for one in outcome.generations]
+            summary["generations"] = report.flag_generations(scored)
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
@@ -109,8 +121,12 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
-    settings = work.settings.model_dump(mode="json", exclude={"runtime"})
-    return Key("run", RUN_VERSION, settings, {"evaluate": outcome.scored.identity})
+    unused = {"runtime"} if outcome.is_ipet else {"runtime", "ipet"}
+    settings = work.settings.model_dump(mode="json", exclude=unused)
+    inputs = {"evaluate": outcome.scored.identity}
+    if outcome.is_ipet:
+        inputs |= {f"generation-{number}": one.labelled.identity for number, one in enumerate(outcome.generations)}
+    return Key("run", RUN_VERSION, settings, inputs)
 
 
 # ---- what would be done --------------------------------------------------------------------------------------------
@@ -126,36 +142,51 @@ class Step:
     found: Artifact | None
 
 
-def plan(work: Work) -> list[Step]:
-    """Every artifact of the whole walk, made or not; nothing is written.
+def plan(work: Work, generations: int = 0) -> list[Step]:
+    """Every artifact of the whole walk, made or not; nothing is written. `generations`: of iPET, after generation 0.
 
     Raises:
         PetError: card, texts, patterns, label words or model are unusable.
     """
     check_models(work)
-    return list(plan_steps(work))
+    return list(plan_steps(work, generations))
 
 
-def plan_steps(work: Work) -> Iterator[Step]:
-    """In the order in which they would be made."""
+def plan_steps(work: Work, generations: int = 0) -> Iterator[Step]:
+    """In the order in which they would be made. `generations`: of iPET, after generation 0."""
 
     def step(stage: str, name: str, key: Key) -> tuple[Step, Artifact]:
         found = work.store.find(key)
         expected = found or Artifact(work.store.root, {"identity": key.identity})
         return Step(stage, name, key.identity, found), expected
 
+    def member(plan: Plan) -> tuple[Step, Artifact]:
+        return step("finetune", f"{plan.label}  {plan.pvp.pattern.source}", finetune.key(work, prepared, plan))
+
     one, prepared = step("prepare", work.draw_label, prepare.key(work))
     yield one
     untuned, members_plans = finetune.plans(work)
     made: dict[str, Artifact] = {}
     for each in finetune.distinct(untuned, members_plans):
-        name = f"{each.label}  {each.pvp.pattern.source}"
-        one, made[each.label] = step("finetune", name, finetune.key(work, prepared, each))
+        one, made[each.label] = member(each)
         yield one
     asked = {each.pvp.number: made[each.label] for each in untuned}
     members = Members(asked, members_plans, [made[each.label] for each in members_plans])
     one, labelled = step("label", "soft labels", label.key(work, prepared, members))
     yield one
+    for number in range(1, generations + 1):
+        plans, tuned = [], []
+        for plan, _, wanted in draw.next_plans(work, prepared, members, number):
+            one, drawn = step("draw", f"{plan.label}  training set", wanted)
+            yield one
+            plans.append(Plan(plan.pvp, plan.repetition, number, drawn))
+        for plan in plans:
+            one, found = member(plan)
+            yield one
+            tuned.append(found)
+        members = Members(asked, plans, tuned)
+        one, labelled = step("label", f"soft labels{label.of(members)}", label.key(work, prepared, members))
+        yield one
     one, student = step("distill", "student", distill.key(work, prepared, labelled))
     yield one
     base = None

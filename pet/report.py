@@ -1,6 +1,10 @@
-"""What a run found, for people and programs: the summary of one run, and a table over several. Computes no score."""
+"""What a run found, for people and programs: the summary of one run, and a table over several. Computes no score.
+
+A run of iPET has a second table, of its generations, instead of its members.
+"""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
@@ -14,7 +18,12 @@ NAMES = {
     "ensemble": "PET ensemble",
     "student": "PET student",
 }
-"""Rows of the table, in this order; the members stand before the ensemble."""
+"""Rows of the table, in this order; the members stand before the ensemble. Of iPET, "PET" is its last generation."""
+
+GENERATION_COLUMNS = ("generation", "texts", "drawn right", "agreement", "furthest label", "ensemble")
+"""Columns of the table of generations: texts in a member's training set, how many of the drawn ones have the right
+label, how far the members agree, how the ensemble scores. The furthest label: the one whose share of the pool, as the
+ensemble labels it, is furthest from its share of the labelled texts, and by how many points."""
 
 
 def build_summary(
@@ -56,8 +65,60 @@ def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]
     """(name, value/low/high) in the order of the table."""
     scores = summary["scores"]
     rows = [(NAMES[name], scores[name]) for name in ("zero_shot", "probe", "supervised") if name in scores]
-    rows += [(f"  member, pattern {one['pattern']}{describe_repetition(one)}", one) for one in scores["members"]]
-    return rows + [(NAMES[name], scores[name]) for name in ("ensemble", "student")]
+    if "generations" not in summary:
+        rows += [(f"  member, pattern {one['pattern']}{describe_repetition(one)}", one) for one in scores["members"]]
+    return rows + [(row_name(summary, name), scores[name]) for name in ("ensemble", "student")]
+
+
+def row_name(summary: Mapping[str, Any], name: str) -> str:
+    """What a row is called."""
+    return NAMES[name].replace("PET", "iPET") if "generations" in summary else NAMES[name]
+
+
+def flag_generations(scored: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each generation's scores, with `worse`: its members agree less than those of the one before."""
+    found = [one["agreement"] for one in scored]
+    worse = [False, *(None not in (old, new) and new < old for old, new in pairwise(found))]
+    return [{**one, "worse": flag} for one, flag in zip(scored, worse, strict=True)]
+
+
+def generation_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The table of generations, in the order of GENERATION_COLUMNS."""
+    rows: list[tuple[str, ...]] = []
+    for one in summary["generations"]:
+        right = one.get("drawn_right")
+        agreement = "" if one["agreement"] is None else f"{100 * one['agreement']:.1f}"
+        off = {name: 100 * (share - one["prior"][name]) for name, share in one["label_shares"].items()}
+        furthest = max(off, key=lambda name: abs(off[name]))
+        rows.append(
+            (
+                str(one["generation"]),
+                f"{one['texts']:,}",
+                "" if right is None else f"{right:.1f}",
+                agreement + (" (worse)" if one["worse"] else ""),
+                f"{furthest} {off[furthest]:+.1f}",
+                f"{one['ensemble']['value']:.1f}",
+            )
+        )
+    return rows
+
+
+def generation_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a person should not overlook in it."""
+    notes = []
+    for one in summary["generations"]:
+        if one["worse"]:
+            notes.append(
+                f"Generation {one['generation']} is worse by its own agreement: its members agree less than those of "
+                "the one before."
+            )
+        if one.get("filled"):
+            counts = ", ".join(f"{name} {count:,}" for name, count in one["filled"].items())
+            notes.append(
+                f"Generation {one['generation']}: too few texts were given these labels, others were drawn for them: "
+                f"{counts} (all members together)."
+            )
+    return notes
 
 
 def describe_repetition(member: Mapping[str, Any]) -> str:
@@ -95,9 +156,12 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         "",
         f"Cost: {cost_line(summary)}.",
     ]
-    if "soft_labels" in summary["scores"]:
-        lines.insert(-2, "")
-        lines.insert(-2, soft_label_line(summary))
+    more = [soft_label_line(summary)] if "soft_labels" in summary["scores"] else []
+    if "generations" in summary:
+        table = [GENERATION_COLUMNS, ("---:",) * len(GENERATION_COLUMNS), *generation_rows(summary)]
+        more += ["\n".join(f"| {' | '.join(row)} |" for row in table), *generation_notes(summary)]
+    for part in more:
+        lines[-2:-2] = ["", part]
     return "\n".join(lines) + "\n"
 
 
@@ -113,8 +177,8 @@ def soft_label_line(summary: Mapping[str, Any]) -> str:
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, list[float]]]:
     """(name, mean, standard deviation, value per seed) of every row but the members; at least two summaries."""
     rows = []
-    for key, name in NAMES.items():
+    for key in NAMES:
         values = [summary["scores"][key]["value"] for summary in summaries if key in summary["scores"]]
         if len(values) == len(summaries):
-            rows.append((name, mean(values), stdev(values), values))
+            rows.append((row_name(summaries[0], key), mean(values), stdev(values), values))
     return rows

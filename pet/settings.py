@@ -150,6 +150,32 @@ class LabelSettings(Concern):
     )
 
 
+class IpetSettings(Concern):
+    """Generations of ensembles, each trained on larger sets that the one before it labelled (P1 section 3.4)."""
+
+    generations: Annotated[int, Field(ge=1, le=100)] = Field(
+        3, description="ensembles after generation 0 (P1 section 4: 3 for 10 labelled texts, 4 for none)"
+    )
+    growth: Annotated[float, Field(gt=1, le=1000)] = Field(
+        5.0, description="how many times as many texts a training set holds as in the generation before (P1 section 4)"
+    )
+    teachers: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of the other members that label a member's training set, one at least (P1 section 4)"
+    )
+    pool_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="share of the pool that a training set draws at most: who takes all of it takes every mistake"
+    )
+    first_examples: Count = Field(
+        10, description="texts in generation 1's training sets where none is labelled (P1 section 3.4)"
+    )
+    first_candidates: Count = Field(
+        100, description="of each label, those are drawn from so many that fit it best (P1 section 3.4)"
+    )
+    steps: Count | None = Field(
+        None, description="optimizer steps of a member after generation 0; default: finetune.steps (P1 section 4)"
+    )
+
+
 class DistillSettings(Optimisation):
     """The student: a plain classifier trained on the soft labels."""
 
@@ -255,6 +281,7 @@ class Settings(Concern):
     data: DataSettings = DataSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     label: LabelSettings = LabelSettings()
+    ipet: IpetSettings = IpetSettings()
     distill: DistillSettings = DistillSettings()
     baseline: BaselineSettings = BaselineSettings()
     runtime: RuntimeSettings = RuntimeSettings()

@@ -15,7 +15,7 @@ import os
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 
 from pet.errors import TaskError, raise_problems
-from pet.examples import CHUNK, Texts
+from pet.examples import CHUNK, Texts, concatenate
 from pet.patterns import PVP, parse_pattern
 from pet.settings import Concern, find_file, parse_model, read_extended
 
@@ -558,6 +558,15 @@ class TextFile:
         with pyarrow.parquet.ParquetFile(self.path) as file:
             for group in range(file.num_row_groups):  # pyarrow's iterator over all of them holds something for each
                 yield texts_of(file.read_row_group(group).to_pydict())
+
+    def take(self, rows: Sequence[int]) -> Texts:
+        """The texts at `rows`, in that order."""
+        place = {row: number for number, row in enumerate(sorted(rows))}
+        parts, start = [], 0
+        for chunk in self.chunks():
+            parts.append(chunk.take([row - start for row in place if start <= row < start + len(chunk)]))
+            start += len(chunk)
+        return concatenate(parts).take([place[row] for row in rows])
 
     def id_of(self, row: int) -> str:
         """The id of one text."""

@@ -89,13 +89,18 @@ class Trainer(Generic[B]):
         if runtime.captures:
             self.run_step = CapturedSteps(self.step, runtime.device)
 
-    def run(self, batches: Iterator[B], *names: str, course: "Course | None" = None) -> list[TrainingReport]:
-        """Train in place for exactly `settings.steps` optimizer steps and leave the model in eval mode.
+    def run(
+        self, batches: Iterator[B], *names: str, steps: int | None = None, course: "Course | None" = None
+    ) -> list[TrainingReport]:
+        """Train in place for exactly `steps` optimizer steps (default: those of the settings) and leave the model in
+        eval mode.
 
         Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end.
         `names`: of the members, for the tracker; one report each. `course`: where it starts and ends, if not so.
         """
         settings, course = self.settings, course or Course()
+        if steps is not None:
+            settings = settings.model_copy(update={"steps": steps})
         if not course.start:
             self.optimizer.reset()
         reports = [copy.deepcopy(course.earlier) for _ in names]

@@ -21,6 +21,7 @@ LAYERS = {
     "patterns": 2,
     "sampling": 2,
     "ensemble": 2,
+    "generations": 2,
     "metrics": 2,
     "artifacts": 2,
     "tasks": 3,

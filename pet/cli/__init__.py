@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that `pet --help` answers a
 import click
 
 from pet.cli.group import PetGroup
+from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
 from pet.cli.run import run
@@ -24,5 +25,6 @@ def main() -> None:
 
 
 main.add_command(run)
+main.add_command(ipet)
 main.add_command(merge)
 main.add_command(pretrain)

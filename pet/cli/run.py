@@ -1,44 +1,54 @@
-"""`pet run`: walk through the stages of a pipeline."""
+"""`pet run`: walk through the stages of a pipeline. What `pet ipet` shares with it is here too."""
 
 import os
 import shlex
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pet.errors import SettingsError
 
+if TYPE_CHECKING:
+    from pet.artifacts import Artifact
+    from pet.pipeline import Step
+    from pet.stages.work import Work
+
 STAGE_NAMES = ("all", "prepare", "finetune", "label", "distill", "evaluate")
 
 
+WALK_OPTIONS = (
+    click.argument("pipeline", required=False),
+    click.option("--task", help="Task card: a shipped name or the path of a task.yaml."),
+    click.option("--model", help="Masked language model: `mini`, a folder or a hub id."),
+    click.option("--train-examples", type=int, help="Number of labelled texts; 0 for zero-shot."),
+    click.option(
+        "--seed", "seeds", type=int, multiple=True, help="Seed of the draw and the training; repeat for several."
+    ),
+    click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated."),
+    click.option("--data", help="Folder with the task's files."),
+    click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts."),
+    click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--precision", help="auto, fp32, bf16."),
+    click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
+    click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
+    click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged."),
+)
+"""What a command that walks through a pipeline takes."""
+
+
+def walk_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command WALK_OPTIONS, shown in that order."""
+    for option in reversed(WALK_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("pipeline", required=False)
 @click.option("--stage", type=click.Choice(STAGE_NAMES), default="all", show_default=True, help="Which stage to run.")
-@click.option("--task", help="Task card: a shipped name or the path of a task.yaml.")
-@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
-@click.option("--train-examples", type=int, help="Number of labelled texts; 0 for zero-shot.")
-@click.option("--seed", "seeds", type=int, multiple=True, help="Seed of the draw and the training; repeat for several.")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--data", help="Folder with the task's files.")
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", help="auto, fp32, bf16.")
-@click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard.")
-@click.option("--dry-run", is_flag=True, help="Show what would be made and stop.")
-@click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
-def run(
-    pipeline: str | None,
-    stage: str,
-    seeds: tuple[int, ...],
-    assignments: tuple[str, ...],
-    store: str,
-    tracker: str,
-    dry_run: bool,
-    verbose: bool,
-    **flags: Any,
-) -> None:
+@walk_options
+def run(stage: str, **given: Any) -> None:
     """Run a PIPELINE, all stages or one of them, and show what came out.
 
     PIPELINE is a shipped name or a YAML file. Without it, `demo` is run; with --task but no PIPELINE, `quick`.
@@ -51,6 +61,28 @@ def run(
         pet run agnews --data archives/ag_news_csv --train-examples 100
         pet run --stage distill --set distill.steps=200
     """
+    from pet.pipeline import plan, run_stage
+
+    def steps(work: "Work") -> "list[Step]":
+        return [step for step in plan(work) if stage in ("all", step.stage)]
+
+    walk(lambda work: run_stage(work, stage), steps, **given)
+
+
+def walk(
+    go: "Callable[[Work], Artifact | None]",
+    steps: "Callable[[Work], list[Step]]",
+    pipeline: str | None,
+    seeds: tuple[int, ...],
+    assignments: tuple[str, ...],
+    store: str,
+    tracker: str,
+    dry_run: bool,
+    verbose: bool,
+    **flags: Any,
+) -> None:
+    """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
+    that; `steps`: what it would make."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.cli.screen import Screen
 
@@ -60,39 +92,34 @@ def run(
     if pipeline is None:
         pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
-    summaries = [
-        one
-        for seed in require_different(seeds) or (None,)
-        if (one := run_seed(screen, pipeline, overrides, seed, stage, store, tracker, dry_run))
-    ]
+    summaries = []
+    for seed in require_different(seeds) or (None,):
+        work = open_work(screen, pipeline, overrides, seed, store)
+        if dry_run:
+            screen.show_plan(steps(work))
+        elif summary := run_seed(screen, go, work, tracker):
+            summaries.append(summary)
     if len(summaries) > 1:
         screen.show_seeds(summaries)
 
 
-def run_seed(
-    screen: Any,
-    pipeline: str,
-    overrides: list[Mapping[str, Any]],
-    seed: int | None,
-    stage: str,
-    store: str,
-    tracker: str,
-    dry_run: bool,
-) -> Mapping[str, Any] | None:
-    """One walk; its summary if it came to that."""
+def open_work(screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: str) -> "Work":
+    """What the stages are given."""
     from pet.artifacts import Store
-    from pet.pipeline import plan, run_stage
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
-    work = Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
-    if dry_run:
-        screen.show_plan([step for step in plan(work) if stage in ("all", step.stage)])
-        return None
+    return Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
+
+
+def run_seed(
+    screen: Any, go: "Callable[[Work], Artifact | None]", work: "Work", tracker: str
+) -> Mapping[str, Any] | None:
+    """One walk; its summary if it came to that."""
     with tracked(screen, tracker, work):
-        artifact = run_stage(work, stage)
+        artifact = go(work)
         if artifact is None:
             return None
         summary: Mapping[str, Any] = artifact.read_json("summary.json")

@@ -77,9 +77,22 @@ class Screen:
         self.out.print(table)
         if "soft_labels" in summary["scores"]:
             self.out.print(report.soft_label_line(summary))
+        if "generations" in summary:
+            self.show_generations(summary)
         self.out.print(
             f"{report.cost_line(summary)}\nrun: {path}\nstudent: {summary['artifacts']['distill'][0]}/student"
         )
+
+    def show_generations(self, summary: Mapping[str, Any]) -> None:
+        """The table of iPET's generations."""
+        table = Table()
+        for name in report.GENERATION_COLUMNS:
+            table.add_column(name, justify="right")
+        for row in report.generation_rows(summary):
+            table.add_row(*row)
+        self.out.print(table)
+        for line in report.generation_notes(summary):
+            self.out.print(Text(line))
 
     def show_seeds(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """The table over several seeds."""

@@ -20,15 +20,16 @@ from pet.patterns import PVP
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, never_masked
 from pet.stages.work import Work, label_numbers
-from pet.tasks import TextFile
+from pet.tasks import TextFile, read_texts
 from pet.training import Losses, Trainer
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One PVP, ready to be asked: rows per split and the ids of its label words."""
+    """One PVP, ready to be asked: rows per split, the labels of those to be trained on, the ids of its label words."""
 
     rows: dict[str, Rows]
+    labels: NDArray[np.int64]
     verbalizers: VerbalizerIds
 
 
@@ -73,11 +74,6 @@ class Bench:
     def splits(self) -> prepare.Splits[TextFile]:
         """The texts."""
         return prepare.load(self.prepared)
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Gold labels of the labelled texts, as numbers."""
-        return label_numbers(self.splits.train, self.work.card.labels)
 
     @cached_property
     def tokens(self) -> dict[str, TokenizedTexts]:
@@ -156,17 +152,21 @@ class Bench:
             self.cloze.lm, self.work.runtime, self.work.settings.model.max_length if whole else None
         )
 
-    def ask(self, pvp: PVP) -> Asked:
-        """Fill all texts into a pattern."""
+    def ask(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
+        """Fill all texts into a pattern. `drawn`: holds the texts to be trained on; default: the labelled ones."""
         settings = self.work.settings
         encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-        rows = {split: encoder.encode(tokens) for split, tokens in self.tokens.items()}
-        return Asked(rows, self.verbalizers[pvp.number])
+        train, tokens = self.splits.train, self.tokens
+        if drawn is not None:
+            train = read_texts(drawn.path / "train.parquet")
+            tokens = tokens | {"train": TokenizedTexts(self.work.speller, train)}
+        rows = {split: encoder.encode(found) for split, found in tokens.items()}
+        return Asked(rows, label_numbers(train, self.work.card.labels), self.verbalizers[pvp.number])
 
     def sources(self, asked: Asked) -> Sources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.work.speller, self.work.settings.finetune.mask_targets)
-        return Sources(asked.rows["train"], self.labels, asked.rows["pool"], asked.verbalizers, never)
+        return Sources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
 
     def score(self, asked: Asked, splits: Sequence[str], name: str) -> dict[str, NDArray[np.float32]]:
         """Label scores [N, L] of the model as it is now, by split."""

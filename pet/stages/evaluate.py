@@ -1,9 +1,13 @@
 """evaluate: every classifier of the walk on the same test set, with 95 % bootstrap intervals.
 
 Compares zero-shot (untuned patterns, pooled), the supervised baselines, every member, the ensemble before distillation
-and the student; and, where the pool's labels are known, how right the soft labels were. Writes scores.json.
+and the student; and, where the pool's labels are known, how right the soft labels were. Writes scores.json. Of iPET's
+generations it says the same, and what became of the texts that were drawn.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +19,7 @@ from pet.metrics import score_predictions
 from pet.stages import baseline, label, prepare
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, finish, label_numbers, read_scores
+from pet.tasks import read_texts
 
 STAGE = "evaluate"
 VERSION = 1
@@ -60,13 +65,9 @@ def score_all(
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
     untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
-    # By identity: the soft labels may have been made with the patterns in another order.
-    weight_of = {one["identity"]: one["weight"] for one in labelled.read_json("ensemble.json")["members"]}
-    weights = np.asarray([weight_of[one.identity] for one in members.tuned])
 
     def entry(scores: NDArray[Any]) -> Entry:
-        found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)
-        return dict(found.as_dict())
+        return score(work, gold, scores)
 
     scores: dict[str, Any] = {"zero_shot": entry(pool_scores(untuned, member_weights(np.zeros(len(untuned)))))}
     if base is not None:
@@ -76,17 +77,87 @@ def score_all(
         {"pattern": plan.pvp.number, "repetition": plan.repetition, **entry(one)}
         for plan, one in zip(members.plans, tuned, strict=True)
     ]
-    scores |= {"ensemble": entry(pool_scores(tuned, weights)), "student": entry(read_scores(student)["test"])}
+    scores |= {
+        "ensemble": entry(pool_scores(tuned, weights_of(members, labelled))),
+        "student": entry(read_scores(student)["test"]),
+    }
     return scores | score_soft_labels(work, prepared, labelled)
+
+
+def score(work: Work, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
+    """Value, low, high (percent) of scores [N, L]."""
+    found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)
+    return dict(found.as_dict())
+
+
+def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:
+    """The members' weights [M], by identity: the soft labels may have been made with the patterns in another order."""
+    weight_of = {one["identity"]: one["weight"] for one in labelled.read_json("ensemble.json")["members"]}
+    return np.asarray([weight_of[one.identity] for one in members.tuned])
 
 
 def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
     """How right the soft labels are on pool texts whose label the source knows; nothing where it knows none."""
     labels = work.card.labels
-    gold = prepare.load_pool_gold(prepared)
+    gold = [name for _, name in prepare.load_pool_gold(prepared)]
     known = [row for row, name in enumerate(gold) if name is not None]
     if not known:
         return {}
     numbers = np.asarray([labels.index(name) for name in gold if name is not None])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
     return {"soft_labels": dict(score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict())}
+
+
+# ---- generations of iPET -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One ensemble and its opinion on the pool."""
+
+    members: Members
+    labelled: Artifact
+
+
+def score_generation(work: Work, prepared: Artifact, one: Generation) -> Entry:
+    """How an ensemble came out (on the test set and on the pool), how far its members agree and which labels they give,
+    beside the labels' shares among the labelled texts; and of what its members were trained on how much was right."""
+    splits = prepare.load(prepared)
+    gold = label_numbers(splits.test, work.card.labels)
+    tuned = np.stack([read_scores(member)["test"] for member in one.members.tuned])  # [M, N, L]
+    opinion = one.labelled.read_json("ensemble.json")
+    drawn = [plan.drawn for plan in one.members.plans if plan.drawn is not None]
+    return {
+        "generation": one.members.generation,
+        "ensemble": score(work, gold, pool_scores(tuned, weights_of(one.members, one.labelled))),
+        **score_soft_labels(work, prepared, one.labelled),
+        "agreement": opinion["agreement"] if len(tuned) > 1 else None,
+        "label_shares": opinion["label_shares"],
+        "prior": prior(splits.train.labels, work.card.labels),
+        **(score_drawn(prepared, drawn) if drawn else {"texts": len(splits.train)}),
+    }
+
+
+def prior(given: Sequence[str | None], labels: Sequence[str]) -> dict[str, float]:
+    """Each label's share of the labelled texts; the same for all where there are none."""
+    total = len(given) or len(labels)
+    return {name: round((given.count(name) if given else 1) / total, 4) for name in labels}
+
+
+def score_drawn(prepared: Artifact, drawn: Sequence[Artifact]) -> Entry:
+    """Of the training sets of one generation: their size, how many of the drawn labels are right (percent, of those
+    that can be known), and how many texts of each label were taken for want of better ones."""
+    gold = dict(prepare.load_pool_gold(prepared))
+    right, filled = [], Counter[str]()
+    for one in drawn:
+        texts = read_texts(one.path / "train.parquet")
+        report = one.read_json("drawn.json")
+        new = range(report["labelled"], len(texts))
+        right += [gold[texts.ids[row]] == texts.labels[row] for row in new if gold[texts.ids[row]] is not None]
+        filled.update({name: found["filled"] for name, found in report["labels"].items()})
+    return {
+        "texts": len(texts),
+        "drawn_right": round(100 * sum(right) / len(right), 2) if right else None,
+        "drawn_known": len(right),
+        "filled": {name: count for name, count in filled.items() if count},
+    }

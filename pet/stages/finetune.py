@@ -4,6 +4,8 @@ Before that, each pattern is asked untuned: its accuracy on the labelled texts i
 3.3) and its scores on the test set are the zero-shot result. Without labelled texts the untuned patterns are the
 ensemble, and nothing is trained.
 
+A member of a later generation of iPET is trained on more than the labelled texts: on what `draw` published for it.
+
 Writes per member scores.safetensors (train, pool, test: raw label scores [N, L]), training.json (accuracy on the
 labelled texts, losses) and, for trained members, model/ (a transformers checkpoint) or, with `method: lora`, adapter/
 (a peft adapter).
@@ -25,6 +27,7 @@ from pet.lora import Adapters, find_targets
 from pet.patterns import PVP
 from pet.runtime import seed_everything
 from pet.sampling import derive_seed
+from pet.settings import FinetuneSettings
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
 from pet.stages.work import Work, begin, finish, training_settings, write_scores
@@ -36,15 +39,19 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """One artifact to be: a pattern, and which repetition of it (`None`: untuned)."""
+    """One artifact to be: a pattern, and which repetition of it (`None`: untuned). In a later generation of iPET,
+    `drawn` is the training set; in generation 0 the labelled texts are."""
 
     pvp: PVP
     repetition: int | None
+    generation: int = 0
+    drawn: Artifact | None = None
 
     @property
     def label(self) -> str:
-        """Short name: p0-r1, or p0-untuned."""
-        return f"p{self.pvp.number}-" + ("untuned" if self.repetition is None else f"r{self.repetition}")
+        """Short name: p0-r1, p0-untuned, or g2-p0-r1."""
+        name = f"p{self.pvp.number}-" + ("untuned" if self.repetition is None else f"r{self.repetition}")
+        return f"g{self.generation}-{name}" if self.generation else name
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ class Members:
     untuned: dict[int, Artifact]
     plans: list[Plan]
     tuned: list[Artifact]
+
+    @property
+    def generation(self) -> int:
+        """Which of iPET's; PET's ensemble is generation 0."""
+        return self.plans[0].generation
 
 
 def words_of(pvp: PVP) -> dict[str, list[str]]:
@@ -66,8 +78,12 @@ def plans(work: Work) -> tuple[list[Plan], list[Plan]]:
     untuned = [Plan(pvp, None) for pvp in work.pvps]
     if work.settings.data.train_examples == 0:
         return untuned, untuned
-    repetitions = range(work.settings.finetune.repetitions)
-    return untuned, [Plan(pvp, repetition) for pvp in work.pvps for repetition in repetitions]
+    return untuned, [Plan(*one) for one in members_of(work)]
+
+
+def members_of(work: Work) -> list[tuple[PVP, int]]:
+    """Pattern and repetition of every member that is trained."""
+    return [(pvp, number) for pvp in work.pvps for number in range(work.settings.finetune.repetitions)]
 
 
 def distinct(untuned: list[Plan], members: list[Plan]) -> list[Plan]:
@@ -88,10 +104,17 @@ def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
     else:
         unused = ("learning_rate",) if work.settings.finetune.method == "lora" else ("lora",)
         settings["finetune"] = training_settings(
-            work.settings.finetune, work.settings, "patterns", "repetitions", *unused
+            settings_of(work, plan), work.settings, "patterns", "repetitions", *unused
         )
         settings["seed"] = work.settings.seed
-    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
+    inputs = {"prepare": prepared.identity} | ({"draw": plan.drawn.identity} if plan.drawn else {})
+    return Key(STAGE, VERSION, settings, inputs)
+
+
+def settings_of(work: Work, plan: Plan) -> FinetuneSettings:
+    """How a member is trained."""
+    steps = work.settings.ipet.steps if plan.generation else None
+    return work.settings.finetune.model_copy(update={"steps": steps}) if steps else work.settings.finetune
 
 
 def check(work: Work) -> None:
@@ -114,15 +137,23 @@ def check(work: Work) -> None:
 
 
 def run(work: Work, prepared: Artifact) -> Members:
-    """Make every member that is not in the store yet.
+    """Make every member of generation 0 that is not in the store yet.
 
     Raises:
         ModelError, TaskError, SettingsError: model, label words or lengths do not fit.
     """
-    bench = Bench(work, prepared)
-    missing = [
-        plan for plan in distinct(*plans(work)) if not work.reuse(key(work, prepared, plan), f"finetune {plan.label}")
-    ]
+    make(Bench(work, prepared), distinct(*plans(work)))
+    return need(work, prepared)
+
+
+def make(bench: Bench, wanted: Sequence[Plan]) -> None:
+    """Make every one of these that is not in the store yet.
+
+    Raises:
+        ModelError, TaskError, SettingsError: as `run`.
+    """
+    work = bench.work
+    missing = [plan for plan in wanted if not work.reuse(key(work, bench.prepared, plan), f"finetune {plan.label}")]
     for plan in missing:
         if plan.repetition is None:
             make_untuned(bench, plan)
@@ -133,7 +164,6 @@ def run(work: Work, prepared: Artifact) -> Members:
         with models.quiet_transformers(), Aside() as aside:
             for plan in trained:
                 make_alone(bench, plan, aside)
-    return need(work, prepared)
 
 
 def need(work: Work, prepared: Artifact) -> Members:
@@ -143,12 +173,16 @@ def need(work: Work, prepared: Artifact) -> Members:
         MissingArtifact: one has not been made; says which command makes it.
     """
     untuned, members = plans(work)
+    asked = dict(zip((plan.pvp.number for plan in untuned), find(work, prepared, untuned), strict=True))
+    return Members(asked, members, find(work, prepared, members))
 
-    def find(plan: Plan) -> Artifact:
-        return work.store.need(key(work, prepared, plan), f"member {plan.label} of these settings", work.command(STAGE))
 
-    asked = {plan.pvp.number: find(plan) for plan in untuned}
-    return Members(asked, members, [find(plan) for plan in members])
+def find(work: Work, prepared: Artifact, wanted: Sequence[Plan]) -> list[Artifact]:
+    """These members from the store; as `need`."""
+    return [
+        work.store.need(key(work, prepared, plan), f"member {plan.label} of these settings", work.command(STAGE))
+        for plan in wanted
+    ]
 
 
 # ---- making members ------------------------------------------------------------------------------------------------
@@ -162,7 +196,8 @@ def announce(bench: Bench, plans: Sequence[Plan]) -> None:
 
 def member_seed(work: Work, plan: Plan) -> int:
     """Of everything random about a member."""
-    return derive_seed("member", work.settings.seed, plan.pvp.pattern.source, plan.repetition)
+    later = [plan.generation] if plan.generation else []
+    return derive_seed("member", work.settings.seed, plan.pvp.pattern.source, plan.repetition, *later)
 
 
 def splits_of(bench: Bench, plan: Plan) -> tuple[str, ...]:
@@ -177,8 +212,9 @@ def make_untuned(bench: Bench, plan: Plan) -> None:
     announce(bench, [plan])
     with open_draft(bench, plan) as draft:
         bench.reset()
-        scores = bench.score(bench.ask(plan.pvp), splits_of(bench, plan), plan.label)
-        write_member(draft, bench, plan, scores)
+        asked = bench.ask(plan.pvp)
+        scores = bench.score(asked, splits_of(bench, plan), plan.label)
+        write_member(draft, bench, plan, asked, scores)
 
 
 def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
@@ -186,13 +222,14 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
     announce(bench, [plan])
     with ExitStack() as stack:
         draft = stack.enter_context(open_draft(bench, plan))
-        asked = bench.ask(plan.pvp)
+        asked = bench.ask(plan.pvp, plan.drawn)
         bench.reset()
         seed = member_seed(bench.work, plan)
         seed_everything(seed)
-        (report,) = bench.trainer.run(draw_batches(bench, [asked], [seed]), plan.label)
+        steps = settings_of(bench.work, plan).steps
+        (report,) = bench.trainer.run(draw_batches(bench, [asked], [seed]), plan.label, steps=steps)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
-        write_member(draft, bench, plan, scores, steps=report.steps, losses=report.losses)
+        write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
         aside.wait()  # before the memory that it reads is used again
         state = bench.state_on_host()
         publishing = stack.pop_all()
@@ -213,12 +250,14 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
         work.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
     base = models.lasting_name(work.settings.model)
     bench.reset()
-    asked = [bench.ask(plan.pvp) for plan in plans]
+    asked = [bench.ask(plan.pvp, plan.drawn) for plan in plans]
     seeds = [member_seed(work, plan) for plan in plans]
-    adapters = Adapters(model, bench.cloze.lm, seeds, work.settings.finetune)
+    settings = settings_of(work, plans[0])  # all are of one generation
+    adapters = Adapters(model, bench.cloze.lm, seeds, settings)
     with adapters.installed():
         begun = time.perf_counter()
-        reports = train_adapters(bench, adapters, draw_batches(bench, asked, seeds), [plan.label for plan in plans])
+        batches = draw_batches(bench, asked, seeds)
+        reports = train_adapters(bench, adapters, settings, batches, [plan.label for plan in plans])
         share = (time.perf_counter() - begun) / len(plans)
         for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
             with open_draft(bench, plan) as draft:
@@ -228,15 +267,18 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
                 adapters.save(number, draft.path / "adapter", base, work.settings.model.revision)
                 together = [other.label for other in plans]
                 write_member(
-                    draft, bench, plan, scores, steps=report.steps, losses=report.losses, trained_with=together
+                    draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=together
                 )
 
 
 def train_adapters(
-    bench: Bench, adapters: Adapters, batches: Iterator[ClozeBatch], names: Sequence[str]
+    bench: Bench,
+    adapters: Adapters,
+    settings: FinetuneSettings,
+    batches: Iterator[ClozeBatch],
+    names: Sequence[str],
 ) -> list[TrainingReport]:
     """Train installed adapters, one report each. The frozen model stays in eval mode: dropout is the adapters' own."""
-    settings = bench.work.settings.finetune
     dtype = next(bench.twin.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
@@ -268,12 +310,12 @@ def open_draft(bench: Bench, plan: Plan) -> AbstractContextManager[Draft]:
 
 
 def write_member(
-    draft: Draft, bench: Bench, plan: Plan, scores: dict[str, NDArray[np.float32]], **training: Any
+    draft: Draft, bench: Bench, plan: Plan, asked: Asked, scores: dict[str, NDArray[np.float32]], **training: Any
 ) -> None:
     """Scores, and how training went."""
     accuracy = None
-    if len(bench.labels):
-        accuracy = float((scores["train"].argmax(-1) == bench.labels).mean())
+    if len(asked.labels):
+        accuracy = float((scores["train"].argmax(-1) == asked.labels).mean())
         step = training["steps"][-1] if training else 0
         bench.work.runtime.reporter.log(plan.label, {"train_accuracy": accuracy}, step)
     write_scores(draft, scores)

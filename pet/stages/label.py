@@ -40,13 +40,16 @@ def key(work: Work, prepared: Artifact, members: Members) -> Key:
 
 def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
     """Pool the members' scores, or reuse the soft labels."""
-    found = work.reuse(key(work, prepared, members), "label")
+    found = work.reuse(key(work, prepared, members), f"label{of(members)}")
     if found:
         return found
-    begin(work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}")
+    begin(
+        work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
+    )
     labels = work.card.labels
     weights = weigh(work, members)
-    with work.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}") as draft:
+    generation = f"-g{members.generation}" if members.generation else ""
+    with work.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}{generation}") as draft:
         with ExitStack() as stack:
             scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
             pool = prepare.load(prepared).pool
@@ -56,6 +59,11 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         finish(work, draft)
     work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
     return work.published(key(work, prepared, members))
+
+
+def of(members: Members) -> str:
+    """Which generation, at the end of a message."""
+    return f" of generation {members.generation}" if members.generation else ""
 
 
 def need(work: Work, prepared: Artifact, members: Members) -> Artifact:

@@ -79,6 +79,16 @@ def need(work: Work) -> Artifact:
     return work.store.need(key(work), "splits of these settings", work.command(STAGE))
 
 
+def expected_sizes(work: Work) -> dict[str, int]:
+    """Number of texts per split that a draw will come to; nothing is written.
+
+    Raises:
+        TaskError: as `run`.
+    """
+    splits, _ = draw_splits(work)
+    return {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
+
+
 def load(artifact: Artifact) -> Splits[TextFile]:
     """The splits of a prepare artifact."""
     train, pool, test = (artifact.path / f"{split}.parquet" for split in ("train", "pool", "test"))
@@ -90,9 +100,10 @@ def sizes(artifact: Artifact) -> dict[str, int]:
     return dict(artifact.read_json("report.json")["sizes"])
 
 
-def load_pool_gold(artifact: Artifact) -> list[str | None]:
-    """The pool's hidden labels, `None` where unknown. For evaluation only."""
-    return read_texts(artifact.path / "pool_gold.parquet").labels
+def load_pool_gold(artifact: Artifact) -> list[tuple[str, str | None]]:
+    """Id and hidden label of each pool text, `None` where unknown. For evaluation only."""
+    texts = read_texts(artifact.path / "pool_gold.parquet")
+    return list(zip(texts.ids, texts.labels, strict=True))
 
 
 def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:

@@ -299,7 +299,7 @@ def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, 
         assert places.min() >= given.batch.starts[len(labels)]
         for ids, label in zip(rows_of(given), labels.tolist(), strict=False):
             seen.append(texts.index(ids))
-            assert label == bench.labels[seen[-1]]
+            assert label == asked.labels[seen[-1]]
     assert sorted(seen) == list(range(12)), "one pass over the twelve labelled texts"
 
 

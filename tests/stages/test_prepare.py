@@ -72,8 +72,8 @@ def test_the_hidden_labels_are_those_of_the_pool_and_none_where_the_source_has_n
     gold = prepare.load_pool_gold(open_artifact(done))
     source = open_work(done.ground, done.store).source["train"]
     known = dict(zip(source.ids, source.labels, strict=True))
-    assert gold == [known[name] for name in pool.ids]
-    assert 0 < gold.count(None) <= HIDDEN
+    assert gold == [(name, known[name]) for name in pool.ids]
+    assert 0 < [label for _, label in gold].count(None) <= HIDDEN
 
 
 def test_no_text_is_both_labelled_and_in_the_pool(done):

@@ -1,0 +1,37 @@
+"""`pet ipet`: generations of ensembles, and the student of the last one."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pet.cli.run import walk, walk_options
+
+if TYPE_CHECKING:
+    from pet.pipeline import Step
+    from pet.stages.work import Work
+
+
+@click.command()
+@click.option("--generations", type=int, help="Ensembles after generation 0. [default: the pipeline's, or 3]")
+@walk_options
+def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) -> None:
+    """Run a PIPELINE with iPET: each generation of members is trained on more texts, labelled by the one before.
+
+    Generation 0 is the ensemble of `pet run`, the same artifacts. What is in the store already is reused: interrupted,
+    or asked for more generations, the same command goes on from there. Settings: `ipet.*` in pet/settings.py.
+
+    \b
+    Examples:
+        pet ipet
+        pet ipet agnews --data archives/ag_news_csv --generations 3
+        pet ipet agnews --data archives/ag_news_csv --generations 4 --train-examples 0
+    """
+    from pet.ipet import run_ipet
+    from pet.pipeline import plan
+
+    def steps(work: "Work") -> "list[Step]":
+        return plan(work, work.settings.ipet.generations)
+
+    if generations is not None:
+        assignments = (f"ipet.generations={generations}", *assignments)
+    walk(run_ipet, steps, assignments=assignments, **given)

@@ -1,0 +1,59 @@
+"""iPET: generations of ensembles, each trained on larger sets that the one before it labelled (P1 section 3.4).
+
+The walk alone. Generation 0 is PET's ensemble, the same artifacts; the last one labels the pool for the student. What
+is drawn and how is the business of `stages/draw`.
+"""
+
+from pet.artifacts import Artifact
+from pet.pipeline import Outcome, check, publish_run
+from pet.stages import distill, draw, evaluate, finetune, label, prepare
+from pet.stages.bench import Bench
+from pet.stages.evaluate import Generation
+from pet.stages.finetune import Members
+from pet.stages.work import Work
+
+
+def run_ipet(work: Work) -> Artifact:
+    """All generations, the student and the run's artifact; what is in the store already is reused.
+
+    Raises:
+        PetError: of any stage.
+    """
+    check(work)
+    for line in describe_schedule(work):
+        work.runtime.reporter.say(line)
+    prepared = prepare.run(work)
+    bench = Bench(work, prepared)
+    finetune.make(bench, finetune.distinct(*finetune.plans(work)))
+    members = finetune.need(work, prepared)
+    generations = [Generation(members, label.run(work, prepared, members))]
+    for number in range(1, work.settings.ipet.generations + 1):
+        plans = draw.run(work, prepared, members, number)
+        finetune.make(bench, plans)
+        members = Members(members.untuned, plans, finetune.find(work, prepared, plans))
+        generations.append(Generation(members, label.run(work, prepared, members)))
+    labelled = generations[-1].labelled
+    student = distill.run(work, prepared, labelled)
+    scored = evaluate.run(work, prepared, members, labelled, student)
+    base = evaluate.find_baseline(work, prepared)
+    return publish_run(work, Outcome(prepared, generations, student, scored, base))
+
+
+def describe_schedule(work: Work) -> list[str]:
+    """What is going to happen: the training sets' sizes, and who labels them."""
+    expected = prepare.expected_sizes(work)
+    labelled, pool = expected["train"], expected["pool"]
+    sizes = draw.sizes(work, labelled, pool)
+    members = len(finetune.members_of(work))
+    grown = " -> ".join(f"{size:,}" for size in sizes)
+    each = f"{members} member{'s' * (members > 1)} each"
+    later = "" if labelled else ", generation 0 the patterns untuned"
+    lines = [f"ipet: {grown} labelled texts, {each}{later}"]
+    if sizes[-1] - labelled >= int(work.settings.ipet.pool_share * pool):
+        lines.append(
+            f"ipet: no more than {sizes[-1] - labelled:,} of the {pool:,} pool texts are drawn (ipet.pool_share "
+            f"{work.settings.ipet.pool_share:g})"
+        )
+    if members == 1:
+        lines.append("ipet: there is one member, so it labels its own training sets")
+    return lines

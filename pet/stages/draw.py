@@ -1,0 +1,161 @@
+"""draw: the training set of one member of iPET's next generation, labelled by some of the other members.
+
+Takes the members of the generation before it, all but the member's own forerunner, chooses a share of them by lot,
+pools their scores on the pool and draws texts by the labels they give, in the proportions of the labelled texts (P1
+section 3.4). Writes train.parquet (the labelled texts and, after them, the drawn ones with the labels they were given)
+and drawn.json (who labelled, and what was found for each label). How right those labels are is for `evaluate` to say.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pet.artifacts import Artifact, Draft, Key
+from pet.ensemble import pool_scores, soften
+from pet.examples import Texts, concatenate
+from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, schedule
+from pet.sampling import derive_seed
+from pet.stages import label, prepare
+from pet.stages.finetune import Members, Plan, members_of
+from pet.stages.work import Work, begin, finish, label_numbers, open_scores
+from pet.tasks import write_texts
+
+STAGE = "draw"
+VERSION = 1
+
+
+def sizes(work: Work, labelled: int, pool: int) -> list[int]:
+    """Texts in a training set of each generation, generation 0 first."""
+    chosen = work.settings.ipet
+    return schedule(labelled, pool, chosen.generations, chosen.growth, chosen.first_examples, chosen.pool_share)
+
+
+def next_plans(work: Work, prepared: Artifact, before: Members, generation: int) -> list[tuple[Plan, Members, Key]]:
+    """The members to come; for each, who labels its training set, and that set's key."""
+    found = []
+    for pvp, repetition in members_of(work):
+        plan = Plan(pvp, repetition, generation)
+        teachers = teachers_of(work, plan, before)
+        found.append((plan, teachers, key(work, prepared, plan, teachers)))
+    return found
+
+
+def key(work: Work, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
+    """Depends on who labels, on how much is drawn and how, and on whom it is for; not on how many generations there
+    will be."""
+    settings = {
+        "generation": plan.generation,
+        "ipet": work.settings.ipet.model_dump(mode="json", exclude={"generations", "steps", "teachers"}),
+        "label": work.settings.label.model_dump(mode="json"),
+        "labels": list(work.card.labels),
+        "pattern": plan.pvp.pattern.source,
+        "repetition": plan.repetition,
+        "seed": work.settings.seed,
+    }
+    inputs = {f"member-{number}": one for number, one in enumerate(sorted(one.identity for one in teachers.tuned))}
+    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, **inputs})
+
+
+def teachers_of(work: Work, plan: Plan, before: Members) -> Members:
+    """Those who label a member's training set, chosen by the seed among the members of the generation before. Not its
+    own forerunner, unless there is no other."""
+    own = (plan.repetition, None)  # untuned, a pattern is asked once
+    pairs = list(zip(before.plans, before.tuned, strict=True))
+    others = [(one, made) for one, made in pairs if one.pvp.number != plan.pvp.number or one.repetition not in own]
+    others = sorted(others or pairs, key=lambda pair: (pair[0].pvp.pattern.source, pair[0].repetition or 0))
+    rng = np.random.default_rng(stream(work, "teachers", plan))
+    chosen = choose_teachers(others, work.settings.ipet.teachers, rng)
+    return Members(before.untuned, [one for one, _ in chosen], [made for _, made in chosen])
+
+
+def stream(work: Work, purpose: str, plan: Plan) -> int:
+    """A seed of what is random here."""
+    return derive_seed(purpose, work.settings.seed, plan.generation, plan.pvp.pattern.source, plan.repetition)
+
+
+def run(work: Work, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
+    """Draw the training set of every member of this generation that is not in the store yet."""
+    plans, made = [], []
+    splits = None
+    for plan, teachers, wanted in next_plans(work, prepared, before, generation):
+        found = work.reuse(wanted, f"draw {plan.label}")
+        if found is None:
+            begin(work, f"draw {plan.label}: {describe(teachers)} the labels")
+            splits = splits or prepare.load(prepared)
+            with work.publish(wanted, f"{work.draw_label}-{work.model_label}-{plan.label}") as draft:
+                made.append(write_set(draft, work, splits, plan, teachers))
+                finish(work, draft)
+            found = work.published(wanted)
+        plans.append(Plan(plan.pvp, plan.repetition, generation, found))
+    for line in remarks(work.card.labels, made):
+        work.runtime.reporter.say(f"generation {generation}: {line}")
+    return plans
+
+
+def describe(teachers: Members) -> str:
+    """Who labels, as the beginning of a sentence."""
+    return ", ".join(plan.label for plan in teachers.plans) + (" gives" if len(teachers.plans) == 1 else " give")
+
+
+def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Members) -> dict[str, Any]:
+    """Draw and write one training set; what drawn.json says of it."""
+    labels = work.card.labels
+    weights = label.weigh(work, teachers)
+    opinion = soften(pool_scores(read_pool_scores(teachers.tuned), weights))
+    counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
+    size = sizes(work, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
+    wanted = apportion(size, counts if len(splits.train) else [1] * len(labels))
+    first = not len(splits.train) and plan.generation == 1
+    candidates = work.settings.ipet.first_candidates if first else None
+    drawn = draw_texts(opinion, wanted, np.random.default_rng(stream(work, "draw", plan)), candidates)
+    write_texts(draft.path / "train.parquet", concatenate([splits.train, label_texts(splits.pool, drawn, labels)]))
+    report = {
+        "generation": plan.generation,
+        "teachers": [
+            {"member": one.label, "identity": made.identity, "weight": round(float(weight), 6)}
+            for one, made, weight in zip(teachers.plans, teachers.tuned, weights, strict=True)
+        ],
+        "labelled": len(splits.train),
+        "labels": {
+            name: {"wanted": size, "drawn": len(one.rows), "predicted": one.predicted, "filled": one.filled}
+            for name, size, one in zip(labels, wanted, drawn, strict=True)
+        },
+    }
+    draft.write_json("drawn.json", report)
+    return report
+
+
+def read_pool_scores(members: Sequence[Artifact]) -> NDArray[np.float32]:
+    """Their scores on the pool [M, N, L]."""
+    found = []
+    for one in members:
+        with open_scores(one, "pool") as scores:
+            found.append(scores[:])
+    return np.stack(found)
+
+
+def label_texts(pool: Any, drawn: Sequence[LabelDraw], labels: Sequence[str]) -> Texts:
+    """The drawn texts with the labels they were drawn for, label by label."""
+    rows = [int(row) for one in drawn for row in one.rows]
+    texts = pool.take(rows)
+    given: list[str | None] = [name for name, one in zip(labels, drawn, strict=True) for _ in one.rows]
+    return Texts(texts.ids, texts.fields, given)
+
+
+def remarks(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> list[str]:
+    """What a person should know of the training sets just drawn: labels that were hardly predicted."""
+    lines = []
+    for name in labels:
+        found = [one["labels"][name] for one in reports]
+        never = sum(one["wanted"] > 0 and one["predicted"] == 0 for one in found)
+        filled = sum(one["filled"] for one in found)
+        if never:
+            lines.append(
+                f"no text was labelled {name!r} by those who label for {never} of {len(found)} members; the texts that "
+                "come nearest to it were taken"
+            )
+        elif filled:
+            lines.append(f"{filled} of the texts drawn as {name!r} had another label; there were not enough of it")
+    return lines
