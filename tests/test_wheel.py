@@ -18,9 +18,9 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
     program = (
         "from pet.settings import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
         "from pet.tasks import load_card\n"
-        "from pet.models import MINI_ADAPTER\n"
+        "from pet.models import MINI_DELTA\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
-        "assert MINI_ADAPTER.is_file()\n"
+        "assert MINI_DELTA.is_file()\n"
         "[load_card(name) for name in shipped_names('data')]\n"
         "[resolve_settings(name) for name in shipped_names('pipelines') if name != 'mini']\n"
         "resolve_pretraining('mini', {'corpus': {'files': ['any.txt']}})\n"
