@@ -5,7 +5,7 @@ is drawn and how is the business of `stages/draw`.
 """
 
 from pet.artifacts import Artifact
-from pet.pipeline import Outcome, check, publish_run
+from pet.pipeline import Outcome, adapt_model, check, publish_run
 from pet.stages import distill, draw, evaluate, finetune, label, prepare
 from pet.stages.bench import Bench
 from pet.stages.evaluate import Generation
@@ -23,6 +23,7 @@ def run_ipet(work: Work) -> Artifact:
     for line in describe_schedule(work):
         work.runtime.reporter.say(line)
     prepared = prepare.run(work)
+    adapted = adapt_model(work, prepared, here=True)
     bench = Bench(work, prepared)
     finetune.make(bench, finetune.distinct(*finetune.plans(work)))
     members = finetune.need(work, prepared)
@@ -36,7 +37,7 @@ def run_ipet(work: Work) -> Artifact:
     student = distill.run(work, prepared, labelled)
     scored = evaluate.run(work, prepared, members, labelled, student)
     base = evaluate.find_baseline(work, prepared)
-    return publish_run(work, Outcome(prepared, generations, student, scored, base))
+    return publish_run(work, Outcome(prepared, adapted, generations, student, scored, base))
 
 
 def describe_schedule(work: Work) -> list[str]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from pet import models, report
 from pet.artifacts import Artifact, Key
+from pet.errors import SettingsError
 from pet.settings import settings_yaml
-from pet.stages import baseline, distill, draw, evaluate, finetune, label, prepare
+from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
 
-STAGES = ("prepare", "finetune", "label", "distill", "evaluate")
+STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1
 
 
@@ -23,6 +24,8 @@ def run_stage(work: Work, stage: str) -> Artifact | None:
     Raises:
         PetError: of any stage; MissingArtifact when an earlier stage has not been run.
     """
+    if stage == "adapt" and not work.settings.adapt.enabled:
+        raise SettingsError("--stage adapt, but the settings ask for no in-domain training; --set adapt.enabled=true")
     check(work)
     last = STAGES[-1] if stage == "all" else stage
     alone = stage != "all"
@@ -32,6 +35,9 @@ def run_stage(work: Work, stage: str) -> Artifact | None:
 
     prepared = prepare.run(work) if here("prepare") else prepare.need(work)
     if last == "prepare":
+        return None
+    adapted = adapt_model(work, prepared, here("adapt"))
+    if last == "adapt":
         return None
     members = finetune.run(work, prepared) if here("finetune") else finetune.need(work, prepared)
     if last == "finetune":
@@ -44,7 +50,14 @@ def run_stage(work: Work, stage: str) -> Artifact | None:
         return None
     scored = evaluate.run(work, prepared, members, labelled, student)
     base = evaluate.find_baseline(work, prepared)
-    return publish_run(work, Outcome(prepared, [Generation(members, labelled)], student, scored, base))
+    return publish_run(work, Outcome(prepared, adapted, [Generation(members, labelled)], student, scored, base))
+
+
+def adapt_model(work: Work, prepared: Artifact, here: bool) -> Artifact | None:
+    """The adapted model, trained here or found, if the settings ask for one; the walk goes on from it."""
+    if not work.settings.adapt.enabled:
+        return None
+    return adapt.run(work, prepared) if here else adapt.need(work, prepared)
 
 
 def check(work: Work) -> None:
@@ -61,6 +74,8 @@ def check(work: Work) -> None:
 def check_models(work: Work) -> None:
     """Refuse patterns, label words and models that cannot be used; the student's and the baseline's model included."""
     finetune.check(work)
+    if work.settings.adapt.enabled:
+        adapt.check(work)
     for name, section in (("distill", work.settings.distill), ("baseline", work.settings.baseline)):
         if section.model not in (None, work.settings.model.name):
             work.speller_of(section.model)
@@ -74,6 +89,7 @@ class Outcome:
     """All artifacts of one walk. `generations`: of iPET, the last one being that of the student."""
 
     prepared: Artifact
+    adapted: Artifact | None
     generations: Sequence[Generation]
     student: Artifact
     scored: Artifact
@@ -91,6 +107,7 @@ class Outcome:
         drawn = [plan.drawn for one in members for plan in one.plans if plan.drawn]
         return {
             "prepare": [self.prepared],
+            **({"adapt": [self.adapted]} if self.adapted else {}),
             **({"draw": drawn} if drawn else {}),
             "finetune": list({one.identity: one for one in tuned}.values()),
             "label": [one.labelled for one in self.generations],
@@ -121,7 +138,7 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
-    unused = {"runtime"} if outcome.is_ipet else {"runtime", "ipet"}
+    unused = {"runtime", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
     settings = work.settings.model_dump(mode="json", exclude=unused)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:
@@ -157,7 +174,7 @@ def plan_steps(work: Work, generations: int = 0) -> Iterator[Step]:
 
     def step(stage: str, name: str, key: Key) -> tuple[Step, Artifact]:
         found = work.store.find(key)
-        expected = found or Artifact(work.store.root, {"identity": key.identity})
+        expected = found or Artifact(work.store.root, {"stage": key.stage, "identity": key.identity})
         return Step(stage, name, key.identity, found), expected
 
     def member(plan: Plan) -> tuple[Step, Artifact]:
@@ -165,6 +182,9 @@ def plan_steps(work: Work, generations: int = 0) -> Iterator[Step]:
 
     one, prepared = step("prepare", work.draw_label, prepare.key(work))
     yield one
+    if work.settings.adapt.enabled:
+        one, work.adapted = step("adapt", "masked language model on the pool", adapt.key(work, prepared))
+        yield one
     untuned, members_plans = finetune.plans(work)
     made: dict[str, Artifact] = {}
     for each in finetune.distinct(untuned, members_plans):

@@ -40,6 +40,7 @@ def build_summary(
         "labels": list(labels),
         "metric": scored.manifest["settings"]["metric"],
         "model": settings.model.name,
+        "adapted": settings.adapt.enabled,
         "train_examples": sizes["train"],
         "pool": sizes["pool"],
         "test": sizes["test"],
@@ -128,9 +129,10 @@ def describe_repetition(member: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """One line: task, model, sizes, seed."""
+    adapted = ", adapted to the pool" if summary.get("adapted") else ""
     return (
-        f"{summary['task']} on {summary['model']}: {summary['train_examples']} labels, {summary['pool']} unlabelled, "
-        f"{summary['test']} test texts, seed {summary['seed']}, recipe {summary['recipe']}"
+        f"{summary['task']} on {summary['model']}{adapted}: {summary['train_examples']} labels, {summary['pool']} "
+        f"unlabelled, {summary['test']} test texts, seed {summary['seed']}, recipe {summary['recipe']}"
     )
 
 

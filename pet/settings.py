@@ -249,6 +249,21 @@ class PretrainSettings(Optimisation):
     checkpoint_minutes: Positive = Field(5.0, description="minutes of training between checkpoints")
 
 
+class AdaptSettings(PretrainSettings):
+    """In-domain training of the masked language model on the pool, before the members (P1 section 5, Tab 5)."""
+
+    enabled: bool = Field(False, description="whether it is part of the walk")
+    steps: Count = Field(50_000, description="optimizer steps (P1 Tab 5)")
+    learning_rate: Positive = Field(5e-5, description="peak learning rate of AdamW (P1 Tab 5)")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up before the decay to 0")
+    weight_decay: NonNegative = Field(0.0, description="not applied to biases and norm weights (P1 Tab 5)")
+    length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a block (P1 Tab 5)")
+    blocks: Count = Field(12, description="blocks per micro-batch (P1 Tab 5: 2 on each of 3 GPUs, accumulated twice)")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.01, description="share of the pool that is not trained on, but measured on; chosen by its text"
+    )
+
+
 class RuntimeSettings(Concern):
     """Where and how fast: changes no result beyond rounding, so it is part of no identity.
 
@@ -279,6 +294,7 @@ class Settings(Concern):
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
+    adapt: AdaptSettings = AdaptSettings()
     finetune: FinetuneSettings = FinetuneSettings()
     label: LabelSettings = LabelSettings()
     ipet: IpetSettings = IpetSettings()

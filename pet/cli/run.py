@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pet.pipeline import Step
     from pet.stages.work import Work
 
-STAGE_NAMES = ("all", "prepare", "finetune", "label", "distill", "evaluate")
+STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
 
 WALK_OPTIONS = (

@@ -90,7 +90,7 @@ class Bench:
     @cached_property
     def cloze(self) -> ClozeModel:
         """The model that every member starts from."""
-        cloze = ClozeModel(models.load_masked_lm(self.work.settings.model)).to(self.work.runtime.device)
+        cloze = ClozeModel(models.load_masked_lm(self.work.model_settings(None))).to(self.work.runtime.device)
         if not cloze.shortcut:
             self.work.runtime.reporter.say(
                 f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"

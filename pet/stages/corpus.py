@@ -5,6 +5,7 @@ Made once for all trainings with this tokenizer.
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from pet import corpus
@@ -46,9 +47,26 @@ def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller,
         runtime.reporter.say(f"corpus: reused {found.path}")
         return found
     runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
-    with store.publish(wanted, label_of(settings)) as draft:
-        documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
-        counts = corpus.write_streams(draft.path, documents, speller, chosen.held_out)
+    documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
+    return publish(wanted, label_of(settings), store, runtime, documents, speller, chosen.held_out)
+
+
+def publish(
+    wanted: Key,
+    label: str,
+    store: Store,
+    runtime: Runtime,
+    documents: Iterator[str],
+    speller: Speller,
+    held_out: float,
+) -> Artifact:
+    """Write documents as a corpus.
+
+    Raises:
+        CorpusError: too few documents.
+    """
+    with store.publish(wanted, label) as draft:
+        counts = corpus.write_streams(draft.path, documents, speller, held_out)
         draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
     said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
     runtime.reporter.say(f"corpus: {said}")

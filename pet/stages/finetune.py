@@ -248,7 +248,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     work, model = bench.work, bench.twin.lm
     if len(plans) > 1:
         work.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
-    base = models.lasting_name(work.settings.model)
+    base = work.model_settings(None)
     bench.reset()
     asked = [bench.ask(plan.pvp, plan.drawn) for plan in plans]
     seeds = [member_seed(work, plan) for plan in plans]
@@ -264,7 +264,7 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
                 draft.spent = share
                 adapters.fold(number)
                 scores = bench.score(one, splits_of(bench, plan), plan.label)
-                adapters.save(number, draft.path / "adapter", base, work.settings.model.revision)
+                adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
                 together = [other.label for other in plans]
                 write_member(
                     draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=together

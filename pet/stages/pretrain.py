@@ -75,13 +75,13 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     if found is not None:
         runtime.reporter.say(f"pretrain: reused {found.path}")
         return found
-    train(settings, store, runtime, speller, made, wanted)
+    train(settings, store, runtime, speller, made, wanted, corpora.label_of(settings))
     return store.need(wanted, "model of these settings", "pet pretrain")
 
 
-def check(settings: Pretraining, speller: Speller) -> Pretraining:
+def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pretraining:
     """Refuse, before anything is read, what the model cannot be trained by. Returns the settings, the model's rows as
-    long as the longest blocks: they are its only texts.
+    long as the longest blocks: they are its only texts. `section`: of the settings, for messages.
 
     Raises:
         ModelError, SettingsError: no such model; words without an embedding, blocks that are too long, fewer layers
@@ -95,23 +95,23 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
         )
     for name in ("last_length", "length"):
         limit = settings.model.model_copy(update={"max_length": getattr(chosen, name) or 0})
-        models.check_length(limit, body.config, f"pretrain.{name}")
-    models.freeze_lower(body, chosen.frozen_layers, "pretrain.frozen_layers")
+        models.check_length(limit, body.config, f"{section}.{name}")
+    models.freeze_lower(body, chosen.frozen_layers, f"{section}.frozen_layers")
     if chosen.method == "lora":
-        find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, "pretrain.lora.targets")
+        find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, f"{section}.lora.targets")
         if chosen.decay_to == "start":
-            raise SettingsError("pretrain.decay_to is start, but with method lora adapters start at 0; leave it out")
+            raise SettingsError(f"{section}.decay_to is start, but with method lora adapters start at 0; leave it out")
     biased = body.config.model_type in HEADS and getattr(
         body.config, "decoder_bias", True
     )  # ModernBERT's may have none
     if chosen.logit_adjustment and not biased:
         raise SettingsError(
-            f"pretrain.logit_adjustment is {chosen.logit_adjustment}, but this {body.config.model_type} model has no "
+            f"{section}.logit_adjustment is {chosen.logit_adjustment}, but this {body.config.model_type} model has no "
             f"LM head with a bias that is known; leave it out, or give one of {', '.join(HEADS)}"
         )
     if chosen.warmup_steps >= chosen.steps:
         raise SettingsError(
-            f"pretrain.warmup_steps {chosen.warmup_steps} is not less than pretrain.steps {chosen.steps}; lower it"
+            f"{section}.warmup_steps {chosen.warmup_steps} is not less than {section}.steps {chosen.steps}; lower it"
         )
     longest = max(chosen.length, chosen.last_length or 0)
     return settings.model_copy(update={"model": settings.model.model_copy(update={"max_length": longest})})
@@ -120,23 +120,35 @@ def check(settings: Pretraining, speller: Speller) -> Pretraining:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, made: Artifact, wanted: Key) -> None:
-    """Train and publish."""
-    chosen, say = settings.pretrain, runtime.reporter.say
+def train(
+    settings: Pretraining,
+    store: Store,
+    runtime: Runtime,
+    speller: Speller,
+    made: Artifact,
+    wanted: Key,
+    label: str,
+) -> None:
+    """Train and publish as `wanted`, under the name of its stage. `made`: the corpus."""
+    chosen, stage = settings.pretrain, wanted.stage
+
+    def say(message: str) -> None:
+        runtime.reporter.say(f"{stage}: {message}")
+
     lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
     streams = [corpus.open_blocks(made.path, corpus.TRAIN, speller, one) for one in lengths]
     held_out = corpus.open_blocks(made.path, corpus.HELD_OUT, speller, chosen.length)
-    saved_at = store.root / STAGE / f".checkpoint-{wanted.identity}.safetensors"
-    with store.publish(wanted, corpora.label_of(settings), seed=settings.seed) as draft, models.os_errors():
+    saved_at = store.root / stage / f".checkpoint-{wanted.identity}.safetensors"
+    with store.publish(wanted, label, seed=settings.seed) as draft, models.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)
         before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
-        say(f"pretrain: {len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
+        say(f"{len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
-        report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at)
+        report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at, stage)
         if report.steps and report.steps[-1] < chosen.steps:
-            say(f"pretrain: the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
+            say(f"the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
         if chosen.logit_adjustment:
             counts = corpus.count_words(streams[0].tokens, len(speller.tokenizer))
             adjust_logits(cloze, counts, chosen.logit_adjustment)
@@ -147,9 +159,9 @@ def train(settings: Pretraining, store: Store, runtime: Runtime, speller: Spelle
         refresh(twin, cloze)
         after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
         if not math.isfinite(after):
-            raise SettingsError(f"pretrain.learning_rate {chosen.learning_rate}: the loss became {after}; lower it")
+            raise SettingsError(f"{stage}.learning_rate {chosen.learning_rate}: the loss became {after}; lower it")
         speed = watch.speed(twin, runtime)
-        say(f"pretrain: held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
+        say(f"held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
         draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))
         with models.quiet_transformers():
             cloze.lm.save_pretrained(draft.path / "model")
@@ -166,19 +178,20 @@ def learn(
     runtime: Runtime,
     speller: Speller,
     saved_at: Path,
+    stage: str,
 ) -> tuple[TrainingReport, Watch]:
     """Train `cloze` in place, from the checkpoint if there is one."""
     with learning(cloze, twin, settings, runtime) as (weights, trainer):
         saved = Checkpoint(saved_at, weights, trainer.optimizer)
         start, spent, earlier = saved.restore()
         if start:
-            runtime.reporter.say(f"pretrain: going on after step {start:,} from {saved_at}")
+            runtime.reporter.say(f"{stage}: going on after step {start:,} from {saved_at}")
         if weights is cloze:
             refresh(twin, cloze)
         watch = Watch(settings.pretrain, spent, saved)
         packed = packing.is_packed(twin.lm)
         batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
-        (report,) = trainer.run(batches, STAGE, course=Course(start, earlier, watch.way, watch.after))
+        (report,) = trainer.run(batches, stage, course=Course(start, earlier, watch.way, watch.after))
         watch.stop()
     return report, watch
 
@@ -187,7 +200,7 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
     """The model in fp32, and the one that computes."""
     with models.quiet_transformers():
         lm = models.load_masked_lm(settings.model, new_head=True)
-    models.freeze_lower(lm, settings.pretrain.frozen_layers, "pretrain.frozen_layers")
+    models.freeze_lower(lm, settings.pretrain.frozen_layers)
     for one in lm.modules():
         if isinstance(one, nn.Dropout):
             one.p = settings.pretrain.dropout

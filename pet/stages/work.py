@@ -34,6 +34,8 @@ class Work:
         self.runtime = runtime
         self.invocation = invocation
         self._fingerprints: dict[str, str] = {}
+        self.adapted: Artifact | None = None
+        """What `adapt` made of model.name, once it has: everything that would start from model.name starts from it."""
 
     def command(self, stage: str) -> str:
         """The command that runs one stage of this walk."""
@@ -90,15 +92,32 @@ class Work:
     def model_settings(self, model: str | None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""
         base = self.settings.model
-        return base if model in (None, base.name) else base.model_copy(update={"name": model, "revision": None})
+        if model in (None, base.name):
+            if self.adapted is None:
+                return base
+            model = str(self.adapted.path / "model")
+        return base.model_copy(update={"name": model, "revision": None})
 
     def model_identity(self, model: str | None = None) -> dict[str, Any]:
-        """What training starts from, for identities. Weights are hashed once: of a large model that takes seconds, and
-        the key of every member asks."""
+        """What training starts from, for identities."""
+        base = self.settings.model
+        if self.adapted is not None and model in (None, base.name):
+            return {
+                "weights": f"{self.adapted.manifest['stage']}-{self.adapted.identity}",
+                "max_length": base.max_length,
+            }
         settings = self.model_settings(model)
+        return {"weights": self._fingerprint(settings), "max_length": settings.max_length}
+
+    def start_identity(self) -> str:
+        """What model.name is, as it was before `adapt`."""
+        return self._fingerprint(self.settings.model)
+
+    def _fingerprint(self, settings: ModelSettings) -> str:
+        """Weights are hashed once: of a large model that takes seconds, and the key of every member asks."""
         if settings.name not in self._fingerprints:
             self._fingerprints[settings.name] = models.fingerprint(settings)
-        return {"weights": self._fingerprints[settings.name], "max_length": settings.max_length}
+        return self._fingerprints[settings.name]
 
     @property
     def model_label(self) -> str:

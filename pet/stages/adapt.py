@@ -1,0 +1,88 @@
+"""adapt: train the masked language model on the pool before the members start from it (P1 section 5, in-domain
+pretraining). Optional: part of the walk where `adapt.enabled` says so.
+
+The pool's texts, fields side by side, without labels, are a corpus; training is that of `pretrain`, which see for what
+is published. Members, a student and a baseline that name no other model start from the result.
+"""
+
+from collections.abc import Iterator
+
+from pet.artifacts import Artifact, Key
+from pet.settings import Pretraining
+from pet.stages import corpus, prepare, pretrain
+from pet.stages.work import Work, training_settings
+
+STAGE = "adapt"
+VERSION = 1
+
+
+def check(work: Work) -> Pretraining:
+    """The training as `pretrain` takes it; refuses what the model cannot be trained by.
+
+    Raises:
+        ModelError, SettingsError: as `pretrain.check`.
+    """
+    settings = work.settings
+    training = Pretraining(
+        seed=settings.seed, model=settings.model, pretrain=work.settings.adapt, runtime=settings.runtime
+    )
+    return pretrain.check(training, work.speller, STAGE)
+
+
+def key(work: Work, prepared: Artifact) -> Key:
+    """Depends on the pool, the model and how it is trained; not on how often it is saved."""
+    settings = {
+        "model": work.start_identity(),
+        "adapt": training_settings(work.settings.adapt, work.settings, "enabled", "checkpoint_minutes"),
+        "seed": work.settings.seed,
+    }
+    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
+
+
+def run(work: Work, prepared: Artifact) -> Artifact:
+    """Train, or reuse what was trained; from here on the walk starts from it."""
+    wanted = key(work, prepared)
+    found = work.reuse(wanted, STAGE)
+    if found is None:
+        training = check(work)
+        made = make_corpus(work, prepared)
+        pretrain.train(training, work.store, work.runtime, work.speller, made, wanted, label_of(work))
+        found = work.published(wanted)
+    work.adapted = found
+    return found
+
+
+def need(work: Work, prepared: Artifact) -> Artifact:
+    """The adapted model from the store; from here on the walk starts from it.
+
+    Raises:
+        MissingArtifact: it has not been trained; says which command does.
+    """
+    found = work.store.need(key(work, prepared), "adapted model of these settings", work.command(STAGE))
+    work.adapted = found
+    return found
+
+
+def label_of(work: Work) -> str:
+    """Draw and model, as part of a folder name."""
+    return f"{work.draw_label}-{work.model_label}"
+
+
+def make_corpus(work: Work, prepared: Artifact) -> Artifact:
+    """The pool as a corpus, made or reused."""
+    held_out = work.settings.adapt.held_out
+    content = {"model": work.start_identity(), "held_out": held_out}
+    wanted = Key(corpus.STAGE, corpus.VERSION, content, {"prepare": prepared.identity})
+    found = work.reuse(wanted, "corpus")
+    if found:
+        return found
+    work.runtime.reporter.say("corpus: tokenising the pool")
+    documents = pool_documents(prepared)
+    return corpus.publish(wanted, label_of(work), work.store, work.runtime, documents, work.speller, held_out)
+
+
+def pool_documents(prepared: Artifact) -> Iterator[str]:
+    """The texts of the pool, fields side by side."""
+    for chunk in prepare.load(prepared).pool.chunks():
+        for fields in zip(*chunk.fields.values(), strict=True):
+            yield " ".join(filter(None, fields))
