@@ -126,6 +126,14 @@ class Store:
                 return Artifact(path, read_json(path / MANIFEST))
         return None
 
+    def open(self, path: Path) -> Artifact:
+        """The artifact in a folder that is known to be one.
+
+        Raises:
+            StoreError: its manifest cannot be read.
+        """
+        return Artifact(path, read_json(path / MANIFEST))
+
     def need(self, key: Key, what: str, command: str) -> Artifact:
         """The artifact of that identity.
 

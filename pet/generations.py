@@ -17,6 +17,20 @@ LEAST_PROBABILITY = 1e-12
 """Of a text to be drawn: what underflowed can still be taken where there is nothing better."""
 
 
+ENOUGH = 1000
+"""Texts in a training set with which generations end (P1 section 4)."""
+
+
+def generations_for(labelled: int, growth: float, first: int) -> int:
+    """How many generations after the first lead to training sets of ENOUGH texts: ceil(log_growth(ENOUGH / labelled)),
+    without labelled texts one more than from `first` (P1 section 4). 0 where `labelled` is as many already."""
+    start = labelled or first
+    more = 0
+    while start * growth**more < ENOUGH:
+        more += 1
+    return more + (not labelled)
+
+
 def schedule(labelled: int, pool: int, generations: int, growth: float, first: int, pool_share: float) -> list[int]:
     """Texts in a member's training set, by generation, generation 0 first.
 

@@ -28,7 +28,7 @@ def run_ipet(work: Work) -> Artifact:
     finetune.make(bench, finetune.distinct(*finetune.plans(work)))
     members = finetune.need(work, prepared)
     generations = [Generation(members, label.run(work, prepared, members))]
-    for number in range(1, work.settings.ipet.generations + 1):
+    for number in range(1, draw.generations(work) + 1):
         plans = draw.run(work, prepared, members, number)
         finetune.make(bench, plans)
         members = Members(members.untuned, plans, finetune.find(work, prepared, plans))

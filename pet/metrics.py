@@ -1,10 +1,13 @@
-"""How good predictions are: accuracy or macro-F1, each with a 95 % bootstrap interval. Arrays only."""
+"""How good predictions are: accuracy or macro-F1, each with a 95 % bootstrap interval; and how sure a comparison over
+several seeds is. Arrays only."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Metric = Literal["accuracy", "macro-f1"]
 RESAMPLES = 2000
@@ -57,3 +60,48 @@ def score_predictions(
     values = measure(drawn.reshape(RESAMPLES, num_labels, num_labels), metric)
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(*(100 * float(value) for value in (measure(counts, metric), low, high)))
+
+
+# ---- over several seeds --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a score (percent) over seeds, its sample standard deviation and the ends of the mean's 95 % interval
+    (Student's t, cut at 0 and 100); `None` where there is one seed."""
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Spread(mean, None, None, None)
+    deviation = float(np.std(values, ddof=1))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
+    return Spread(mean, deviation, max(0.0, mean - half), min(100.0, mean + half))
+
+
+def paired_p(values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Two-sided p of Student's paired t-test between two methods, each seed a pair; `None` where it says nothing: one
+    seed, or the same difference on every one."""
+    differences = np.asarray(values) - np.asarray(others)
+    if len(differences) < 2 or np.ptp(differences) == 0:
+        return None
+    return float(stats.ttest_rel(values, others).pvalue)
+
+
+def holm(chances: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for how many there are (Holm 1979); `None` stays and does not count."""
+    known = [place for place, chance in enumerate(chances) if chance is not None]
+    order = sorted(known, key=lambda place: chances[place] or 0.0)
+    adjusted: list[float | None] = [None] * len(chances)
+    least = 0.0
+    for rank, place in enumerate(order):
+        least = max(least, min(1.0, (len(order) - rank) * (chances[place] or 0.0)))
+        adjusted[place] = least
+    return adjusted

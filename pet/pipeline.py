@@ -138,7 +138,7 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
-    unused = {"runtime", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
+    unused = {"runtime", "table", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
     settings = work.settings.model_dump(mode="json", exclude=unused)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:

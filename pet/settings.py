@@ -153,8 +153,10 @@ class LabelSettings(Concern):
 class IpetSettings(Concern):
     """Generations of ensembles, each trained on larger sets that the one before it labelled (P1 section 3.4)."""
 
-    generations: Annotated[int, Field(ge=1, le=100)] = Field(
-        3, description="ensembles after generation 0 (P1 section 4: 3 for 10 labelled texts, 4 for none)"
+    generations: Annotated[int, Field(ge=1, le=100)] | None = Field(
+        None,
+        description="ensembles after generation 0; default: until training sets would hold 1,000 texts, one at least "
+        "(P1 section 4: 3 for 10 labelled texts, 2 for 50 or 100, 4 for none)",
     )
     growth: Annotated[float, Field(gt=1, le=1000)] = Field(
         5.0, description="how many times as many texts a training set holds as in the generation before (P1 section 4)"
@@ -249,6 +251,28 @@ class PretrainSettings(Optimisation):
     checkpoint_minutes: Positive = Field(5.0, description="minutes of training between checkpoints")
 
 
+Method = Literal["zero-shot", "supervised", "pet", "ipet"]
+
+
+class TableSettings(Concern):
+    """Which runs `pet table` compares."""
+
+    tasks: dict[str, dict[str, Any]] = Field(
+        {}, description="task card -> sections laid over the pipeline's for it; default: the pipeline's own task"
+    )
+    sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 10, 50, 100, 1000), min_length=1, description="numbers of labelled texts (P1 Tab 1)"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        (0, 1, 2), min_length=1, description="of the runs; each draws its own texts (P1 section 4: three)"
+    )
+    methods: tuple[Method, ...] = Field(
+        get_args(Method),
+        min_length=1,
+        description="what is compared; zero-shot has no labelled texts, supervised and PET have",
+    )
+
+
 class AdaptSettings(PretrainSettings):
     """In-domain training of the masked language model on the pool, before the members (P1 section 5, Tab 5)."""
 
@@ -300,6 +324,7 @@ class Settings(Concern):
     ipet: IpetSettings = IpetSettings()
     distill: DistillSettings = DistillSettings()
     baseline: BaselineSettings = BaselineSettings()
+    table: TableSettings = TableSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
 
@@ -510,6 +535,21 @@ def resolve_pretraining(pipeline: str | None = None, *overrides: Mapping[str, An
     if settings.corpus.data and settings.corpus.task is None:
         raise SettingsError(f"{what}: corpus.data {settings.corpus.data!r} is of no task; give --task NAME too")
     return settings
+
+
+def resolve_tasks(pipeline: str, *overrides: Mapping[str, Any]) -> dict[str, Settings]:
+    """The settings of each task of a table, the sections that `table.tasks` has for it laid over the pipeline's.
+
+    Raises:
+        SettingsError: as `resolve_settings`.
+    """
+    common = resolve_settings(pipeline, *overrides)
+    if not common.table.tasks:
+        return {common.task.name: common}
+    return {
+        name: resolve_settings(pipeline, sections, nest("task.name", name), *overrides)
+        for name, sections in common.table.tasks.items()
+    }
 
 
 def refuse_foreign(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pet.generations import apportion, choose_teachers, draw_texts, schedule
+from pet.generations import apportion, choose_teachers, draw_texts, generations_for, schedule
 
 
 def rng(seed=0):
@@ -30,6 +30,13 @@ def opinion(size=400, labels=3, seed=0):
 )
 def test_training_sets_grow_as_in_the_paper(labelled, generations, sizes):
     assert schedule(labelled, 40_000, generations, growth=5, first=10, pool_share=0.5) == sizes
+
+
+@pytest.mark.parametrize(
+    ("labelled", "expected"), [(10, 3), (50, 2), (100, 2), (200, 1), (999, 1), (1000, 0), (5000, 0), (0, 4)]
+)
+def test_there_are_as_many_generations_as_in_the_paper(labelled, expected):
+    assert generations_for(labelled, growth=5, first=10) == expected
 
 
 def test_no_more_than_a_share_of_the_pool_is_drawn():

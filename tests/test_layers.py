@@ -42,6 +42,8 @@ LAYERS = {
     "stages.*": 6,
     "pipeline": 7,
     "ipet": 7,
+    "plot": 7,
+    "published": 7,
     "table": 7,
     "report": 7,
     "tracking": 7,

@@ -10,6 +10,7 @@ from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
 from pet.cli.run import run
+from pet.cli.table import table
 
 
 @click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -26,5 +27,6 @@ def main() -> None:
 
 main.add_command(run)
 main.add_command(ipet)
+main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--generations", type=int, help="Ensembles after generation 0. [default: the pipeline's, or 3]")
+@click.option("--generations", type=int, help="Ensembles after generation 0. [default: the paper's; 3 for 10 labels]")
 @walk_options
 def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) -> None:
     """Run a PIPELINE with iPET: each generation of members is trained on more texts, labelled by the one before.
@@ -28,9 +28,10 @@ def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) ->
     """
     from pet.ipet import run_ipet
     from pet.pipeline import plan
+    from pet.stages.draw import generations as generations_of
 
     def steps(work: "Work") -> "list[Step]":
-        return plan(work, work.settings.ipet.generations)
+        return plan(work, generations_of(work))
 
     if generations is not None:
         assignments = (f"ipet.generations={generations}", *assignments)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pet.artifacts import Artifact, Draft, Key
 from pet.ensemble import pool_scores, soften
 from pet.examples import Texts, concatenate
-from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, schedule
+from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.sampling import derive_seed
+from pet.settings import Settings
 from pet.stages import label, prepare
 from pet.stages.finetune import Members, Plan, members_of
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores
@@ -26,10 +27,21 @@ STAGE = "draw"
 VERSION = 1
 
 
+def generations(work: Work) -> int:
+    """How many ensembles there are after generation 0, one at least."""
+    settings = work.settings
+    return settings.ipet.generations or max(1, enough(settings, settings.data.train_examples))
+
+
+def enough(settings: Settings, labelled: int) -> int:
+    """How many the paper would have; none where there are as many labelled texts as its last training sets hold."""
+    return generations_for(labelled, settings.ipet.growth, settings.ipet.first_examples)
+
+
 def sizes(work: Work, labelled: int, pool: int) -> list[int]:
     """Texts in a training set of each generation, generation 0 first."""
     chosen = work.settings.ipet
-    return schedule(labelled, pool, chosen.generations, chosen.growth, chosen.first_examples, chosen.pool_share)
+    return schedule(labelled, pool, generations(work), chosen.growth, chosen.first_examples, chosen.pool_share)
 
 
 def next_plans(work: Work, prepared: Artifact, before: Members, generation: int) -> list[tuple[Plan, Members, Key]]:

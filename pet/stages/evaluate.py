@@ -63,16 +63,14 @@ def score_all(
 ) -> dict[str, Any]:
     """Name -> value, low, high (percent); `members`: a list of such."""
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
-    untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
 
     def entry(scores: NDArray[Any]) -> Entry:
         return score(work, gold, scores)
 
-    scores: dict[str, Any] = {"zero_shot": entry(pool_scores(untuned, member_weights(np.zeros(len(untuned)))))}
+    scores: dict[str, Any] = {"zero_shot": score_untuned(work, prepared, members)}
     if base is not None:
-        found = read_scores(base)
-        scores |= {"supervised": entry(found["supervised"]), "probe": entry(found["probe"])}
+        scores |= score_baseline(work, prepared, base)
     scores["members"] = [
         {"pattern": plan.pvp.number, "repetition": plan.repetition, **entry(one)}
         for plan, one in zip(members.plans, tuned, strict=True)
@@ -82,6 +80,20 @@ def score_all(
         "student": entry(read_scores(student)["test"]),
     }
     return scores | score_soft_labels(work, prepared, labelled)
+
+
+def score_untuned(work: Work, prepared: Artifact, members: Members) -> Entry:
+    """The untuned patterns, pooled with the same weights."""
+    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
+    return score(work, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
+
+
+def score_baseline(work: Work, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
+    """The supervised baselines: fine-tuned, and linear probe."""
+    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    found = read_scores(base)
+    return {name: score(work, gold, found[name]) for name in ("supervised", "probe")}
 
 
 def score(work: Work, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:

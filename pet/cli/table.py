@@ -1,0 +1,118 @@
+"""`pet table`: methods, numbers of labelled texts and seeds, compared."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pet.cli.run import PLACES, flag_overrides
+from pet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pet.settings import Settings
+
+
+@click.command()
+@click.argument("pipeline")
+@click.option("--sizes", help="Numbers of labelled texts, for example 0,10,100.  [default: the pipeline's]")
+@click.option("--seeds", help="Seeds, for example 0,1,2; each draws its own texts.  [default: the pipeline's]")
+@click.option("--methods", help="Of zero-shot,supervised,pet,ipet.  [default: the pipeline's]")
+@click.option("--data", multiple=True, help="Folder with the task's files; of several tasks TASK=FOLDER, repeated.")
+@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@click.option("--out", default="results", show_default=True, help="Folder for the table's own folder.")
+@click.option("--name", help="Of the table's folder.  [default: the pipeline's]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", help="auto, fp32, bf16.")
+@click.option("--dry-run", is_flag=True, help="List the runs and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
+def table(
+    pipeline: str,
+    sizes: str | None,
+    seeds: str | None,
+    methods: str | None,
+    data: tuple[str, ...],
+    assignments: tuple[str, ...],
+    store: str,
+    out: str,
+    name: str | None,
+    dry_run: bool,
+    verbose: bool,
+    **flags: Any,
+) -> None:
+    """Run what a few-shot table of a PIPELINE needs and is not in the store yet, and write the table.
+
+    Into OUT/NAME/ go table.md, table.csv, table.json and a plot of accuracy against labelled texts for each task (PNG
+    and SVG). A run that fails is shown as a hole, the others go on, and the exit code is 1: the same command fills it.
+
+    \b
+    Examples:
+        pet table agnews --data archives/ag_news_csv
+        pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pet import plot
+    from pet import table as tables
+    from pet.artifacts import Store
+    from pet.cli.screen import Screen
+    from pet.runtime import open_runtime
+    from pet.settings import nest, resolve_tasks
+
+    if not store:
+        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
+    given = {
+        "table.sizes": numbers("--sizes", sizes),
+        "table.seeds": numbers("--seeds", seeds),
+        "table.methods": methods.split(",") if methods else None,
+    }
+    layers = [nest(key, found) for key, found in given.items() if found is not None]
+    unused = dict.fromkeys(("task", "data", "train_examples"))
+    settings = resolve_tasks(pipeline, *layers, *flag_overrides(flags | unused, PLACES, assignments))
+    settings = with_data(settings, data)
+    if dry_run:
+        for cell in tables.cells(settings):
+            click.echo(str(cell))
+        return
+    screen = Screen(verbose)
+    runtime = open_runtime(next(iter(settings.values())).runtime, screen)
+    folder = Path(out) / (name or Path(pipeline).stem)
+    command = shlex.join(["pet", *sys.argv[1:]])
+    found = tables.run(settings, Store(store), runtime, folder, command)
+    plot.draw_all(folder, found)
+    click.echo((folder / "table.md").read_text(encoding="utf-8"))
+    click.echo(f"table: {folder}")
+    if found["failed"]:
+        sys.exit(1)
+
+
+def numbers(option: str, text: str | None) -> list[int] | None:
+    """`0,10` as numbers.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingsError(f"{option} got {text!r}; expected whole numbers with commas, such as 0,10,100") from None
+
+
+def with_data(settings: "dict[str, Settings]", folders: tuple[str, ...]) -> "dict[str, Settings]":
+    """The settings of each task, with the folder of its files: FOLDER of the only task, TASK=FOLDER of one of several.
+
+    Raises:
+        SettingsError: a folder of a task that is none of them.
+    """
+    for given in folders:
+        task, _, folder = given.rpartition("=") if len(settings) > 1 else (next(iter(settings)), "", given)
+        if task not in settings:
+            raise SettingsError(f"--data {given!r}: expected TASK=FOLDER with one of the tasks {', '.join(settings)}")
+        place = settings[task].task.model_copy(update={"data": folder})
+        settings = settings | {task: settings[task].model_copy(update={"task": place})}
+    return settings

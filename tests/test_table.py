@@ -1,0 +1,291 @@
+"""`pet table`: which runs it takes, what it reuses, and that the numbers in it are those of the runs."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pandas
+import pytest
+from rows import find_all, find_one, lay_ground, lively_model, pet, read_json, snapshot
+
+from pet import published, table
+from pet.errors import StoreError
+from pet.metrics import holm, paired_p
+from pet.settings import resolve_settings
+
+SIZES, SEEDS = (0, 6, 12), (0, 1)
+ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A ground, and the folder with the store and the results of a whole table over it. Never write into it."""
+    folder = tmp_path_factory.mktemp("table")
+    ground = lay_ground(folder / "ground", lively_model(tmp_path_factory.getbasetemp()))
+    pet_table(ground, folder)
+    return ground, folder
+
+
+def pet_table(ground, folder, *arguments, **more):
+    return pet(
+        *("table", ground.pipeline, "--store", folder / "store", "--out", folder / "results", *ARGUMENTS, *arguments),
+        **more,
+    )
+
+
+def result(folder, name="table.json"):
+    return folder / "results" / "pipeline" / name
+
+
+def line_of(found, labels, row):
+    (line,) = [one for one in found["lines"] if (one["labels"], one["row"]) == (labels, row)]
+    return line
+
+
+# ---- which runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_lists_every_run_and_makes_nothing(made, tmp_path):
+    ground, _ = made
+    lines = pet_table(ground, tmp_path, "--dry-run").stdout.splitlines()
+    assert len(lines) == len(SEEDS) * (2 + 3 + 3)
+    assert sum(line.endswith("0 labelled texts, seed 1: zero-shot") for line in lines) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def settings(**sections):
+    return resolve_settings("agnews", sections)
+
+
+@pytest.mark.parametrize(
+    ("size", "methods"),
+    [
+        (0, ["zero-shot", "ipet"]),
+        (10, ["supervised", "pet", "ipet"]),
+        (100, ["supervised", "pet", "ipet"]),
+        (1000, ["supervised", "pet"]),  # P1 Table 1 has no iPET there
+    ],
+)
+def test_each_number_of_labelled_texts_has_the_methods_of_the_papers_table(size, methods):
+    chosen = settings(table={"sizes": [size], "seeds": [0]})
+    assert [cell.method for cell in table.cells({"agnews": chosen})] == methods
+    assert table.cells({"agnews": chosen}).__next__().size == size
+
+
+def test_ipet_has_a_result_for_a_thousand_labels_where_generations_are_asked_for():
+    chosen = settings(table={"sizes": [1000], "seeds": [0]}, ipet={"generations": 1})
+    assert [cell.method for cell in table.cells({"agnews": chosen})] == ["supervised", "pet", "ipet"]
+
+
+# ---- numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_is_that_of_its_run(made):
+    _, folder = made
+    found = read_json(result(folder))
+    expected = {
+        ("pet-ensemble", False): "ensemble",
+        ("pet", False): "student",
+        ("ipet-ensemble", True): "ensemble",
+        ("ipet", True): "student",
+        ("supervised", False): "supervised",
+        ("probe", False): "probe",
+        ("zero-shot", True): "zero_shot",
+    }
+    looked_at = 0
+    for one in find_all(folder / "store", "run"):
+        summary = read_json(one / "summary.json")
+        for (row, of_ipet), name in expected.items():
+            if of_ipet != ("generations" in summary) or name not in summary["scores"]:
+                continue
+            if row == "zero-shot" and summary["train_examples"]:
+                continue
+            value = line_of(found, summary["train_examples"], row)["values"][str(summary["seed"])]
+            assert value == summary["scores"][name]["value"]
+            looked_at += 1
+    assert looked_at == 2 * 2 * 4 + 2 * 2 * 2 + 2 * 3
+
+
+def test_lines_are_mean_and_deviation_of_the_seeds_and_a_paired_test(made):
+    _, folder = made
+    found = read_json(result(folder))
+    chances = []
+    for line in found["lines"]:
+        values = [line["values"][str(seed)] for seed in SEEDS]
+        assert line["mean"] == pytest.approx(np.mean(values))
+        assert line["deviation"] == pytest.approx(np.std(values, ddof=1))
+        tested = line["labels"] and line["row"] not in ("supervised", "probe")
+        base = line_of(found, line["labels"], "supervised")["values"] if tested else None
+        chances.append(paired_p(values, [base[str(seed)] for seed in SEEDS]) if tested else None)
+        assert line["gain"] == (pytest.approx(np.mean(values) - np.mean(list(base.values()))) if tested else None)
+    assert [line["p"] for line in found["lines"]] == chances
+    assert [line["p_holm"] for line in found["lines"]] == holm(chances)
+    assert any(chance is not None for chance in chances)
+
+
+def test_the_table_of_runs_has_a_line_for_each_score(made):
+    _, folder = made
+    runs = pandas.read_csv(result(folder, "table.csv"))
+    assert list(runs.columns) == ["task", "labels", "row", "seed", "value", "low", "high"]
+    assert len(runs) == len(SEEDS) * (1 + 2 + 2 * 6)
+    found = read_json(result(folder))
+    for one in runs.itertuples():
+        assert line_of(found, one.labels, one.row)["values"][str(one.seed)] == one.value
+        assert one.low <= one.value <= one.high
+
+
+def test_it_says_how_it_was_made(made):
+    _, folder = made
+    found = read_json(result(folder))
+    assert found["devices"] == ["cpu"]
+    assert found["metrics"] == {found["lines"][0]["task"]: "accuracy"}
+    assert found["artifact_seconds"] > 0
+    text = result(folder, "table.md").read_text()
+    assert found["date"][:10] in text
+    assert "over 2 seeds" in text
+    assert "lively" in text
+
+
+def test_there_is_a_plot_in_two_formats(made):
+    _, folder = made
+    png, svg = (result(folder, f"task.{kind}").read_bytes() for kind in ("png", "svg"))
+    assert png.startswith(b"\x89PNG")
+    for word in ("labelled texts", "accuracy", "iPET", "supervised: fine-tuned"):
+        assert f"<!-- {word} -->".encode() in svg
+
+
+# ---- reuse, holes --------------------------------------------------------------------------------------------------
+
+
+def test_the_second_time_nothing_is_trained(made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    before = snapshot(tmp_path / "store")
+    monkeypatch.setattr("pet.training.Trainer.run", None)
+    pet_table(ground, tmp_path)
+    assert snapshot(tmp_path / "store") == before
+    lines = [read_json(result(one))["lines"] for one in (folder, tmp_path)]
+    assert lines[0] == lines[1]
+    assert result(folder, "task.svg").read_bytes() == result(tmp_path, "task.svg").read_bytes()
+
+
+def test_one_artifact_that_is_gone_is_made_again_and_nothing_else(made, tmp_path):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    gone = find_one(tmp_path / "store", "distill", next(iter(find_all(tmp_path / "store", "distill"))).name)
+    shutil.rmtree(gone)
+    said = pet_table(ground, tmp_path).stderr.splitlines()
+    fresh = [line for line in said if ": reused " not in line and not line.startswith(("table: ", "ipet: "))]
+    assert fresh == ["distill: training the student on the soft labels"]
+    assert gone.is_dir()
+
+
+def test_a_run_that_failed_is_a_hole_that_is_shown_and_filled_by_the_next_call(made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    with monkeypatch.context() as patch:
+
+        def fail(work):
+            if (work.settings.seed, work.settings.data.train_examples) == (1, 6):
+                raise StoreError("the disk is on fire")
+            return runner(work)
+
+        runner = table.RUNNERS["pet"]
+        patch.setitem(table.RUNNERS, "pet", fail)
+        done = pet_table(ground, tmp_path, code=1)
+    assert "table: failed: the disk is on fire" in done.stderr
+    found = read_json(result(tmp_path))
+    line = line_of(found, 6, "pet")
+    assert line["values"]["1"] is None
+    assert line["values"]["0"] is not None
+    assert (line["mean"], line["p"], line["p_holm"]) == (None, None, None)
+    assert [(one["seed"], one["size"], one["method"]) for one in found["failed"]] == [(1, 6, "pet")]
+    text = result(tmp_path, "table.md").read_text()
+    assert "| 6 | PET | FAILED: seed 1 |" in text
+    assert "6 labelled texts, seed 1, pet: the disk is on fire" in text
+    assert line_of(found, 6, "ipet")["mean"] is not None, "the others go on"
+    pet_table(ground, tmp_path)
+    again = read_json(result(tmp_path))
+    assert again["failed"] == []
+    assert again["lines"] == read_json(result(folder))["lines"]
+
+
+def test_an_interrupted_table_leaves_the_old_one_as_it_was(made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder, tmp_path / "all")
+    before = snapshot(tmp_path / "all" / "results")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(table.RUNNERS, "ipet", interrupt)
+    pet_table(ground, tmp_path / "all", code=130)
+    assert snapshot(tmp_path / "all" / "results") == before
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def test_bold_is_for_what_is_above_the_fine_tuned_classifier_by_more_than_chance():
+    line = {"values": {"0": 80.0, "1": 81.0}, "mean": 80.5, "deviation": 0.7, "low": 79.0, "high": 82.0, "paper": None}
+    bold = "**80.5 ± 0.7 (79.0 to 82.0)**"
+    assert table.show({**line, "p_holm": 0.01, "gain": 4.0}) == (bold, "")
+    for chance, gain in ((0.06, 4.0), (0.01, -4.0), (None, None)):
+        assert table.show({**line, "p_holm": chance, "gain": gain}) == (bold.strip("*"), "")
+
+
+def test_the_papers_number_stands_beside_ours_where_there_is_one():
+    assert published.find("agnews", 10, "ipet") == (89.3, 0.1)
+    assert published.find("mnli-mm", 1000, "pet") == (85.5, 0.4)
+    assert published.find("yelp-full", 0, "zero-shot") == (33.8, 9.6)
+    assert published.find("agnews", 1000, "ipet") is None
+    assert published.find("bbc", 10, "pet") is None
+    assert all(len(row) == len(published.TASKS) for row in published.ROWS.values())
+
+
+def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_factory):
+    model = lively_model(tmp_path_factory.getbasetemp())
+    first, second = (lay_ground(tmp_path / name, model) for name in ("first", "second"))
+    second.change_card(name="others")
+    tasks = {str(first.card): {"finetune": {"steps": 3}}, str(second.card): {}}
+    done = pet(
+        *("table", first.pipeline, "--store", tmp_path / "store", "--out", tmp_path, "--sizes", "12", "--seeds", "0"),
+        *("--methods", "supervised,pet", "--name", "both", "--set", f"table.tasks={json.dumps(tasks)}"),
+        *("--data", f"{second.card}={second.folder}"),
+    )
+    assert done.stdout.splitlines()[2].count("lively") == 2
+    steps = {
+        one.name.split("-")[0]: read_json(one / "training.json")["steps"]
+        for one in find_all(tmp_path / "store", "finetune", "p0-r0")
+    }
+    assert steps == {"topics": [3], "others": [2]}
+    assert {path.name for path in (tmp_path / "both").glob("*.png")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--sizes", "ten"), "--sizes got 'ten'; expected whole numbers with commas"),
+        (("--seeds", "0;1"), "--seeds got '0;1'"),
+        (("--sizes", "-1"), "table.sizes.0: input should be greater than or equal to 0"),
+        (("--methods", "setfit"), "table.methods.0: input should be 'zero-shot', 'supervised', 'pet' or 'ipet'"),
+        (("--set", "table.sizes=[]"), "table.sizes"),
+        (("--set", "finetune.patterns=[9]"), "has patterns 0 to 1"),
+        (("--store", ""), "--store is empty"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence_before_anything_runs(made, tmp_path, arguments, said):
+    ground, _ = made
+    result = pet_table(ground, tmp_path, *arguments, code=2)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert said in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_command_in_the_table_is_the_one_that_was_typed(made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    monkeypatch.setattr(sys, "argv", ["pet", "table", "a pipeline.yaml"])
+    pet_table(ground, tmp_path)
+    assert read_json(result(tmp_path))["command"] == "pet table 'a pipeline.yaml'"
