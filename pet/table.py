@@ -231,6 +231,7 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
         "adapted": first.adapt.enabled,
         "metrics": {task: load_card(task)[0].metric for task in settings},
         "recipe": first.recipe,
+        "draw": first.data.draw,
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code_state(),
@@ -311,9 +312,10 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     commit = (
         f"commit {code['commit'][:7]}{' with changes' if code['dirty'] else ''}" if code else "an installed package"
     )
+    draws = "each a draw of its own" if found["draw"] == "seed" else "all on the same texts"
     lines = [
-        f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, each a draw of its own, and the 95 % "
-        "interval of the mean (Student's t). Bold: above the fine-tuned classifier of the same draws (paired t-test, "
+        f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, {draws}, and the 95 % interval of the mean "
+        "(Student's t). Bold: above the fine-tuned classifier of the same draws (paired t-test, "
         f"p < {SIGNIFICANT} after Holm's correction over the whole table).",
         f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices'])}; this call took "
         f"{found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",

@@ -19,6 +19,7 @@ from pet.settings import (
     read_yaml,
     resolve_pretraining,
     resolve_settings,
+    resolve_tasks,
     settings_yaml,
     shipped_folder,
     shipped_names,
@@ -345,3 +346,25 @@ def test_values_that_are_no_number_or_no_name_are_refused(text):
 def test_one_lora_target_need_not_be_a_list(given):
     settings = resolve_settings(None, {"finetune": {"lora": {"targets": given}}})
     assert settings.finetune.lora.targets == ("all-linear",)
+
+
+def test_the_papers_table_has_the_papers_settings():
+    """P1 Tab 5: 1,000 steps of 4 labelled and 12 unlabelled texts, three members a pattern; 5,000 of 16; 250 of 16."""
+    tasks = resolve_tasks("table-1")
+    assert list(tasks) == ["yelp-full", "agnews", "yahoo", "mnli", "mnli-mm"]
+    for name, one in tasks.items():
+        assert (one.task.name, one.model.name, one.model.max_length) == (name, "FacebookAI/roberta-large", 256)
+        assert (one.table.sizes, one.data.pool_per_label, one.data.test) == ((0, 10, 50, 100, 1000), 10_000, None)
+        members, student, baseline = one.finetune, one.distill, one.baseline
+        assert (members.repetitions, members.patterns, members.alpha, members.mask_probability) == (3, None, 1e-4, 0.15)
+        assert members.steps == 1000
+        assert (members.labelled_batch * members.accumulation, members.unlabelled_batch * members.accumulation) == (
+            4,
+            12,
+        )
+        assert (student.steps, student.batch * student.accumulation, student.temperature) == (5000, 16, 2)
+        assert (baseline.steps, baseline.batch * baseline.accumulation) == (250, 16)
+        assert {part.learning_rate for part in (members, student, baseline)} == {1e-5}
+        assert {part.weight_decay for part in (members, student, baseline)} == {0.01}
+        assert (one.ipet.teachers, one.ipet.growth, one.ipet.steps, one.ipet.generations) == (0.25, 5, None, None)
+        assert one.ipet.first_candidates == 100
