@@ -158,7 +158,7 @@ class IpetSettings(Concern):
         description="ensembles after generation 0; default: until training sets would hold 1,000 texts, one at least "
         "(P1 section 4: 3 for 10 labelled texts, 2 for 50 or 100, 4 for none)",
     )
-    growth: Annotated[float, Field(gt=1, le=1000)] = Field(
+    growth: Annotated[float, Field(ge=1.5, le=1000)] = Field(
         5.0, description="how many times as many texts a training set holds as in the generation before (P1 section 4)"
     )
     teachers: Annotated[float, Field(gt=0, le=1)] = Field(
