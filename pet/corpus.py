@@ -103,7 +103,9 @@ def write_streams(folder: Path, documents: Iterator[str], speller: Speller, shar
     empty = [name for name, count in counts.items() if not count["documents"]]
     if empty:
         said = ", ".join(f"{count['documents']} {name.replace('_', ' ')}" for name, count in counts.items())
-        raise CorpusError(f"the corpus has {said} documents; give more, one a line, or change corpus.held_out")
+        raise CorpusError(
+            f"the corpus has {said} documents; give more of them, or change `held_out`, the share of those"
+        )
     return counts
 
 
@@ -144,7 +146,7 @@ def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Block
         kind = name.replace("_", " ")
         raise CorpusError(
             f"the {kind} part of the corpus has {len(blocks.tokens)} tokens, less than one block of {length}; give "
-            "more text, shorten pretrain.length or change corpus.held_out"
+            "more text, shorten `length` or change `held_out`"
         )
     return blocks
 

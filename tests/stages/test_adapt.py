@@ -117,6 +117,15 @@ def test_the_stage_alone_trains_and_the_next_one_finds_it(adapted, tmp_path):
     assert len(find_all(tmp_path, "finetune")) == 6
 
 
+def test_a_pool_that_is_too_small_to_train_on_is_refused_and_nothing_is_left(adapted, tmp_path):
+    ground, _, _ = adapted
+    for change, said in (("held_out=0.0001", "0 held out documents; give more"), ("length=150", "less than one block")):
+        result = pet_run(ground, tmp_path / "store", "--set", f"adapt.{change}", code=2)
+        assert said in result.stderr
+    assert not find_all(tmp_path / "store", "adapt")
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
