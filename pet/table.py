@@ -87,7 +87,8 @@ def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtim
     """The walk of one run."""
     chosen = settings[cell.task]
     data = chosen.data.model_copy(update={"train_examples": cell.size})
-    return Work(chosen.model_copy(update={"seed": cell.seed, "data": data}), store, runtime)
+    light = chosen.runtime.model_copy(update={"keep_members": False})  # hundreds of them
+    return Work(chosen.model_copy(update={"seed": cell.seed, "data": data, "runtime": light}), store, runtime)
 
 
 def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:

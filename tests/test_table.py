@@ -155,6 +155,12 @@ def test_there_is_a_plot_in_two_formats(made):
         assert f"<!-- {word} -->".encode() in svg
 
 
+def test_a_table_keeps_no_weights_of_members(made):
+    _, folder = made
+    assert not list((folder / "store" / "finetune").glob("*/model"))
+    assert list((folder / "store" / "distill").glob("*/student"))
+
+
 # ---- reuse, holes --------------------------------------------------------------------------------------------------
 
 

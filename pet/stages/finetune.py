@@ -7,8 +7,8 @@ ensemble, and nothing is trained.
 A member of a later generation of iPET is trained on more than the labelled texts: on what `draw` published for it.
 
 Writes per member scores.safetensors (train, pool, test: raw label scores [N, L]), training.json (accuracy on the
-labelled texts, losses) and, for trained members, model/ (a transformers checkpoint) or, with `method: lora`, adapter/
-(a peft adapter).
+labelled texts, losses) and, for trained members, model/ (a transformers checkpoint, if members are to be kept) or, with
+`method: lora`, adapter/ (a peft adapter).
 """
 
 import time
@@ -230,6 +230,8 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
         (report,) = bench.trainer.run(draw_batches(bench, [asked], [seed]), plan.label, steps=steps)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
         write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
+        if not bench.work.settings.runtime.keep_members:
+            return
         aside.wait()  # before the memory that it reads is used again
         state = bench.state_on_host()
         publishing = stack.pop_all()

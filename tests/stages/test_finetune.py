@@ -563,3 +563,20 @@ def test_a_damaged_score_file_is_named_with_what_to_do(done, tmp_path):
     damaged = type(artifact)(tmp_path / "member", artifact.manifest)
     with pytest.raises(StoreError, match=r"cannot be read .*; remove .*member and run its stage again"):
         read_scores(damaged)
+
+
+def test_a_member_has_a_random_state_of_its_own_in_every_generation_the_first_as_in_pet(done):
+    work = open_work(done.ground, done.store)
+    plans = [finetune.Plan(work.pvps[0], 0, generation) for generation in (0, 1, 2)]
+    seeds = [finetune.member_seed(work, plan) for plan in plans]
+    assert len(set(seeds)) == 3
+    assert seeds[0] == finetune.member_seed(work, finetune.Plan(work.pvps[0], 0))
+
+
+def test_members_that_are_not_kept_have_the_same_scores_and_identity_and_no_weights(done, tmp_path):
+    pet_run(done.ground, tmp_path, "--set", "runtime.keep_members=false")
+    for folder in find_all(done.store, "finetune"):
+        light = tmp_path / "finetune" / folder.name
+        assert files_of(light) == {"manifest.json", "scores.safetensors", "training.json"}
+        assert digest(light / "scores.safetensors") == digest(folder / "scores.safetensors")
+    assert find_one(tmp_path, "run").name == done.one("run").name
