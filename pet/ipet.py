@@ -12,6 +12,9 @@ from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members
 from pet.stages.work import Work
 
+ENDLESS = 10**12
+"""Texts of a pool that cuts no schedule short."""
+
 
 def run_ipet(work: Work) -> Artifact:
     """All generations, the student and the run's artifact; what is in the store already is reused.
@@ -50,10 +53,15 @@ def describe_schedule(work: Work) -> list[str]:
     each = f"{members} member{'s' * (members > 1)} each"
     later = "" if labelled else ", generation 0 the patterns untuned"
     lines = [f"ipet: {grown} labelled texts, {each}{later}"]
-    if sizes[-1] - labelled >= int(work.settings.ipet.pool_share * pool):
+    if sizes != draw.sizes(work, labelled, ENDLESS):
         lines.append(
             f"ipet: no more than {sizes[-1] - labelled:,} of the {pool:,} pool texts are drawn (ipet.pool_share "
             f"{work.settings.ipet.pool_share:g})"
+        )
+    if 0 < labelled < len(work.card.labels):
+        lines.append(
+            f"ipet: {labelled} labelled texts are too few for {len(work.card.labels)} labels; a label without one is "
+            "never drawn for"
         )
     if members == 1:
         lines.append("ipet: there is one member, so it labels its own training sets")

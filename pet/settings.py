@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pet.errors import PetError, SettingsError, raise_problems
 
@@ -254,19 +254,26 @@ class PretrainSettings(Optimisation):
 Method = Literal["zero-shot", "supervised", "pet", "ipet"]
 
 
+def require_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values; each may stand there once."""
+    if len(set(values)) < len(values):
+        raise ValueError("something is given twice; give each once")
+    return values
+
+
 class TableSettings(Concern):
     """Which runs `pet table` compares."""
 
     tasks: dict[str, dict[str, Any]] = Field(
         {}, description="task card -> sections laid over the pipeline's for it; default: the pipeline's own task"
     )
-    sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    sizes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)] = Field(
         (0, 10, 50, 100, 1000), min_length=1, description="numbers of labelled texts (P1 Tab 1)"
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(require_distinct)] = Field(
         (0, 1, 2), min_length=1, description="of the runs; each draws its own texts (P1 section 4: three)"
     )
-    methods: tuple[Method, ...] = Field(
+    methods: Annotated[tuple[Method, ...], AfterValidator(require_distinct)] = Field(
         get_args(Method),
         min_length=1,
         description="what is compared; zero-shot has no labelled texts, supervised and PET have",

@@ -16,7 +16,7 @@ import pandas
 
 from pet import published
 from pet.artifacts import Artifact, Store, code_state, write_json
-from pet.errors import PetError
+from pet.errors import PetError, SettingsError, StoreError
 from pet.ipet import run_ipet
 from pet.metrics import holm, paired_p, spread
 from pet.pipeline import adapt_model, check, run_stage
@@ -58,21 +58,52 @@ class Cell:
 
 @dataclass
 class Table:
-    """What came out. `runs`: a line a run and row; `problems`: runs that failed, and why."""
+    """What came out. `runs`: a line a run and row; `texts`: sizes of each task's splits; `problems`: runs that failed,
+    and why."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
+    texts: dict[str, list[dict[str, int]]] = field(default_factory=dict)
     problems: list[tuple[Cell, str]] = field(default_factory=list)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
 
-def cells(settings: Mapping[str, Settings]) -> Iterator[Cell]:
-    """Every run, those together that share artifacts. `settings`: of each task."""
-    for task, chosen in settings.items():
-        for seed in chosen.table.seeds:
-            for size in chosen.table.sizes:
-                for method in chosen.table.methods:
-                    if applies(method, size, chosen):
-                        yield Cell(task, size, seed, method)
+def by_name(settings: Mapping[str, Settings]) -> dict[str, Settings]:
+    """The settings of each task by its card's own name.
+
+    Raises:
+        SettingsError: two cards have one name.
+        TaskError: a card is unusable.
+    """
+    found: dict[str, Settings] = {}
+    for chosen in settings.values():
+        name = load_card(chosen.task.name)[0].name
+        if name in found:
+            raise SettingsError(f"table.tasks: two cards are named {name!r}; change `name:` in one of them")
+        found[name] = chosen
+    return found
+
+
+def cells(settings: Mapping[str, Settings]) -> list[Cell]:
+    """Every run, those together that share artifacts. `settings`: of each task.
+
+    Raises:
+        SettingsError: a task has none.
+    """
+    found = [
+        Cell(task, size, seed, method)
+        for task, chosen in settings.items()
+        for seed in chosen.table.seeds
+        for size in chosen.table.sizes
+        for method in chosen.table.methods
+        if applies(method, size, chosen)
+    ]
+    for task in settings.keys() - {cell.task for cell in found}:
+        chosen = settings[task].table
+        raise SettingsError(
+            f"table: of {', '.join(chosen.methods)} none has a result for {', '.join(map(str, chosen.sizes))} labelled "
+            f"texts of {task}; zero-shot has for 0, supervised and pet for more, ipet for less than 1,000"
+        )
+    return found
 
 
 def applies(method: Method, size: int, settings: Settings) -> bool:
@@ -91,15 +122,22 @@ def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtim
     return Work(chosen.model_copy(update={"seed": cell.seed, "data": data, "runtime": light}), store, runtime)
 
 
-def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:
-    """Run what is missing, and collect. A run that fails is told, and the next one is begun.
+def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> None:
+    """Refuse what no run of a task could do with.
 
     Raises:
-        StoreError, SettingsError, TaskError, ModelError: what no run could do with; nothing has been run then.
+        StoreError, SettingsError, TaskError, ModelError: as `pipeline.check`; or the task's texts cannot be read.
     """
-    wanted = list(cells(settings))
+    wanted = cells(settings)
     for task in settings:
-        check(open_cell(next(one for one in wanted if one.task == task), settings, store, runtime))
+        work = open_cell(next(one for one in wanted if one.task == task), settings, store, runtime)
+        check(work)
+        assert work.source  # that it can be read
+
+
+def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:
+    """Run what is missing, and collect. A run that fails is told, and the next one is begun."""
+    wanted = cells(settings)
     table = Table()
     for number, cell in enumerate(wanted, 1):
         runtime.reporter.say(f"table: {cell} ({number} of {len(wanted)})")
@@ -110,6 +148,7 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
             runtime.reporter.say(f"table: failed: {table.problems[-1][1]}")
             continue
         table.artifacts |= {one.identity: one for one in made}
+        table.texts.setdefault(cell.task, []).append(prepare.sizes(made[0]))
         for row, score in scores.items():
             table.runs.append({"task": cell.task, "labels": cell.size, "seed": cell.seed, "row": row, **score})
     return table
@@ -156,7 +195,7 @@ def collect(work: Work, done: Artifact, method: str) -> tuple[dict[str, Score], 
     summary = done.read_json("summary.json")
     made = [work.store.open(Path(path)) for paths in summary["artifacts"].values() for path in paths]
     scores = summary["scores"]
-    return {f"{method}-ensemble": scores["ensemble"], method: scores["student"]}, [done, *made]
+    return {f"{method}-ensemble": scores["ensemble"], method: scores["student"]}, [*made, done]
 
 
 RUNNERS: dict[Method, Callable[[Work], tuple[dict[str, Score], list[Artifact]]]] = {
@@ -230,7 +269,8 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
         "name": name,
         "model": first.model.name,
         "adapted": first.adapt.enabled,
-        "metrics": {task: load_card(task)[0].metric for task in settings},
+        "metrics": {task: load_card(one.task.name)[0].metric for task, one in settings.items()},
+        "texts": {task: {name: ends(sizes, name) for name in ("pool", "test")} for task, sizes in table.texts.items()},
         "recipe": first.recipe,
         "draw": first.data.draw,
         "command": command,
@@ -245,9 +285,13 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
     }
 
 
+def ends(sizes: Sequence[Mapping[str, int]], name: str) -> list[int]:
+    """The least and the most texts of a split."""
+    return [min(one[name] for one in sizes), max(one[name] for one in sizes)]
+
+
 def write(folder: Path, found: Mapping[str, Any]) -> None:
     """table.json, table.csv and table.md, each put in place whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     runs = pandas.DataFrame(found["runs"], columns=["task", "labels", "row", "seed", "value", "low", "high"])
     for name, put in (
         ("table.json", lambda path: write_json(path, dict(found))),
@@ -255,8 +299,30 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
         ("table.md", lambda path: path.write_text(markdown(found), encoding="utf-8")),
     ):
         draft = folder / f".{name}.draft"
-        put(draft)
-        draft.replace(folder / name)
+        try:
+            put(draft)
+            draft.replace(folder / name)
+        except OSError as problem:
+            raise StoreError(f"{folder / name} cannot be written ({problem.strerror}); move what is there") from None
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def check_place(folder: Path) -> None:
+    """Fail now rather than after all runs.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise StoreError(
+            f"the folder {folder} cannot be written ({problem.strerror}); give another with --out or --name"
+        ) from None
 
 
 # ---- for people ----------------------------------------------------------------------------------------------------
@@ -269,14 +335,16 @@ def markdown(found: Mapping[str, Any]) -> str:
     places = list(dict.fromkeys((line["labels"], line["row"]) for line in found["lines"]))
     places.sort(key=lambda place: (place[0], list(NAMES).index(place[1])))
     model = Path(found["model"]).name + (", adapted to the pool" if found["adapted"] else "")
-    head = [
-        "labels",
-        "method",
-        *(part for task in tasks for part in (f"{task}: {model}", f"{published.BACKBONE} (paper)")),
-    ]
+    compared = {line["task"] for line in found["lines"] if line["paper"]}
+    head = ["labels", "method"]
+    for task in tasks:
+        head += [f"{task}: {model}", *([f"{published.BACKBONE} (paper)"] if task in compared else [])]
     lines = [f"# {found['name']}", "", join(head), join(["---:", "---", *["---:"] * (len(head) - 2)])]
     for size, row in places:
-        shown = [part for task in tasks for part in show(by_place.get((task, size, row)))]
+        shown = []
+        for task in tasks:
+            ours, theirs = show(by_place.get((task, size, row)))
+            shown += [ours, *([theirs] if task in compared else [])]
         lines.append(join([f"{size:,}", NAMES[row], *shown]))
     return "\n".join([*lines, "", *notes(found)]) + "\n"
 
@@ -297,7 +365,9 @@ def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
         return f"FAILED: seed {', '.join(missing)}", theirs
     ours = f"{line['mean']:.1f}"
     if line["deviation"] is not None:
-        ours += f" ± {line['deviation']:.1f} ({line['low']:.1f} to {line['high']:.1f})"
+        ours += f" ± {line['deviation']:.1f}"
+    if line["deviation"]:  # where all seeds agree, there is nothing to estimate an interval from
+        ours += f" ({line['low']:.1f} to {line['high']:.1f})"
     return f"**{ours}**" if is_significant(line) else ours, theirs
 
 
@@ -315,22 +385,39 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     )
     draws = "each a draw of its own" if found["draw"] == "seed" else "all on the same texts"
     lines = [
+        "; ".join(
+            f"{task}: {found['metrics'][task]} in percent, {between(texts['test'])} test and {between(texts['pool'])} "
+            "unlabelled texts"
+            for task, texts in found["texts"].items()
+        ),
         f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, {draws}, and the 95 % interval of the mean "
-        "(Student's t). Bold: above the fine-tuned classifier of the same draws (paired t-test, "
-        f"p < {SIGNIFICANT} after Holm's correction over the whole table).",
-        f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices'])}; this call took "
-        f"{found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",
+        "(Student's t).",
+        f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices']) or 'no device'}; this "
+        f"call took {found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",
     ]
+    if any(line["p"] is not None for line in found["lines"]):
+        lines[1] += (
+            " Bold: above the fine-tuned classifier of the same draws (paired t-test, "
+            f"p < {SIGNIFICANT} after Holm's correction over the whole table)."
+        )
     lines += [
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
         for one in found["failed"]
     ]
-    return [part for line in lines for part in (line, "")][:-1]
+    return [part for line in lines if line for part in (line, "")][:-1]
+
+
+def between(found: Sequence[int]) -> str:
+    """A number, or the least and the most."""
+    least, most = found
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def run(settings: Mapping[str, Settings], store: Store, runtime: Runtime, folder: Path, command: str) -> dict[str, Any]:
     """Run what is missing and write the table into `folder`; what table.json has."""
     begun = time.perf_counter()
+    check_all(settings, store, runtime)
+    check_place(folder)
     table = make(settings, store, runtime)
     found = describe(table, settings, folder.name, command, time.perf_counter() - begun)
     write(folder, found)

@@ -334,3 +334,13 @@ def test_wrong_settings_are_refused_in_one_sentence(plain, tmp_path, arguments, 
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert said in line
     assert not find_all(tmp_path, "prepare")
+
+
+def test_a_label_without_a_labelled_text_is_told(plain, tmp_path):
+    result = pet_ipet(plain.ground, tmp_path, "--train-examples", 2, "--dry-run")
+    assert "2 labelled texts are too few for 3 labels; a label without one is never drawn for" in result.stderr
+
+
+def test_a_dry_run_tells_the_schedule_too_and_of_the_pools_share_only_where_it_counts(plain, tmp_path):
+    told = pet_ipet(plain.ground, tmp_path, "--generations", 1, "--set", "ipet.growth=1.5", "--dry-run").stderr
+    assert told.splitlines() == ["ipet: 12 -> 18 labelled texts, 4 members each"]

@@ -148,6 +148,11 @@ def test_a_paired_test_that_says_nothing_is_none(values):
     assert paired_p(values, [70.0, 80.0][: len(values)]) is None
 
 
+def test_the_same_difference_is_one_also_where_decimals_round_it_apart():
+    assert 79.0 - 72.2 != 76.4 - 69.6
+    assert paired_p([79.0, 76.4], [72.2, 69.6]) is None
+
+
 def test_holm_multiplies_the_smallest_by_all_and_never_falls():
     """Worked by hand: sorted .01 .02 .03 .04 times 4 3 2 1 is .04 .06 .06 .04, and the last may not be below .06."""
     assert holm([0.04, 0.01, None, 0.03, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06])

@@ -144,7 +144,7 @@ def test_a_damaged_difference_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "MINI_DELTA", tmp_path / "nothing")
     problem = refusal(load_classifier, named("mini"), ["up", "down"])
     assert "nothing is missing" in problem
-    assert problem.endswith("run: pip install --force-reinstall pet")
+    assert problem.endswith("git restore it in a clone, or install pet again")
 
 
 @pytest.fixture

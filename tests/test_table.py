@@ -34,6 +34,11 @@ def pet_table(ground, folder, *arguments, **more):
     )
 
 
+def files_in(folder):
+    """Time of change and size of every file."""
+    return {name: stamp for name, stamp in snapshot(folder).items() if (folder / name).is_file()}
+
+
 def result(folder, name="table.json"):
     return folder / "results" / "pipeline" / name
 
@@ -49,6 +54,7 @@ def line_of(found, labels, row):
 def test_a_dry_run_lists_every_run_and_makes_nothing(made, tmp_path):
     ground, _ = made
     lines = pet_table(ground, tmp_path, "--dry-run").stdout.splitlines()
+    assert lines.pop() == "16 runs; nothing was run"
     assert len(lines) == len(SEEDS) * (2 + 3 + 3)
     assert sum(line.endswith("0 labelled texts, seed 1: zero-shot") for line in lines) == 1
     assert not list(tmp_path.iterdir())
@@ -70,7 +76,7 @@ def settings(**sections):
 def test_each_number_of_labelled_texts_has_the_methods_of_the_papers_table(size, methods):
     chosen = settings(table={"sizes": [size], "seeds": [0]})
     assert [cell.method for cell in table.cells({"agnews": chosen})] == methods
-    assert table.cells({"agnews": chosen}).__next__().size == size
+    assert table.cells({"agnews": chosen})[0].size == size
 
 
 def test_ipet_has_a_result_for_a_thousand_labels_where_generations_are_asked_for():
@@ -149,9 +155,9 @@ def test_it_says_how_it_was_made(made):
 
 def test_there_is_a_plot_in_two_formats(made):
     _, folder = made
-    png, svg = (result(folder, f"task.{kind}").read_bytes() for kind in ("png", "svg"))
+    png, svg = (result(folder, f"topics.{kind}").read_bytes() for kind in ("png", "svg"))
     assert png.startswith(b"\x89PNG")
-    for word in ("labelled texts", "accuracy", "iPET", "supervised: fine-tuned"):
+    for word in ("labelled texts", "accuracy in percent, ± standard deviation", "iPET", "supervised: fine-tuned"):
         assert f"<!-- {word} -->".encode() in svg
 
 
@@ -173,7 +179,7 @@ def test_the_second_time_nothing_is_trained(made, tmp_path, monkeypatch):
     assert snapshot(tmp_path / "store") == before
     lines = [read_json(result(one))["lines"] for one in (folder, tmp_path)]
     assert lines[0] == lines[1]
-    assert result(folder, "task.svg").read_bytes() == result(tmp_path, "task.svg").read_bytes()
+    assert result(folder, "topics.svg").read_bytes() == result(tmp_path, "topics.svg").read_bytes()
 
 
 def test_one_artifact_that_is_gone_is_made_again_and_nothing_else(made, tmp_path):
@@ -220,14 +226,14 @@ def test_a_run_that_failed_is_a_hole_that_is_shown_and_filled_by_the_next_call(m
 def test_an_interrupted_table_leaves_the_old_one_as_it_was(made, tmp_path, monkeypatch):
     ground, folder = made
     shutil.copytree(folder, tmp_path / "all")
-    before = snapshot(tmp_path / "all" / "results")
+    before = files_in(tmp_path / "all" / "results")
 
     def interrupt(_):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(table.RUNNERS, "ipet", interrupt)
     pet_table(ground, tmp_path / "all", code=130)
-    assert snapshot(tmp_path / "all" / "results") == before
+    assert files_in(tmp_path / "all" / "results") == before
 
 
 # ---- words ---------------------------------------------------------------------------------------------------------
@@ -260,13 +266,16 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
         *("--methods", "supervised,pet", "--name", "both", "--set", f"table.tasks={json.dumps(tasks)}"),
         *("--data", f"{second.card}={second.folder}"),
     )
-    assert done.stdout.splitlines()[2].count("lively") == 2
+    assert done.stdout.splitlines()[2] == "| labels | method | topics: lively | others: lively |"
     steps = {
         one.name.split("-")[0]: read_json(one / "training.json")["steps"]
         for one in find_all(tmp_path / "store", "finetune", "p0-r0")
     }
     assert steps == {"topics": [3], "others": [2]}
-    assert {path.name for path in (tmp_path / "both").glob("*.png")}
+    assert {path.name for path in (tmp_path / "both").glob("*.png")} == {"topics.png", "others.png"}
+    second.change_card(name="topics")
+    refused = pet("table", first.pipeline, "--set", f"table.tasks={json.dumps(tasks)}", code=2)
+    assert "table.tasks: two cards are named 'topics'" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -279,6 +288,12 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
         (("--set", "table.sizes=[]"), "table.sizes"),
         (("--set", "finetune.patterns=[9]"), "has patterns 0 to 1"),
         (("--store", ""), "--store is empty"),
+        (("--out", ""), "--out is empty"),
+        (("--name", ".."), "--name '..' is no name of a folder"),
+        (("--seeds", "0,0"), "table.seeds: value error, something is given twice; give each once"),
+        (("--methods", ""), "table.methods"),
+        (("--sizes", "0", "--methods", "pet"), "of pet none has a result for 0 labelled texts of topics"),
+        (("--data", "/nowhere"), "/nowhere"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence_before_anything_runs(made, tmp_path, arguments, said):
@@ -295,3 +310,32 @@ def test_the_command_in_the_table_is_the_one_that_was_typed(made, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["pet", "table", "a pipeline.yaml"])
     pet_table(ground, tmp_path)
     assert read_json(result(tmp_path))["command"] == "pet table 'a pipeline.yaml'"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(made, tmp_path):
+    ground, _ = made
+    (tmp_path / "results").write_text("a file")
+    done = pet_table(ground, tmp_path, code=2)
+    assert f"the folder {tmp_path / 'results' / 'pipeline'} cannot be written" in done.stderr
+    assert "table: topics" not in done.stderr
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_draft(made, tmp_path):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    result(tmp_path, "table.md").mkdir(parents=True)
+    done = pet_table(ground, tmp_path, code=2)
+    assert "table.md cannot be written" in done.stderr
+    assert not list((tmp_path / "results").rglob(".*"))
+
+
+def test_it_says_of_how_many_texts_the_numbers_are(made):
+    _, folder = made
+    text = result(folder, "table.md").read_text()
+    assert "topics: accuracy in percent, 20 test and 30 unlabelled texts" in text
+    assert "RoBERTa-large" not in text, "the paper has no numbers for this task"
+
+
+def test_where_all_seeds_agree_no_interval_is_shown():
+    line = {"values": {"0": 80.0, "1": 80.0}, "mean": 80.0, "deviation": 0.0, "low": 80.0, "high": 80.0, "paper": None}
+    assert table.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")

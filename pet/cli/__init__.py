@@ -22,6 +22,8 @@ def main() -> None:
     Example:
         pet run                       the demo: BBC news, ten labels, on any two cores
         pet run agnews --data DIR     AG News from the original archive's files
+        pet ipet agnews --data DIR    the same with iPET's generations
+        pet table agnews --data DIR   methods, numbers of labels and seeds compared
     """
 
 

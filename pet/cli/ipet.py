@@ -26,11 +26,13 @@ def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) ->
         pet ipet agnews --data archives/ag_news_csv --generations 3
         pet ipet agnews --data archives/ag_news_csv --generations 4 --train-examples 0
     """
-    from pet.ipet import run_ipet
+    from pet.ipet import describe_schedule, run_ipet
     from pet.pipeline import plan
     from pet.stages.draw import generations as generations_of
 
     def steps(work: "Work") -> "list[Step]":
+        for line in describe_schedule(work):
+            work.runtime.reporter.say(line)
         return plan(work, generations_of(work))
 
     if generations is not None:

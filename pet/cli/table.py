@@ -44,7 +44,10 @@ def table(
     verbose: bool,
     **flags: Any,
 ) -> None:
-    """Run what a few-shot table of a PIPELINE needs and is not in the store yet, and write the table.
+    """Compare methods on a PIPELINE, run what is missing, and write the table.
+
+    PIPELINE is a shipped name or a YAML file; its `table` section says which numbers of labelled texts, seeds and
+    methods are compared: 0, 10, 50, 100 and 1,000, three seeds and all of them, if it has none.
 
     Into OUT/NAME/ go table.md, table.csv, table.json and a plot of accuracy against labelled texts for each task (PNG
     and SVG). A run that fails is shown as a hole, the others go on, and the exit code is 1: the same command fills it.
@@ -67,19 +70,21 @@ def table(
     given = {
         "table.sizes": numbers("--sizes", sizes),
         "table.seeds": numbers("--seeds", seeds),
-        "table.methods": methods.split(",") if methods else None,
+        "table.methods": None if methods is None else methods.split(","),
     }
     layers = [nest(key, found) for key, found in given.items() if found is not None]
     unused = dict.fromkeys(("task", "data", "train_examples"))
     settings = resolve_tasks(pipeline, *layers, *flag_overrides(flags | unused, PLACES, assignments))
-    settings = with_data(settings, data)
+    settings = tables.by_name(with_data(settings, data))
+    runs = tables.cells(settings)
     if dry_run:
-        for cell in tables.cells(settings):
+        for cell in runs:
             click.echo(str(cell))
+        click.echo(f"{len(runs)} runs; nothing was run")
         return
     screen = Screen(verbose)
     runtime = open_runtime(next(iter(settings.values())).runtime, screen)
-    folder = Path(out) / (name or Path(pipeline).stem)
+    folder = place(out, Path(pipeline).stem if name is None else name)
     command = shlex.join(["pet", *sys.argv[1:]])
     found = tables.run(settings, Store(store), runtime, folder, command)
     plot.draw_all(folder, found)
@@ -103,6 +108,19 @@ def numbers(option: str, text: str | None) -> list[int] | None:
         raise SettingsError(f"{option} got {text!r}; expected whole numbers with commas, such as 0,10,100") from None
 
 
+def place(out: str, name: str) -> Path:
+    """The table's own folder.
+
+    Raises:
+        SettingsError: no folder, or a name that is no name of one.
+    """
+    if not out:
+        raise SettingsError("--out is empty; give the folder for the table's own folder")
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise SettingsError(f"--name {name!r} is no name of a folder; give one word, such as agnews-2")
+    return Path(out) / name
+
+
 def with_data(settings: "dict[str, Settings]", folders: tuple[str, ...]) -> "dict[str, Settings]":
     """The settings of each task, with the folder of its files: FOLDER of the only task, TASK=FOLDER of one of several.
 
@@ -110,7 +128,9 @@ def with_data(settings: "dict[str, Settings]", folders: tuple[str, ...]) -> "dic
         SettingsError: a folder of a task that is none of them.
     """
     for given in folders:
-        task, _, folder = given.rpartition("=") if len(settings) > 1 else (next(iter(settings)), "", given)
+        task, _, folder = given.rpartition("=")
+        if len(settings) == 1 and task not in settings:
+            task, folder = next(iter(settings)), given
         if task not in settings:
             raise SettingsError(f"--data {given!r}: expected TASK=FOLDER with one of the tasks {', '.join(settings)}")
         place = settings[task].task.model_copy(update={"data": folder})
