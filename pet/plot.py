@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pet.table import NAMES
+from pet.tabulate import NAMES
 
 LINES = {"supervised": "#7f7f7f", "pet": "#1f77b4", "ipet": "#d62728"}
 """Rows that are drawn as lines, and their colours; zero-shot is a point."""

@@ -45,6 +45,7 @@ LAYERS = {
     "plot": 7,
     "published": 7,
     "table": 7,
+    "tabulate": 7,
     "report": 7,
     "tracking": 7,
     "cli": 8,

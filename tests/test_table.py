@@ -9,7 +9,7 @@ import pandas
 import pytest
 from rows import find_all, find_one, lay_ground, lively_model, pet, read_json, snapshot
 
-from pet import published, table
+from pet import published, table, tabulate
 from pet.errors import StoreError
 from pet.metrics import holm, paired_p
 from pet.settings import resolve_settings
@@ -242,9 +242,9 @@ def test_an_interrupted_table_leaves_the_old_one_as_it_was(made, tmp_path, monke
 def test_bold_is_for_what_is_above_the_fine_tuned_classifier_by_more_than_chance():
     line = {"values": {"0": 80.0, "1": 81.0}, "mean": 80.5, "deviation": 0.7, "low": 79.0, "high": 82.0, "paper": None}
     bold = "**80.5 ± 0.7 (79.0 to 82.0)**"
-    assert table.show({**line, "p_holm": 0.01, "gain": 4.0}) == (bold, "")
+    assert tabulate.show({**line, "p_holm": 0.01, "gain": 4.0}) == (bold, "")
     for chance, gain in ((0.06, 4.0), (0.01, -4.0), (None, None)):
-        assert table.show({**line, "p_holm": chance, "gain": gain}) == (bold.strip("*"), "")
+        assert tabulate.show({**line, "p_holm": chance, "gain": gain}) == (bold.strip("*"), "")
 
 
 def test_the_papers_number_stands_beside_ours_where_there_is_one():
@@ -338,4 +338,4 @@ def test_it_says_of_how_many_texts_the_numbers_are(made):
 
 def test_where_all_seeds_agree_no_interval_is_shown():
     line = {"values": {"0": 80.0, "1": 80.0}, "mean": 80.0, "deviation": 0.0, "low": 80.0, "high": 80.0, "paper": None}
-    assert table.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")
+    assert tabulate.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")

@@ -58,7 +58,7 @@ def table(
         pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from pet import plot
+    from pet import plot, tabulate
     from pet import table as tables
     from pet.artifacts import Store
     from pet.cli.screen import Screen
@@ -86,7 +86,7 @@ def table(
     runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
     command = shlex.join(["pet", *sys.argv[1:]])
-    found = tables.run(settings, Store(store), runtime, folder, command)
+    found = tabulate.run(settings, Store(store), runtime, folder, command)
     plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")

@@ -1,0 +1,253 @@
+"""What the runs of a table come to: a line a task, size and row, with the test of it and the paper's number; and files.
+
+table.csv (a line a run), table.json (everything) and table.md (for people) are written at the end, each put in place
+whole. `plot` draws from what table.json has. Nothing here runs anything but `table.make`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pandas
+
+from pet import published
+from pet.artifacts import Store, code_state, write_json
+from pet.errors import StoreError
+from pet.metrics import holm, paired_p, spread
+from pet.runtime import Runtime
+from pet.settings import Settings
+from pet.table import Table, applies, check_all, make
+from pet.tasks import load_card
+
+SIGNIFICANT = 0.05
+UNKNOWN = {"mean": None, "deviation": None, "low": None, "high": None}
+
+NAMES = {
+    "zero-shot": "zero-shot: patterns untuned, pooled (paper: their mean)",
+    "probe": "supervised: linear probe",
+    "supervised": "supervised: fine-tuned",
+    "pet-ensemble": "PET, not distilled",
+    "pet": "PET",
+    "ipet-ensemble": "iPET, not distilled",
+    "ipet": "iPET",
+}
+"""Rows of a table, in this order."""
+
+
+def summarise(table: Table, settings: Mapping[str, Settings]) -> list[dict[str, Any]]:
+    """A line a task, size and row: values by seed; mean, deviation and interval where no seed is missing; Student's
+    paired test against the fine-tuned classifier of the same draws, Holm-corrected over the whole table; the paper's
+    number."""
+    lines = []
+    for task, size, row in wanted_rows(settings):
+        seeds = settings[task].table.seeds
+        found = values(table, task, size, row)
+        base = values(table, task, size, "supervised") if row not in ("supervised", "probe") else {}
+        ours = [found[seed] for seed in seeds if seed in found]
+        theirs = [base[seed] for seed in seeds if seed in base]
+        complete, comparable = len(ours) == len(seeds), len(ours) == len(theirs) == len(seeds)
+        number = published.find(task, size, row)
+        lines.append(
+            {
+                "task": task,
+                "labels": size,
+                "row": row,
+                "values": {str(seed): found.get(seed) for seed in seeds},
+                **(asdict(spread(ours)) if complete else UNKNOWN),
+                "gain": mean(ours) - mean(theirs) if comparable else None,
+                "p": paired_p(ours, theirs) if comparable else None,
+                "paper": {"mean": number[0], "deviation": number[1], "model": published.BACKBONE} if number else None,
+            }
+        )
+    for line, chance in zip(lines, holm([one["p"] for one in lines]), strict=True):
+        line["p_holm"] = chance
+    return lines
+
+
+def wanted_rows(settings: Mapping[str, Settings]) -> Iterator[tuple[str, int, str]]:
+    """Task, size and row of every line, in the table's order."""
+    of_method = {
+        "zero-shot": ("zero-shot",),
+        "supervised": ("probe", "supervised"),
+        "pet": ("pet-ensemble", "pet"),
+        "ipet": ("ipet-ensemble", "ipet"),
+    }
+    for task, chosen in settings.items():
+        for size in chosen.table.sizes:
+            rows = {
+                row for method in chosen.table.methods if applies(method, size, chosen) for row in of_method[method]
+            }
+            yield from ((task, size, row) for row in NAMES if row in rows)
+
+
+def values(table: Table, task: str, size: int, row: str) -> dict[int, float]:
+    """Seed -> value."""
+    wanted = (task, size, row)
+    return {one["seed"]: one["value"] for one in table.runs if (one["task"], one["labels"], one["row"]) == wanted}
+
+
+def describe(table: Table, settings: Mapping[str, Settings], name: str, command: str, seconds: float) -> dict[str, Any]:
+    """table.json."""
+    manifests = [one.manifest for one in table.artifacts.values()]
+    first = next(iter(settings.values()))
+    return {
+        "name": name,
+        "model": first.model.name,
+        "adapted": first.adapt.enabled,
+        "metrics": {task: load_card(one.task.name)[0].metric for task, one in settings.items()},
+        "texts": {task: {name: ends(sizes, name) for name in ("pool", "test")} for task, sizes in table.texts.items()},
+        "recipe": first.recipe,
+        "draw": first.data.draw,
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": code_state(),
+        "devices": sorted({one["device"] for one in manifests if "device" in one}),
+        "seconds": round(seconds, 1),
+        "artifact_seconds": round(sum(one["seconds"] for one in manifests), 1),
+        "lines": summarise(table, settings),
+        "runs": table.runs,
+        "failed": [{**asdict(cell), "problem": problem} for cell, problem in table.problems],
+    }
+
+
+def ends(sizes: Sequence[Mapping[str, int]], name: str) -> list[int]:
+    """The least and the most texts of a split."""
+    return [min(one[name] for one in sizes), max(one[name] for one in sizes)]
+
+
+def write(folder: Path, found: Mapping[str, Any]) -> None:
+    """table.json, table.csv and table.md, each put in place whole."""
+    runs = pandas.DataFrame(found["runs"], columns=["task", "labels", "row", "seed", "value", "low", "high"])
+    for name, put in (
+        ("table.json", lambda path: write_json(path, dict(found))),
+        ("table.csv", lambda path: runs.to_csv(path, index=False)),
+        ("table.md", lambda path: path.write_text(markdown(found), encoding="utf-8")),
+    ):
+        draft = folder / f".{name}.draft"
+        try:
+            put(draft)
+            draft.replace(folder / name)
+        except OSError as problem:
+            raise StoreError(f"{folder / name} cannot be written ({problem.strerror}); move what is there") from None
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def check_place(folder: Path) -> None:
+    """Fail now rather than after all runs.
+
+    Raises:
+        StoreError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as problem:
+        raise StoreError(
+            f"the folder {folder} cannot be written ({problem.strerror}); give another with --out or --name"
+        ) from None
+
+
+# ---- for people ----------------------------------------------------------------------------------------------------
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """table.md."""
+    tasks = list(dict.fromkeys(line["task"] for line in found["lines"]))
+    by_place = {(line["task"], line["labels"], line["row"]): line for line in found["lines"]}
+    places = list(dict.fromkeys((line["labels"], line["row"]) for line in found["lines"]))
+    places.sort(key=lambda place: (place[0], list(NAMES).index(place[1])))
+    model = Path(found["model"]).name + (", adapted to the pool" if found["adapted"] else "")
+    compared = {line["task"] for line in found["lines"] if line["paper"]}
+    head = ["labels", "method"]
+    for task in tasks:
+        head += [f"{task}: {model}", *([f"{published.BACKBONE} (paper)"] if task in compared else [])]
+    lines = [f"# {found['name']}", "", join(head), join(["---:", "---", *["---:"] * (len(head) - 2)])]
+    for size, row in places:
+        shown = []
+        for task in tasks:
+            ours, theirs = show(by_place.get((task, size, row)))
+            shown += [ours, *([theirs] if task in compared else [])]
+        lines.append(join([f"{size:,}", NAMES[row], *shown]))
+    return "\n".join([*lines, "", *notes(found)]) + "\n"
+
+
+def join(parts: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(parts)} |"
+
+
+def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Our number and the paper's."""
+    if line is None:
+        return "", ""
+    paper = line["paper"]
+    theirs = f"{paper['mean']:.1f} ± {paper['deviation']:.1f}" if paper else ""
+    missing = [seed for seed, value in line["values"].items() if value is None]
+    if missing:
+        return f"FAILED: seed {', '.join(missing)}", theirs
+    ours = f"{line['mean']:.1f}"
+    if line["deviation"] is not None:
+        ours += f" ± {line['deviation']:.1f}"
+    if line["deviation"]:  # where all seeds agree, there is nothing to estimate an interval from
+        ours += f" ({line['low']:.1f} to {line['high']:.1f})"
+    return f"**{ours}**" if is_significant(line) else ours, theirs
+
+
+def is_significant(line: Mapping[str, Any]) -> bool:
+    """Whether it is above the fine-tuned classifier by more than chance."""
+    return line["p_holm"] is not None and line["p_holm"] < SIGNIFICANT and line["gain"] > 0
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What a reader must know, a paragraph each."""
+    seeds = len(found["lines"][0]["values"]) if found["lines"] else 0
+    code = found["code"] or {}
+    commit = (
+        f"commit {code['commit'][:7]}{' with changes' if code['dirty'] else ''}" if code else "an installed package"
+    )
+    draws = "each a draw of its own" if found["draw"] == "seed" else "all on the same texts"
+    lines = [
+        "; ".join(
+            f"{task}: {found['metrics'][task]} in percent, {between(texts['test'])} test and {between(texts['pool'])} "
+            "unlabelled texts"
+            for task, texts in found["texts"].items()
+        ),
+        f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, {draws}, and the 95 % interval of the mean "
+        "(Student's t).",
+        f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices']) or 'no device'}; this "
+        f"call took {found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",
+    ]
+    if any(line["p"] is not None for line in found["lines"]):
+        lines[1] += (
+            " Bold: above the fine-tuned classifier of the same draws (paired t-test, "
+            f"p < {SIGNIFICANT} after Holm's correction over the whole table)."
+        )
+    lines += [
+        f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
+        for one in found["failed"]
+    ]
+    return [part for line in lines if line for part in (line, "")][:-1]
+
+
+def between(found: Sequence[int]) -> str:
+    """A number, or the least and the most."""
+    least, most = found
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def run(settings: Mapping[str, Settings], store: Store, runtime: Runtime, folder: Path, command: str) -> dict[str, Any]:
+    """Run what is missing and write the table into `folder`; what table.json has."""
+    begun = time.perf_counter()
+    check_all(settings, store, runtime)
+    check_place(folder)
+    table = make(settings, store, runtime)
+    found = describe(table, settings, folder.name, command, time.perf_counter() - begun)
+    write(folder, found)
+    return found
