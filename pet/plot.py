@@ -44,8 +44,8 @@ def draw(folder: Path, found: Mapping[str, Any], task: str) -> list[Path]:
             )
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set_xlabel("labelled texts")
-    axes.set_ylabel(f"{found['metrics'][task]} in percent, ± standard deviation")
-    axes.set_title(f"{task} on {Path(found['model']).name}" + (", adapted" if found["adapted"] else ""))
+    axes.set_ylabel(f"{found['tasks'][task]['metric']} in percent, ± standard deviation")
+    axes.set_title(f"{task} on {found['tasks'][task]['model']}")
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=8)

@@ -169,9 +169,10 @@ def run_generations(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
 
 
 def collect(work: Work, done: Artifact, method: str) -> tuple[dict[str, Score], list[Artifact]]:
-    """Scores and artifacts of a run."""
+    """Scores and artifacts of a run, whose store may have been moved since: the last two parts of a path are good."""
     summary = done.read_json("summary.json")
-    made = [work.store.open(Path(path)) for paths in summary["artifacts"].values() for path in paths]
+    paths = [Path(path) for of_stage in summary["artifacts"].values() for path in of_stage]
+    made = [work.store.open(work.store.root / path.parent.name / path.name) for path in paths]
     scores = summary["scores"]
     return {f"{method}-ensemble": scores["ensemble"], method: scores["student"]}, [*made, done]
 

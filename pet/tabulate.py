@@ -93,15 +93,9 @@ def values(table: Table, task: str, size: int, row: str) -> dict[int, float]:
 def describe(table: Table, settings: Mapping[str, Settings], name: str, command: str, seconds: float) -> dict[str, Any]:
     """table.json."""
     manifests = [one.manifest for one in table.artifacts.values()]
-    first = next(iter(settings.values()))
     return {
         "name": name,
-        "model": first.model.name,
-        "adapted": first.adapt.enabled,
-        "metrics": {task: load_card(one.task.name)[0].metric for task, one in settings.items()},
-        "texts": {task: {name: ends(sizes, name) for name in ("pool", "test")} for task, sizes in table.texts.items()},
-        "recipe": first.recipe,
-        "draw": first.data.draw,
+        "tasks": {task: describe_task(chosen, table.texts.get(task, [])) for task, chosen in settings.items()},
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "code": code_state(),
@@ -114,9 +108,16 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
     }
 
 
-def ends(sizes: Sequence[Mapping[str, int]], name: str) -> list[int]:
-    """The least and the most texts of a split."""
-    return [min(one[name] for one in sizes), max(one[name] for one in sizes)]
+def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """What a task's numbers are of, with the least and the most texts of its splits; `sizes`: of every run."""
+    texts = {name: [one[name] for one in sizes] for name in ("pool", "test")}
+    return {
+        "metric": load_card(settings.task.name)[0].metric,
+        "model": Path(settings.model.name).name + (", adapted to the pool" if settings.adapt.enabled else ""),
+        "recipe": settings.recipe,
+        "draw": settings.data.draw,
+        **{name: [min(counts), max(counts)] for name, counts in texts.items() if counts},
+    }
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
@@ -163,11 +164,11 @@ def markdown(found: Mapping[str, Any]) -> str:
     by_place = {(line["task"], line["labels"], line["row"]): line for line in found["lines"]}
     places = list(dict.fromkeys((line["labels"], line["row"]) for line in found["lines"]))
     places.sort(key=lambda place: (place[0], list(NAMES).index(place[1])))
-    model = Path(found["model"]).name + (", adapted to the pool" if found["adapted"] else "")
     compared = {line["task"] for line in found["lines"] if line["paper"]}
     head = ["labels", "method"]
     for task in tasks:
-        head += [f"{task}: {model}", *([f"{published.BACKBONE} (paper)"] if task in compared else [])]
+        head.append(f"{task}: {found['tasks'][task]['model']}")
+        head += [f"{published.BACKBONE} (paper)"] if task in compared else []
     lines = [f"# {found['name']}", "", join(head), join(["---:", "---", *["---:"] * (len(head) - 2)])]
     for size, row in places:
         shown = []
@@ -212,12 +213,14 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     commit = (
         f"commit {code['commit'][:7]}{' with changes' if code['dirty'] else ''}" if code else "an installed package"
     )
-    draws = "each a draw of its own" if found["draw"] == "seed" else "all on the same texts"
+    of_seed = {one["draw"] == "seed" for one in found["tasks"].values()}
+    draws = "each a draw of its own" if of_seed == {True} else "where data.draw is first all on the same texts"
     lines = [
         "; ".join(
-            f"{task}: {found['metrics'][task]} in percent, {between(texts['test'])} test and {between(texts['pool'])} "
+            f"{task}: {one['metric']} in percent, {between(one['test'])} test and {between(one['pool'])} "
             "unlabelled texts"
-            for task, texts in found["texts"].items()
+            for task, one in found["tasks"].items()
+            if "test" in one
         ),
         f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, {draws}, and the 95 % interval of the mean "
         "(Student's t).",

@@ -145,7 +145,8 @@ def test_it_says_how_it_was_made(made):
     _, folder = made
     found = read_json(result(folder))
     assert found["devices"] == ["cpu"]
-    assert found["metrics"] == {found["lines"][0]["task"]: "accuracy"}
+    facts = {"metric": "accuracy", "model": "lively", "recipe": "fixed", "draw": "seed"}
+    assert found["tasks"] == {"topics": {**facts, "pool": [30, 30], "test": [20, 20]}}
     assert found["artifact_seconds"] > 0
     text = result(folder, "table.md").read_text()
     assert found["date"][:10] in text
@@ -180,6 +181,21 @@ def test_the_second_time_nothing_is_trained(made, tmp_path, monkeypatch):
     lines = [read_json(result(one))["lines"] for one in (folder, tmp_path)]
     assert lines[0] == lines[1]
     assert result(folder, "topics.svg").read_bytes() == result(tmp_path, "topics.svg").read_bytes()
+
+
+def test_a_store_that_was_moved_serves_as_before(made, tmp_path, monkeypatch):
+    """Also one whose runs were made with a relative path, in another folder."""
+    ground, folder = made
+    monkeypatch.chdir(folder)
+    shutil.copytree("store", tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    pet_table(ground, tmp_path, "--store", "first", "--seeds", "2")
+    (tmp_path / "first").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr("pet.training.Trainer.run", None)
+    pet_table(ground, tmp_path, "--store", tmp_path / "moved", "--seeds", "2")
+    assert read_json(result(tmp_path))["failed"] == []
 
 
 def test_one_artifact_that_is_gone_is_made_again_and_nothing_else(made, tmp_path):
@@ -260,13 +276,15 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     model = lively_model(tmp_path_factory.getbasetemp())
     first, second = (lay_ground(tmp_path / name, model) for name in ("first", "second"))
     second.change_card(name="others")
-    tasks = {str(first.card): {"finetune": {"steps": 3}}, str(second.card): {}}
+    other = tmp_path / "otherwise"
+    shutil.copytree(model, other)
+    tasks = {str(first.card): {"finetune": {"steps": 3}}, str(second.card): {"model": {"name": str(other)}}}
     done = pet(
         *("table", first.pipeline, "--store", tmp_path / "store", "--out", tmp_path, "--sizes", "12", "--seeds", "0"),
         *("--methods", "supervised,pet", "--name", "both", "--set", f"table.tasks={json.dumps(tasks)}"),
         *("--data", f"{second.card}={second.folder}"),
     )
-    assert done.stdout.splitlines()[2] == "| labels | method | topics: lively | others: lively |"
+    assert done.stdout.splitlines()[2] == "| labels | method | topics: lively | others: otherwise |"
     steps = {
         one.name.split("-")[0]: read_json(one / "training.json")["steps"]
         for one in find_all(tmp_path / "store", "finetune", "p0-r0")
