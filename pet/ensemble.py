@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
 
 Array = NDArray[np.floating[Any]]
 
@@ -33,6 +35,22 @@ def soften(scores: Array, temperature: float = 1.0) -> Array:
     scaled = np.asarray(scores, dtype=np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def even_shift(scores: Array) -> Array:
+    """Constants [L], 0 in the mean, that added to scores [N, L] make all labels equally probable over the texts.
+
+    They are where the convex function mean(logsumexp(scores + shift)) - mean(shift) is least: its gradient is the
+    labels' mean probabilities less 1/L.
+    """
+
+    def slope(shift: Array) -> tuple[float, Array]:
+        shifted = scores + shift
+        value = logsumexp(shifted, axis=1).mean() - shift.mean()
+        return float(value), soften(shifted).mean(0) - 1 / scores.shape[1]
+
+    found = minimize(slope, np.zeros(scores.shape[1]), jac=True, method="L-BFGS-B", options={"gtol": 1e-7, "ftol": 0})
+    return np.asarray(found.x - found.x.mean())
 
 
 def agreement(scores: Array) -> float:

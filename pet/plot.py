@@ -6,7 +6,7 @@ from typing import Any
 
 from pet.tabulate import NAMES
 
-LINES = {"supervised": "#7f7f7f", "pet": "#1f77b4", "ipet": "#d62728"}
+LINES = {"supervised": "#7f7f7f", "supervised-even": "#bcbd22", "pet": "#1f77b4", "ipet": "#d62728"}
 """Rows that are drawn as lines, and their colours; zero-shot is a point."""
 
 WIDTH, HEIGHT, DOTS = 6.0, 4.0, 150

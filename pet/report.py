@@ -15,6 +15,7 @@ NAMES = {
     "zero_shot": "zero-shot, patterns untuned",
     "probe": "supervised: linear probe",
     "supervised": "supervised: fine-tuned",
+    "supervised_even": "supervised: fine-tuned, shares even",
     "ensemble": "PET ensemble",
     "student": "PET student",
 }
@@ -65,7 +66,8 @@ def stage_cost(artifacts: Sequence[Artifact]) -> dict[str, Any]:
 def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """(name, value/low/high) in the order of the table."""
     scores = summary["scores"]
-    rows = [(NAMES[name], scores[name]) for name in ("zero_shot", "probe", "supervised") if name in scores]
+    single = ("zero_shot", "probe", "supervised", "supervised_even")
+    rows = [(NAMES[name], scores[name]) for name in single if name in scores]
     if "generations" not in summary:
         rows += [(f"  member, pattern {one['pattern']}{describe_repetition(one)}", one) for one in scores["members"]]
     return rows + [(row_name(summary, name), scores[name]) for name in ("ensemble", "student")]

@@ -148,6 +148,12 @@ class LabelSettings(Concern):
         description="weight of a member: accuracy of its untuned pattern on the labelled texts (P1 section 3.3), "
         "or the same for all",
     )
+    shares: Literal["free", "even"] = Field(
+        "free",
+        description="of the labels among the soft labels. `free`: whatever comes out (P1); `even`: a constant is added "
+        "to each label's scores so that all are equally probable over the pool, for a pool in which none is commoner "
+        "(distribution alignment, Berthelot et al. 2020; measured, results/LOG.md)",
+    )
 
 
 class IpetSettings(Concern):
@@ -163,6 +169,11 @@ class IpetSettings(Concern):
     )
     teachers: Annotated[float, Field(gt=0, le=1)] = Field(
         0.25, description="share of the other members that label a member's training set, one at least (P1 section 4)"
+    )
+    surest: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="of the texts that are given a label, the share with its highest probabilities that is drawn from; "
+        "1: all (P1 section 3.4)",
     )
     pool_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="share of the pool that a training set draws at most: who takes all of it takes every mistake"

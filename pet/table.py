@@ -153,7 +153,8 @@ def run_supervised(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
     """Both baselines."""
     prepared, made = begin(work)
     base = baseline.run(work, prepared)
-    return dict(evaluate.score_baseline(work, prepared, base)), [*made, base]
+    scores = evaluate.score_baseline(work, prepared, base)
+    return {name.replace("_", "-"): one for name, one in scores.items()}, [*made, base]
 
 
 def run_pet(work: Work) -> tuple[dict[str, Score], list[Artifact]]:

@@ -1,5 +1,7 @@
 """iPET's arithmetic: sizes, shares, who labels and which texts are drawn."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,23 @@ def test_a_text_is_drawn_the_more_often_the_surer_the_teachers_are():
     first = [int(draw_texts(probabilities, [1, 0], rng(seed))[0].rows[0]) for seed in range(3000)]
     expected = np.array([0.9, 0.6, 0.75]) / 2.25
     np.testing.assert_allclose(np.bincount(first, minlength=4) / 3000, [*expected, 0], atol=0.04)
+
+
+def test_the_surest_share_of_a_label_s_texts_is_drawn_from_or_as_many_as_are_wanted():
+    probabilities = opinion()
+    best = probabilities.argmax(1)
+
+    def surest(label, count):
+        own = np.flatnonzero(best == label)
+        return set(own[np.argsort(-probabilities[own, label])][:count].tolist())
+
+    def seen(wanted, share):
+        draws = [draw_texts(probabilities, wanted, rng(seed), surest=share) for seed in range(200)]
+        return [{row for one in draws for row in one[label].rows.tolist()} for label in range(3)]
+
+    quarter = [math.ceil(0.25 * (best == label).sum()) for label in range(3)]
+    assert seen([3, 3, 0], 0.25) == [surest(0, quarter[0]), surest(1, quarter[1]), set()]
+    assert seen([3, 50, 3], 0.01) == [surest(0, 3), surest(1, 50), surest(2, 3)]
 
 
 def test_a_label_nobody_predicts_is_filled_with_the_texts_that_come_nearest_to_it():

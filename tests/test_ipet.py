@@ -8,6 +8,7 @@ import pytest
 from rows import LABELS, Finished, find_all, find_one, finish_run, lay_ground, lively_model, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
+from pet.ensemble import even_shift
 from pet.report import flag_generations
 from pet.tasks import read_texts
 
@@ -162,11 +163,15 @@ def test_who_labels_is_another_member_of_the_generation_before(done):
     assert len(chosen) > 3, "by lot, not always the same"
 
 
-@pytest.mark.parametrize("share", [0.5, 1])
-def test_drawn_labels_are_those_of_the_teachers_pooled_opinion(done, tmp_path, share):
-    """From the members' files alone: the weighted mean of their scores says what label a text has."""
+@pytest.mark.parametrize(("share", "shares"), [(0.5, "free"), (1, "free"), (1, "even")])
+def test_drawn_labels_are_those_of_the_teachers_pooled_opinion(done, tmp_path, share, shares):
+    """From the members' files alone: the weighted mean of their scores says what label a text has, shares made even if
+    asked for."""
     shutil.copytree(done.store, tmp_path / "store")
-    pet_ipet(done.ground, tmp_path / "store", "--generations", 1, "--set", f"ipet.teachers={share}")
+    pet_ipet(
+        *(done.ground, tmp_path / "store", "--generations", 1),
+        *("--set", f"ipet.teachers={share}", "--set", f"label.shares={shares}"),
+    )
     pool = read_texts(find_one(done.store, "prepare") / "pool.parquet")
     looked_at = 0
     for folder in find_all(tmp_path / "store", "draw", "g1-"):
@@ -187,6 +192,9 @@ def test_drawn_labels_are_those_of_the_teachers_pooled_opinion(done, tmp_path, s
         np.testing.assert_allclose(
             [one["weight"] for one in report["teachers"]], accuracies / accuracies.sum(), atol=1e-6
         )
+        if shares == "even":
+            assert (scores.argmax(1) != (scores + even_shift(scores)).argmax(1)).any(), "else this test sees nothing"
+            scores = scores + even_shift(scores)
         given = dict(zip(pool.ids, scores.argmax(1), strict=True))
         texts = read_texts(folder / "train.parquet")
         for number, name in enumerate(LABELS):

@@ -145,7 +145,7 @@ def test_it_says_how_it_was_made(made):
     _, folder = made
     found = read_json(result(folder))
     assert found["devices"] == ["cpu"]
-    facts = {"metric": "accuracy", "model": "lively", "recipe": "fixed", "draw": "seed"}
+    facts = {"metric": "accuracy", "model": "lively", "recipe": "fixed", "draw": "seed", "shares": "free"}
     assert found["tasks"] == {"topics": {**facts, "pool": [30, 30], "test": [20, 20]}}
     assert found["artifact_seconds"] > 0
     text = result(folder, "table.md").read_text()
@@ -278,7 +278,8 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     second.change_card(name="others")
     other = tmp_path / "otherwise"
     shutil.copytree(model, other)
-    tasks = {str(first.card): {"finetune": {"steps": 3}}, str(second.card): {"model": {"name": str(other)}}}
+    first_has = {"finetune": {"steps": 3}, "label": {"shares": "even"}}
+    tasks = {str(first.card): first_has, str(second.card): {"model": {"name": str(other)}}}
     done = pet(
         *("table", first.pipeline, "--store", tmp_path / "store", "--out", tmp_path, "--sizes", "12", "--seeds", "0"),
         *("--methods", "supervised,pet", "--name", "both", "--set", f"table.tasks={json.dumps(tasks)}"),
@@ -291,6 +292,18 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     }
     assert steps == {"topics": [3], "others": [2]}
     assert {path.name for path in (tmp_path / "both").glob("*.png")} == {"topics.png", "others.png"}
+    lines = read_json(tmp_path / "both" / "table.json")["lines"]
+    assert [one["row"] for one in lines if one["task"] == "topics"] == [
+        *("probe", "supervised", "supervised-even", "pet-ensemble", "pet")
+    ]
+    assert [one["row"] for one in lines if one["task"] == "others"] == ["probe", "supervised", "pet-ensemble", "pet"]
+    mean = {(one["task"], one["row"]): one["mean"] for one in lines}
+    for one in lines:
+        base = {"topics": "supervised-even", "others": "supervised"}[one["task"]]
+        tested = one["row"].startswith("pet")
+        assert one["gain"] == (pytest.approx(one["mean"] - mean[one["task"], base]) if tested else None)
+    text = (tmp_path / "both" / "table.md").read_text()
+    assert "topics: no label is commoner than the others, and the soft labels are told so" in text
     second.change_card(name="topics")
     refused = pet("table", first.pipeline, "--set", f"table.tasks={json.dumps(tasks)}", code=2)
     assert "table.tasks: two cards are named 'topics'" in refused.stderr

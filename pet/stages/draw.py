@@ -115,13 +115,15 @@ def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Membe
     """Draw and write one training set; what drawn.json says of it."""
     labels = work.card.labels
     weights = label.weigh(work, teachers)
-    opinion = soften(pool_scores(read_pool_scores(teachers.tuned), weights))
+    pooled = pool_scores(read_pool_scores(teachers.tuned), weights)
+    opinion = soften(pooled + label.find_shift(work, pooled))
     counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
     size = sizes(work, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
     wanted = apportion(size, counts if len(splits.train) else [1] * len(labels))
     first = not len(splits.train) and plan.generation == 1
     candidates = work.settings.ipet.first_candidates if first else None
-    drawn = draw_texts(opinion, wanted, np.random.default_rng(stream(work, "draw", plan)), candidates)
+    rng = np.random.default_rng(stream(work, "draw", plan))
+    drawn = draw_texts(opinion, wanted, rng, candidates, work.settings.ipet.surest)
     write_texts(draft.path / "train.parquet", concatenate([splits.train, label_texts(splits.pool, drawn, labels)]))
     report = {
         "generation": plan.generation,

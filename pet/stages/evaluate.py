@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet.artifacts import Artifact, Key
-from pet.ensemble import member_weights, pool_scores
+from pet.ensemble import even_shift, member_weights, pool_scores
 from pet.metrics import score_predictions
 from pet.stages import baseline, label, prepare
 from pet.stages.finetune import Members
@@ -76,7 +76,7 @@ def score_all(
         for plan, one in zip(members.plans, tuned, strict=True)
     ]
     scores |= {
-        "ensemble": entry(pool_scores(tuned, weights_of(members, labelled))),
+        "ensemble": entry(opinion_of(work, members, labelled, tuned)),
         "student": entry(read_scores(student)["test"]),
     }
     return scores | score_soft_labels(work, prepared, labelled)
@@ -90,16 +90,24 @@ def score_untuned(work: Work, prepared: Artifact, members: Members) -> Entry:
 
 
 def score_baseline(work: Work, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
-    """The supervised baselines: fine-tuned, and linear probe."""
+    """The supervised baselines: fine-tuned, and linear probe. Where the shares of the soft labels are made even, the
+    fine-tuned one with shares made even too, on the test set itself: it is told what the ensemble is told."""
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
-    found = read_scores(base)
-    return {name: score(work, gold, found[name]) for name in ("supervised", "probe")}
+    found: dict[str, NDArray[Any]] = {**read_scores(base)}
+    if work.settings.label.shares == "even":
+        found["supervised_even"] = found["supervised"] + even_shift(found["supervised"])
+    return {name: score(work, gold, scores) for name, scores in found.items()}
 
 
 def score(work: Work, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
     """Value, low, high (percent) of scores [N, L]."""
     found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)
     return dict(found.as_dict())
+
+
+def opinion_of(work: Work, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:
+    """The members' scores [M, N, L] pooled as the soft labels were [N, L]."""
+    return pool_scores(scores, weights_of(members, labelled)) + label.load_shift(labelled, work.card.labels)
 
 
 def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:
@@ -141,7 +149,7 @@ def score_generation(work: Work, prepared: Artifact, one: Generation) -> Entry:
     drawn = [plan.drawn for plan in one.members.plans if plan.drawn is not None]
     return {
         "generation": one.members.generation,
-        "ensemble": score(work, gold, pool_scores(tuned, weights_of(one.members, one.labelled))),
+        "ensemble": score(work, gold, opinion_of(work, one.members, one.labelled, tuned)),
         **score_soft_labels(work, prepared, one.labelled),
         "agreement": opinion["agreement"] if len(tuned) > 1 else None,
         "label_shares": opinion["label_shares"],

@@ -1,5 +1,7 @@
 """evaluate: every score against scikit-learn, from the score files alone."""
 
+import shutil
+
 import numpy as np
 import pytest
 from rows import LABELS, files_of, lay_ground, lively_model, open_work, pet_run, read_json
@@ -7,6 +9,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
 from pet.artifacts import Artifact
+from pet.ensemble import even_shift
 from pet.stages import distill, evaluate, finetune, label, prepare
 from pet.stages.label import load_scores
 from pet.tasks import read_texts
@@ -81,6 +84,23 @@ def ensemble_scores(done):
 def test_the_ensemble_is_weighted_as_the_soft_labels_were(done, scored):
     metric, scores = scored
     assert scores["ensemble"]["value"] == expected(done, metric, ensemble_scores(done))
+
+
+def test_where_shares_are_even_the_ensemble_and_the_fine_tuned_baseline_are_scored_so(done, tmp_path):
+    shutil.copytree(done.store, tmp_path / "store")
+    work = open_work(done.ground, tmp_path / "store", label={"shares": "even"})
+    prepared = prepare.need(work)
+    members = finetune.need(work, prepared)
+    labelled = label.run(work, prepared, members)
+    student = distill.run(work, prepared, labelled)
+    scores = evaluate.run(work, prepared, members, labelled, student).read_json("scores.json")
+    shift = labelled.read_json("ensemble.json")["shift"]
+    assert any(shift.values())
+    ensemble = ensemble_scores(done) + [shift[name] for name in LABELS]
+    assert scores["ensemble"]["value"] == expected(done, "accuracy", ensemble)
+    base = scores_of(done, "baseline", "", "supervised")
+    assert scores["supervised"]["value"] == expected(done, "accuracy", base)
+    assert scores["supervised_even"]["value"] == expected(done, "accuracy", base + even_shift(base))
 
 
 def test_student_and_baselines_are_scored_from_their_files(done, scored):

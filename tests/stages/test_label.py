@@ -80,6 +80,21 @@ def test_uniform_weighting_is_the_plain_mean(done, tmp_path):
     assert artifact.identity not in done.one("label").name, "another weighting is another artifact"
 
 
+@pytest.mark.parametrize("size", [10**6, 10])
+def test_shares_can_be_made_even_over_the_pool(done, tmp_path, monkeypatch, size):
+    """On a sample of the texts, where there are many."""
+    monkeypatch.setattr(label, "SAMPLE", size)
+    scores, _ = reference(done, [accuracy_of(done, pattern) for pattern in MEMBERS.values()])
+    artifact = relabel(done, tmp_path, label={"shares": "even"})
+    _, found_scores, found_probabilities = read_soft_labels(artifact.path)
+    shift = artifact.read_json("ensemble.json")["shift"]
+    np.testing.assert_allclose(found_scores, scores + [shift[name] for name in LABELS], atol=1e-5)
+    step = -(-len(scores) // size)
+    np.testing.assert_allclose(found_probabilities[::step].mean(0), 1 / len(LABELS), atol=1e-4)
+    assert len(found_probabilities[::step]) <= size
+    assert max(abs(value) for value in shift.values()) > 0.01, "else this test sees nothing"
+
+
 def test_the_order_of_the_patterns_does_not_change_the_soft_labels(done, tmp_path):
     artifact = relabel(done, tmp_path, finetune={"patterns": [1, 0]})
     assert artifact.path.name == done.one("label").name
@@ -100,7 +115,8 @@ def test_the_scores_come_back_as_they_were_pooled(done):
 
 def test_the_ensemble_names_its_members_their_weights_and_how_far_they_agree(done):
     ensemble = read_json(done.one("label") / "ensemble.json")
-    assert set(ensemble) == {"members", "agreement", "label_shares"}
+    assert set(ensemble) == {"members", "shift", "agreement", "label_shares"}
+    assert ensemble["shift"] == dict.fromkeys(LABELS, 0.0)
     assert [one["member"] for one in ensemble["members"]] == list(MEMBERS)
     accuracies = np.asarray([accuracy_of(done, pattern) for pattern in MEMBERS.values()])
     weights = [one["weight"] for one in ensemble["members"]]
