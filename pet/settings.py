@@ -229,6 +229,11 @@ class PretrainSettings(Optimisation):
         "full", description="`full`: all weights are trained; `lora`: adapters and the LM head, folded in at the end"
     )
     lora: LoraSettings = LoraSettings()
+    frozen_head: bool = Field(
+        False,
+        description="the LM head and the embeddings of words stay as they are: with a small corpus, little of what the "
+        "model says untuned is lost then (measured, results/LOG.md)",
+    )
     pack: bool = Field(
         False, description="publish the model as its difference to the start too, in 8 bits a weight, and rounded to it"
     )

@@ -201,6 +201,9 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
     with models.quiet_transformers():
         lm = models.load_masked_lm(settings.model, new_head=True)
     models.freeze_lower(lm, settings.pretrain.frozen_layers)
+    if settings.pretrain.frozen_head:
+        for part in (lm.get_input_embeddings().weight, *head_of(lm)):
+            part.requires_grad_(False)
     for one in lm.modules():
         if isinstance(one, nn.Dropout):
             one.p = settings.pretrain.dropout
@@ -230,7 +233,7 @@ def learning(
         return losses_of(twin, given)
 
     with adapters.installed():
-        heads = [head_of(one.lm) for one in (cloze, twin)]
+        heads = [[] if chosen.frozen_head else head_of(one.lm) for one in (cloze, twin)]
         for one in heads[1]:
             one.requires_grad_(True)
         trained = nn.ModuleList([adapters, nn.ParameterList(heads[1])])

@@ -91,7 +91,11 @@ def plain_loss(model, ids, masked):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("changes", [{}, {"accumulation": 2}, {"decay_to": "start", "weight_decay": 9.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulation": 2}, {"decay_to": "start", "weight_decay": 9.0}, {"frozen_head": True}],
+    ids=str,
+)
 def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, tmp_path, family, changes):
     store = stores[family]
     if changes:
@@ -103,6 +107,10 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
     speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
     blocks = open_blocks(find_one(store, "corpus"), "train", speller, LENGTH)
     batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
+    if "frozen_head" in changes:  # tied embeddings are the decoder's; a head without a name of its own is all the rest
+        body = {id(one) for one in model.base_model.parameters()}
+        for one in model.parameters():
+            one.requires_grad_(id(one) in body and one is not model.get_input_embeddings().weight)
     held = [one for one in model.base_model.parameters() if one.ndim > 1] if "decay_to" in changes else []
     began = [one.detach().clone() for one in held]
     decayed = [one for one in model.parameters() if one.ndim > 1 and not held]
@@ -133,9 +141,11 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_are_trained_as_plain_torch_trains_them_beside_the_head(ground, tmp_path, family):
-    """Weights W + 2 B A in the model itself; the head is trained too, the rest is not."""
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_adapters_are_trained_as_plain_torch_trains_them_beside_the_head(ground, tmp_path, family, frozen_head):
+    """Weights W + 2 B A in the model itself; the head is trained too unless it is frozen, the rest is not."""
     lora = {"pretrain__method": "lora", "pretrain__lora.rank": 2, "pretrain__lora.alpha": 4}
+    lora["pretrain__frozen_head"] = frozen_head
     lora |= {"pretrain__lora.targets": "all-linear", "pretrain__lora.learning_rate": 1e-2}
     run(ground, tmp_path, family, **lora)
     start = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
@@ -146,7 +156,8 @@ def test_adapters_are_trained_as_plain_torch_trains_them_beside_the_head(ground,
     fixed = {name: one.detach().clone() for name, one in start.named_parameters()}
     prefix = f"{start.base_model_prefix}."
     maps = [name for name in fixed if name.startswith(prefix) and "layer." in name and fixed[name].ndim == 2]
-    head = {name: fixed[name].clone().requires_grad_() for name in fixed if not name.startswith(prefix)}
+    names = [] if frozen_head else [name for name in fixed if not name.startswith(prefix)]
+    head = {name: fixed[name].clone().requires_grad_() for name in names}
     generator, pairs = torch.Generator().manual_seed(0), {}
     for name in maps:
         out, inside = fixed[name].shape
