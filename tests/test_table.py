@@ -335,12 +335,23 @@ def test_wrong_input_is_refused_in_one_sentence_before_anything_runs(made, tmp_p
     assert not (tmp_path / "results").exists()
 
 
-def test_the_command_in_the_table_is_the_one_that_was_typed(made, tmp_path, monkeypatch):
+def test_the_command_in_the_table_is_the_one_that_was_typed_without_where_things_lie_here(made, tmp_path, monkeypatch):
     ground, folder = made
     shutil.copytree(folder / "store", tmp_path / "store")
-    monkeypatch.setattr(sys, "argv", ["pet", "table", "a pipeline.yaml"])
+    typed = [
+        "table",
+        "a pipeline.yaml",
+        "--store",
+        "/home/me/runs",
+        "--data",
+        "topics=/home/me/texts",
+        "--seeds",
+        "0,1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pet", *typed, "--out=/home/me/here", "--data=b/c"])
     pet_table(ground, tmp_path)
-    assert read_json(result(tmp_path))["command"] == "pet table 'a pipeline.yaml'"
+    said = "pet table 'a pipeline.yaml' --data topics=texts --seeds 0,1 --data c"
+    assert read_json(result(tmp_path))["command"] == said
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(made, tmp_path):

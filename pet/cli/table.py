@@ -85,13 +85,29 @@ def table(
     screen = Screen(verbose)
     runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
-    command = shlex.join(["pet", *sys.argv[1:]])
-    found = tabulate.run(settings, Store(store), runtime, folder, command)
+    found = tabulate.run(settings, Store(store), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
     plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")
     if found["failed"]:
         sys.exit(1)
+
+
+def without_places(arguments: list[str]) -> list[str]:
+    """The command line for others to read: where the store and the results lie on this machine is nothing to them, and
+    of the folders of data it is the last part."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for one in rest:
+        option, equals, value = one.partition("=")
+        if option not in ("--store", "--out", "--data"):
+            kept.append(one)
+            continue
+        value = value if equals else next(rest, "")
+        if option == "--data":
+            task, given, folder = value.rpartition("=")
+            kept += [option, f"{task}{given}{Path(folder).name}"]
+    return kept
 
 
 def numbers(option: str, text: str | None) -> list[int] | None:
