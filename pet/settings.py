@@ -4,7 +4,9 @@ Defaults are the numbers of the paper (Schick & Schuetze 2021, arXiv 2001.07676,
 uses them with this project's corrections; recipe `paper` changes back, one by one, what the published code did
 (RECIPES, below). A value is looked for in this order, the last one found wins:
 
-    default of the field  <-  recipe  <-  pipeline file  <-  command-line flag  <-  --set
+    default of the field  <-  recipe  <-  pipeline file  <-  command-line flag or --set
+
+A flag and --set of the same are refused.
 
 Nothing here reads a task card or knows what a stage does with a setting.
 """

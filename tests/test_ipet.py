@@ -332,6 +332,10 @@ def test_a_run_of_pet_is_the_same_whatever_ipet_is_set_to(plain):
     ("arguments", "said"),
     [
         (("--generations", "0"), "ipet.generations: input should be greater than or equal to 1"),
+        (
+            ("--generations", "1", "--set", "ipet.generations=2"),
+            "--set ipet.generations=2 and --generations 1 set the same; leave one of them out",
+        ),
         (("--set", "ipet.growth=1"), "ipet.growth: input should be greater than or equal to 1.5"),
         (("--set", "ipet.teachers=0"), "ipet.teachers: input should be greater than 0"),
         (("--set", "ipet.lambda=0.5"), "unknown setting 'ipet.lambda'"),

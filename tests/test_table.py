@@ -325,6 +325,8 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
         (("--methods", ""), "table.methods"),
         (("--sizes", "0", "--methods", "pet"), "of pet none has a result for 0 labelled texts of topics"),
         (("--data", "/nowhere"), "/nowhere"),
+        (("--set", "seed=3"), "--set seed=3 and the seeds of the table (--seeds) set the same"),
+        (("--set", "data.train_examples=9"), "--set data.train_examples=9 and its sizes (--sizes) set the same"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence_before_anything_runs(made, tmp_path, arguments, said):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--generations", type=int, help="Ensembles after generation 0. [default: the paper's; 3 for 10 labels]")
 @walk_options
-def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) -> None:
+def ipet(**given: Any) -> None:
     """Run a PIPELINE with iPET: each generation of members is trained on more texts, labelled by the one before.
 
     Generation 0 is the ensemble of `pet run`, the same artifacts. What is in the store already is reused: interrupted,
@@ -35,6 +35,4 @@ def ipet(generations: int | None, assignments: tuple[str, ...], **given: Any) ->
             work.runtime.reporter.say(line)
         return plan(work, generations_of(work))
 
-    if generations is not None:
-        assignments = (f"ipet.generations={generations}", *assignments)
-    walk(run_ipet, steps, assignments=assignments, **given)
+    walk(run_ipet, steps, **given)

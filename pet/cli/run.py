@@ -89,6 +89,8 @@ def walk(
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, PLACES, assignments)
+    if seeds:
+        refuse_again(assignments, {"seed": f"--seed {seeds[0]}"})
     if pipeline is None:
         pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
@@ -143,6 +145,7 @@ PLACES = {
     "data": "task.data",
     "model": "model.name",
     "train_examples": "data.train_examples",
+    "generations": "ipet.generations",
     "device": "runtime.device",
     "precision": "runtime.precision",
 }
@@ -152,13 +155,28 @@ PLACES = {
 def flag_overrides(
     flags: Mapping[str, Any], places: Mapping[str, str], assignments: tuple[str, ...]
 ) -> list[Mapping[str, Any]]:
-    """Flags, then --set, as layers of settings. `places`: flag -> the setting that it sets."""
+    """Flags and --set as layers of settings. `places`: flag -> the setting that it sets.
+
+    Raises:
+        SettingsError: a flag and --set set the same.
+    """
     from pet.settings import nest, parse_assignment
 
-    layers: list[Mapping[str, Any]] = [
-        nest(place, flags[flag]) for flag, place in places.items() if flags[flag] is not None
-    ]
-    return layers + [parse_assignment(text) for text in assignments]
+    given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
+    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {flags[flag]}" for place, flag in given.items()})
+    return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
+
+
+def refuse_again(assignments: tuple[str, ...], given: Mapping[str, str]) -> None:
+    """Refuse --set of what something else sets; `given`: setting -> what does.
+
+    Raises:
+        SettingsError: names both.
+    """
+    for text in assignments:
+        name = text.partition("=")[0].strip()
+        if name in given:
+            raise SettingsError(f"--set {text} and {given[name]} set the same; leave one of them out")
 
 
 def require_different(seeds: tuple[int, ...]) -> tuple[int, ...]:

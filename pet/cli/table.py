@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, flag_overrides
+from pet.cli.run import PLACES, flag_overrides, refuse_again
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ def table(
         "table.methods": None if methods is None else methods.split(","),
     }
     layers = [nest(key, found) for key, found in given.items() if found is not None]
-    unused = dict.fromkeys(("task", "data", "train_examples"))
-    settings = resolve_tasks(pipeline, *layers, *flag_overrides(flags | unused, PLACES, assignments))
+    refuse_again(
+        assignments, {"seed": "the seeds of the table (--seeds)", "data.train_examples": "its sizes (--sizes)"}
+    )
+    settings = resolve_tasks(pipeline, *layers, *flag_overrides(flags, PLACES, assignments))
     settings = tables.by_name(with_data(settings, data))
     runs = tables.cells(settings)
     if dry_run:

@@ -64,10 +64,21 @@ def run(work: Work) -> Artifact:
         draft.write_json("report.json", report)
         finish(work, draft)
     work.runtime.reporter.say(f"prepare: {summarise(report)}")
-    wanted = work.settings.data.test
-    if wanted and report["sizes"]["test"] < wanted:
-        work.runtime.reporter.say(f"prepare: data.test asks for {wanted} test texts, these are all there are")
+    for line in shortages(work, report["sizes"]):
+        work.runtime.reporter.say(f"prepare: {line}")
     return work.published(key(work))
+
+
+def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
+    """Of which splits more was asked for than there is."""
+    data = work.settings.data
+    pool = data.pool_per_label * len(work.card.labels)
+    lines = []
+    if sizes["pool"] < pool:
+        lines.append(f"data.pool_per_label asks for {pool:,} pool texts, these are all there are")
+    if data.test and sizes["test"] < data.test:
+        lines.append(f"data.test asks for {data.test:,} test texts, these are all there are")
+    return lines
 
 
 def need(work: Work) -> Artifact:

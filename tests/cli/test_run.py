@@ -27,11 +27,11 @@ def settings_of(store):
 # ---- flags ---------------------------------------------------------------------------------------------------------
 
 
-def test_flags_and_set_override_the_pipeline_and_set_wins(done, tmp_path):
+def test_flags_and_set_override_the_pipeline(done, tmp_path):
     result = pet_run(
-        *(done.ground, tmp_path, "--train-examples", 9, "--seed", 3, "--device", "cpu", "--precision", "fp32"),
+        *(done.ground, tmp_path, "--train-examples", 6, "--seed", 3, "--device", "cpu", "--precision", "fp32"),
         *("--task", done.ground.folder, "--model", Path(settings_of(done.store)["model"]["name"])),
-        *("--data", done.ground.folder, "--set", "distill.steps=1", "--set", "data.train_examples=6", *QUICK),
+        *("--data", done.ground.folder, "--set", "distill.steps=1", *QUICK),
     )
     settings = settings_of(tmp_path)
     assert settings["data"]["train_examples"] == 6
@@ -141,6 +141,22 @@ def test_several_seeds_end_in_a_table_over_them(done, tmp_path):
 def test_several_seeds_of_a_single_stage_need_no_table(done, tmp_path, arguments):
     result = pet_run(done.ground, tmp_path, "--seed", 0, "--seed", 1, *arguments)
     assert "over seeds" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "again"),
+    [
+        (("--train-examples", "0"), "data.train_examples=6"),
+        (("--model", "mini"), "model.name = other"),
+        (("--seed", "1"), "seed=2"),
+        (("--precision", "fp32"), "runtime.precision=bf16"),
+    ],
+)
+def test_what_is_said_twice_is_refused(done, tmp_path, flag, again):
+    """Whichever wins, somebody is surprised."""
+    result = pet_run(done.ground, tmp_path, *flag, "--set", again, code=2)
+    assert f"--set {again} and {' '.join(flag)} set the same; leave one of them out" in " ".join(result.stderr.split())
+    assert not (tmp_path / "prepare").exists()
 
 
 def test_brackets_in_names_are_shown_as_they_are(done, tmp_path):

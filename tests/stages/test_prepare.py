@@ -145,6 +145,15 @@ def test_test_texts_without_a_label_are_left_out(lone):
     assert read_texts(artifact.path / "test.parquet").ids == ["test.csv:2", "test.csv:4"]
 
 
+def test_fewer_texts_than_asked_for_are_told(lone):
+    asked = ("--set", "data.pool_per_label=1000", "--set", "data.test=2000")
+    result = pet_run(lone, lone.folder / "few", "--stage", "prepare", *asked)
+    assert "prepare: data.pool_per_label asks for 3,000 pool texts, these are all there are" in result.stderr
+    assert "prepare: data.test asks for 2,000 test texts, these are all there are" in result.stderr
+    enough = pet_run(lone, lone.folder / "enough", "--stage", "prepare", "--set", "data.pool_per_label=5")
+    assert "these are all there are" not in enough.stderr
+
+
 def test_a_test_text_that_repeats_a_labelled_one_is_counted_and_said(lone):
     train = read_texts(prepare.run(open_work(lone, lone.folder / "store")).path / "train.parquet")
     twin = (train.labels[0], train.fields["headline"][0], train.fields["body"][0])
