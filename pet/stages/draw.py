@@ -116,7 +116,7 @@ def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Membe
     labels = work.card.labels
     weights = label.weigh(work, teachers)
     pooled = pool_scores(read_pool_scores(teachers.tuned), weights)
-    opinion = soften(pooled + label.find_shift(work, pooled))
+    opinion = soften(pooled + label.find_shift(work, lambda: pooled))
     counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
     size = sizes(work, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
     wanted = apportion(size, counts if len(splits.train) else [1] * len(labels))

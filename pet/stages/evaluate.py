@@ -153,7 +153,7 @@ def score_generation(work: Work, prepared: Artifact, one: Generation) -> Entry:
         **score_soft_labels(work, prepared, one.labelled),
         "agreement": opinion["agreement"] if len(tuned) > 1 else None,
         "label_shares": opinion["label_shares"],
-        "prior": prior(splits.train.labels, work.card.labels),
+        "prior": prior([] if work.settings.label.shares == "even" else splits.train.labels, work.card.labels),
         **(score_drawn(prepared, drawn) if drawn else {"texts": len(splits.train)}),
     }
 
