@@ -252,6 +252,16 @@ def test_without_labels_generation_0_is_untuned_and_the_next_is_trained_on_ten_t
     assert "supervised" not in summary["scores"]
 
 
+@pytest.mark.parametrize(("shares", "expected"), [("free", [3 / 7, 2 / 7, 2 / 7]), ("even", [1 / 3] * 3)])
+def test_shares_are_compared_with_those_of_the_labelled_texts_or_with_even_ones(plain, tmp_path, shares, expected):
+    asked = ("--train-examples", 7, "--generations", 1, "--set", f"label.shares={shares}")
+    pet_ipet(plain.ground, tmp_path, *asked, "--set", "finetune.repetitions=1")
+    for one in read_json(find_one(tmp_path, "run", "ipet") / "summary.json")["generations"]:
+        assert one["prior"] == {
+            name: pytest.approx(share, abs=1e-4) for name, share in zip(LABELS, expected, strict=True)
+        }
+
+
 def test_one_pattern_and_one_repetition_label_their_own_training_sets(plain, tmp_path):
     alone = ("--set", "finetune.patterns=[1]", "--set", "finetune.repetitions=1")
     result = pet_ipet(plain.ground, tmp_path, "--generations", 2, *alone)
