@@ -120,12 +120,15 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
 def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
     """What a task's numbers are of, with the least and the most texts of its splits; `sizes`: of every run."""
     texts = {name: [one[name] for one in sizes] for name in ("pool", "test")}
+    backbone = Path(settings.model.name).name
+    classifiers = [Path(one or backbone).name for one in (settings.distill.model, settings.baseline.model)]
     return {
         "metric": load_card(settings.task.name)[0].metric,
-        "model": Path(settings.model.name).name + (", adapted to the pool" if settings.adapt.enabled else ""),
+        "model": backbone + (", adapted to the pool" if settings.adapt.enabled else ""),
         "recipe": settings.recipe,
         "draw": settings.data.draw,
         "shares": settings.label.shares,
+        "classifiers": classifiers if set(classifiers) != {backbone} else None,
         **{name: [min(counts), max(counts)] for name, counts in texts.items() if counts},
     }
 
@@ -248,6 +251,12 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             f"{', '.join(even)}: no label is commoner than the others, and the soft labels are told so (label.shares). "
             "For a fair comparison the fine-tuned classifier is told too, of the test set, and tests are against that."
         )
+    lines += [
+        f"{task}: the student is trained from {one['classifiers'][0]}, the fine-tuned classifier from "
+        f"{one['classifiers'][1]}."
+        for task, one in found["tasks"].items()
+        if one["classifiers"]
+    ]
     lines += [
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
         for one in found["failed"]

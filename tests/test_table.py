@@ -146,6 +146,7 @@ def test_it_says_how_it_was_made(made):
     found = read_json(result(folder))
     assert found["devices"] == ["cpu"]
     facts = {"metric": "accuracy", "model": "lively", "recipe": "fixed", "draw": "seed", "shares": "free"}
+    facts["classifiers"] = None  # those of the backbone
     assert found["tasks"] == {"topics": {**facts, "pool": [30, 30], "test": [20, 20]}}
     assert found["artifact_seconds"] > 0
     text = result(folder, "table.md").read_text()
@@ -278,7 +279,7 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     second.change_card(name="others")
     other = tmp_path / "otherwise"
     shutil.copytree(model, other)
-    first_has = {"finetune": {"steps": 3}, "label": {"shares": "even"}}
+    first_has = {"finetune": {"steps": 3}, "label": {"shares": "even"}, "baseline": {"model": str(other)}}
     tasks = {str(first.card): first_has, str(second.card): {"model": {"name": str(other)}}}
     done = pet(
         *("table", first.pipeline, "--store", tmp_path / "store", "--out", tmp_path, "--sizes", "12", "--seeds", "0"),
@@ -304,6 +305,8 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
         assert one["gain"] == (pytest.approx(one["mean"] - mean[one["task"], base]) if tested else None)
     text = (tmp_path / "both" / "table.md").read_text()
     assert "topics: no label is commoner than the others, and the soft labels are told so" in text
+    assert "topics: the student is trained from lively, the fine-tuned classifier from otherwise." in text
+    assert "others: the student" not in text
     second.change_card(name="topics")
     refused = pet("table", first.pipeline, "--set", f"table.tasks={json.dumps(tasks)}", code=2)
     assert "table.tasks: two cards are named 'topics'" in refused.stderr
