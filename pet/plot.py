@@ -48,7 +48,7 @@ def draw(folder: Path, found: Mapping[str, Any], task: str) -> list[Path]:
     axes.set_title(f"{task} on {found['tasks'][task]['model']}")
     axes.grid(alpha=0.3)
     if lines:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # below: it hides nothing
     figure.tight_layout()
     files = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
