@@ -470,7 +470,10 @@ def parse_model(model: type[M], values: Mapping[str, Any], what: str, error: typ
     try:
         return model.model_validate(values)
     except ValidationError as invalid:
-        problems = [describe_problem(model, problem) for problem in invalid.errors()]
+        found = invalid.errors()
+    # A list without its bad entries is too short for pydantic, which is no news.
+    parts = {problem["loc"][:-1] for problem in found}
+    problems = [describe_problem(model, one) for one in found if one["type"] != "too_short" or one["loc"] not in parts]
     raise_problems(error, what, problems)
     raise AssertionError("a validation error without a problem")
 
@@ -481,7 +484,8 @@ def describe_problem(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] != "extra_forbidden":
         given = problem.get("input")
         shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (given: {given!r})"
-        said = problem["msg"].replace("tuple", "list")  # Python's word, not YAML's
+        # Python's word, not YAML's; and what our own checks say needs no heading.
+        said = problem["msg"].replace("tuple", "list").removeprefix("Value error, ")
         return f"{key or 'the file'}: {said[0].lower()}{said[1:]}{shown}"
     known = known_keys(model)
     prefix, _, name = key.rpartition(".")

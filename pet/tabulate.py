@@ -134,8 +134,14 @@ def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dic
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
-    """table.json, table.csv and table.md, each put in place whole."""
-    runs = pandas.DataFrame(found["runs"], columns=["task", "labels", "row", "seed", "value", "low", "high"])
+    """table.json, table.csv and table.md, each put in place whole. A run that failed is a line without a value."""
+    holes = [
+        {"task": line["task"], "labels": line["labels"], "row": line["row"], "seed": int(seed)}
+        for line in found["lines"]
+        for seed, value in line["values"].items()
+        if value is None
+    ]
+    runs = pandas.DataFrame(found["runs"] + holes, columns=["task", "labels", "row", "seed", "value", "low", "high"])
     for name, put in (
         ("table.json", lambda path: write_json(path, dict(found))),
         ("table.csv", lambda path: runs.to_csv(path, index=False)),

@@ -232,6 +232,8 @@ def test_a_run_that_failed_is_a_hole_that_is_shown_and_filled_by_the_next_call(m
     assert [(one["seed"], one["size"], one["method"]) for one in found["failed"]] == [(1, 6, "pet")]
     text = result(tmp_path, "table.md").read_text()
     assert "| 6 | PET | FAILED: seed 1 |" in text
+    rows = pandas.read_csv(result(tmp_path, "table.csv")).query("labels == 6 and row == 'pet'")
+    assert rows.set_index("seed")["value"].isna().to_dict() == {0: False, 1: True}
     assert "6 labelled texts, seed 1, pet: the disk is on fire" in text
     assert line_of(found, 6, "ipet")["mean"] is not None, "the others go on"
     pet_table(ground, tmp_path)
@@ -318,14 +320,15 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
         (("--sizes", "ten"), "--sizes got 'ten'; expected whole numbers with commas"),
         (("--seeds", "0;1"), "--seeds got '0;1'"),
         (("--sizes", "-1"), "table.sizes.0: input should be greater than or equal to 0"),
-        (("--methods", "setfit"), "table.methods.0: input should be 'zero-shot', 'supervised', 'pet' or 'ipet'"),
+        (("--methods", "setfit"), "'zero-shot', 'supervised', 'pet' or 'ipet' (given: 'setfit')\n"),
         (("--set", "table.sizes=[]"), "table.sizes"),
         (("--set", "finetune.patterns=[9]"), "has patterns 0 to 1"),
         (("--store", ""), "--store is empty"),
         (("--out", ""), "--out is empty"),
         (("--name", ".."), "--name '..' is no name of a folder"),
-        (("--seeds", "0,0"), "table.seeds: value error, something is given twice; give each once"),
+        (("--seeds", "0,0"), "table.seeds: something is given twice; give each once"),
         (("--methods", ""), "table.methods"),
+        (("--data", "others=."), "--data 'others=.': expected TASK=FOLDER with one of the tasks "),
         (("--sizes", "0", "--methods", "pet"), "of pet none has a result for 0 labelled texts of topics"),
         (("--data", "/nowhere"), "/nowhere"),
         (("--set", "seed=3"), "--set seed=3 and the seeds of the table (--seeds) set the same"),
@@ -336,7 +339,7 @@ def test_wrong_input_is_refused_in_one_sentence_before_anything_runs(made, tmp_p
     ground, _ = made
     result = pet_table(ground, tmp_path, *arguments, code=2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert said in line
+    assert said in f"{line}\n"
     assert not (tmp_path / "results").exists()
 
 
@@ -355,7 +358,7 @@ def test_the_command_in_the_table_is_the_one_that_was_typed_without_where_things
     ]
     monkeypatch.setattr(sys, "argv", ["pet", *typed, "--out=/home/me/here", "--data=b/c"])
     pet_table(ground, tmp_path)
-    said = "pet table 'a pipeline.yaml' --data topics=texts --seeds 0,1 --data c"
+    said = "pet table 'a pipeline.yaml' --data topics=DIR --seeds 0,1 --data DIR"
     assert read_json(result(tmp_path))["command"] == said
 
 

@@ -96,8 +96,7 @@ def table(
 
 
 def without_places(arguments: list[str]) -> list[str]:
-    """The command line for others to read: where the store and the results lie on this machine is nothing to them, and
-    of the folders of data it is the last part."""
+    """The command line for others to read: where store, results and data lie on this machine is nothing to them."""
     kept: list[str] = []
     rest = iter(arguments)
     for one in rest:
@@ -107,8 +106,8 @@ def without_places(arguments: list[str]) -> list[str]:
             continue
         value = value if equals else next(rest, "")
         if option == "--data":
-            task, given, folder = value.rpartition("=")
-            kept += [option, f"{task}{given}{Path(folder).name}"]
+            task, given, _ = value.rpartition("=")
+            kept += [option, f"{task}{given}DIR"]
     return kept
 
 
@@ -147,7 +146,7 @@ def with_data(settings: "dict[str, Settings]", folders: tuple[str, ...]) -> "dic
     """
     for given in folders:
         task, _, folder = given.rpartition("=")
-        if len(settings) == 1 and task not in settings:
+        if len(settings) == 1 and (not task or Path(given).is_dir()):
             task, folder = next(iter(settings)), given
         if task not in settings:
             raise SettingsError(f"--data {given!r}: expected TASK=FOLDER with one of the tasks {', '.join(settings)}")
