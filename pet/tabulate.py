@@ -241,8 +241,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             for task, one in found["tasks"].items()
             if "test" in one
         ),
-        f"Mean ± standard deviation over {seeds} seed{'s' * (seeds != 1)}, {draws}, and the 95 % interval of the mean "
-        "(Student's t).",
+        f"Mean ± standard deviation over {seeds} seeds, {draws}, and the 95 % interval of the mean (Student's t)."
+        if seeds > 1
+        else "One seed: there is no deviation and no interval.",
         f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices']) or 'no device'}; this "
         f"call took {found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",
     ]

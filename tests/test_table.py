@@ -309,6 +309,7 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     assert "topics: no label is commoner than the others, and the soft labels are told so" in text
     assert "topics: the student is trained from lively, the fine-tuned classifier from otherwise." in text
     assert "others: the student" not in text
+    assert "One seed: there is no deviation and no interval." in text
     second.change_card(name="topics")
     refused = pet("table", first.pipeline, "--set", f"table.tasks={json.dumps(tasks)}", code=2)
     assert "table.tasks: two cards are named 'topics'" in refused.stderr
