@@ -171,5 +171,5 @@ def remarks(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> list[st
                 "come nearest to it were taken"
             )
         elif filled:
-            lines.append(f"{filled} of the texts drawn as {name!r} had another label; there were not enough of it")
+            lines.append(f"{filled} of the texts drawn as {name!r} were given another label; too few were given it")
     return lines
