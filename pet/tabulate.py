@@ -121,14 +121,15 @@ def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dic
     """What a task's numbers are of, with the least and the most texts of its splits; `sizes`: of every run."""
     texts = {name: [one[name] for one in sizes] for name in ("pool", "test")}
     backbone = Path(settings.model.name).name
-    classifiers = [Path(one or backbone).name for one in (settings.distill.model, settings.baseline.model)]
+    started = {"student": settings.distill.model, "baseline": settings.baseline.model}
+    classifiers = {which: Path(model or backbone).name for which, model in started.items()}
     return {
         "metric": load_card(settings.task.name)[0].metric,
         "model": backbone + (", adapted to the pool" if settings.adapt.enabled else ""),
         "recipe": settings.recipe,
         "draw": settings.data.draw,
         "shares": settings.label.shares,
-        "classifiers": classifiers if set(classifiers) != {backbone} else None,
+        "classifiers": classifiers if set(classifiers.values()) != {backbone} else None,
         **{name: [min(counts), max(counts)] for name, counts in texts.items() if counts},
     }
 
@@ -259,8 +260,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             "For a fair comparison the fine-tuned classifier is told too, of the test set, and tests are against that."
         )
     lines += [
-        f"{task}: the student is trained from {one['classifiers'][0]}, the fine-tuned classifier from "
-        f"{one['classifiers'][1]}."
+        f"{task}: the student is trained from {one['classifiers']['student']}, the fine-tuned classifier from "
+        f"{one['classifiers']['baseline']}."
         for task, one in found["tasks"].items()
         if one["classifiers"]
     ]
