@@ -47,6 +47,7 @@ LAYERS = {
     "table": 7,
     "tabulate": 7,
     "report": 7,
+    "runs": 7,
     "tracking": 7,
     "cli": 8,
     "cli.*": 8,

@@ -1,0 +1,155 @@
+"""Published runs: finding one by what a person types, and the artifacts it is made of. Makes and scores nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pet.artifacts import MANIFEST, Artifact, Store
+from pet.errors import MissingArtifact, StoreError
+from pet.settings import Settings, resolve_settings
+
+LAST = "last"
+"""What stands for the newest run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One published run and the store that it lies in."""
+
+    store: Store
+    artifact: Artifact
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.artifact.path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Its summary.json."""
+        return dict(self.artifact.read_json("summary.json"))
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that it was made with.
+
+        Raises:
+            SettingsError: its settings.yaml is not one that this version of pet can read.
+        """
+        return resolve_settings(str(self.path / "settings.yaml"))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the card's order."""
+        return tuple(self.summary["labels"])
+
+    @cached_property
+    def scored(self) -> Artifact:
+        """The artifact of evaluate."""
+        return self.input_of(self.artifact, "evaluate")
+
+    @cached_property
+    def prepared(self) -> Artifact:
+        """The splits."""
+        return self.input_of(self.scored, "prepare")
+
+    @cached_property
+    def labelled(self) -> Artifact:
+        """The soft labels that the student was trained on."""
+        return self.input_of(self.scored, "label")
+
+    @cached_property
+    def student(self) -> Artifact:
+        """The student; the checkpoint is its folder `student`."""
+        return self.input_of(self.scored, "distill")
+
+    @cached_property
+    def members(self) -> list[Artifact]:
+        """The members that the soft labels come from, in the order of ensemble.json."""
+        named = self.labelled.read_json("ensemble.json")["members"]
+        return [self.by_identity("finetune", one["identity"]) for one in named]
+
+    def input_of(self, artifact: Artifact, name: str) -> Artifact:
+        """An input of an artifact of this run; `name`: as in its manifest, where it is the stage's.
+
+        Raises:
+            MissingArtifact: it is not in the store any more.
+        """
+        return self.by_identity(name, artifact.manifest["inputs"][name])
+
+    def by_identity(self, stage: str, identity: str) -> Artifact:
+        """The artifact of a stage with that identity.
+
+        Raises:
+            MissingArtifact: it is not in the store any more.
+        """
+        for path in sorted((self.store.root / stage).glob(f"*-{identity}")):
+            if (path / MANIFEST).is_file():
+                return self.store.open(path)
+        raise MissingArtifact(
+            f"run {self.path.name} was made from {stage}/...-{identity}, which is not in {self.store.root}; "
+            "make it again with the command that made the run"
+        )
+
+
+def list_runs(store: Store) -> list[Run]:
+    """All runs of a store, the oldest first."""
+    found = [store.open(path.parent) for path in (store.root / "run").glob(f"*/{MANIFEST}")]
+    return [Run(store, one) for one in sorted(found, key=lambda one: (str(one.manifest["created"]), one.path.name))]
+
+
+def open_run(given: str, store: Store) -> Run:
+    """A run by its folder, its folder's name in the store, the start of its identity, or `last`.
+
+    A folder brings its own store with it: the one it lies in.
+
+    Raises:
+        StoreError: there is none, or several begin like that; the sentence names them.
+    """
+    if (Path(given) / MANIFEST).is_file():
+        return open_folder(Path(given))
+    runs = list_runs(store)
+    if not runs:
+        raise StoreError(f"{given!r} is no folder of a run, and {store.root} has no runs; make one with `pet run`")
+    found = list(matching(given, runs))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StoreError(f"{given!r} is the beginning of {name_runs(found)}; give one of them in full")
+    raise StoreError(
+        f"{given!r} is no run of {store.root}; give its folder, its name, the beginning of its identity or "
+        f"{LAST!r}; there are {name_runs(runs)}"
+    )
+
+
+def open_folder(folder: Path) -> Run:
+    """The run in a folder that has a manifest.
+
+    Raises:
+        StoreError: the folder is another stage's.
+    """
+    store = Store(folder.resolve().parents[1])
+    artifact = store.open(folder)
+    if artifact.manifest["stage"] != "run":
+        raise StoreError(
+            f"{folder} is an artifact of {artifact.manifest['stage']}, not a run; runs lie in {store.root / 'run'}"
+        )
+    return Run(store, artifact)
+
+
+def matching(given: str, runs: list[Run]) -> Iterator[Run]:
+    """The runs that are meant; an exact name wins over a beginning."""
+    if given == LAST:
+        yield runs[-1]
+        return
+    exact = [run for run in runs if given in (run.path.name, run.artifact.identity)]
+    yield from exact or (run for run in runs if given and run.artifact.identity.startswith(given))
+
+
+def name_runs(runs: list[Run], most: int = 5) -> str:
+    """Their names, the newest first, at most so many."""
+    names = [run.path.name for run in reversed(runs)]
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
