@@ -60,4 +60,4 @@ def test_an_artifact_that_is_gone_is_named(done, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(done.store, store, ignore=lambda folder, names: ["label"] if folder == str(done.store) else [])
     with pytest.raises(MissingArtifact, match=r"made from label/\.\.\.-"):
-        print(open_run("last", Store(store)).labelled)
+        _ = open_run("last", Store(store)).labelled
