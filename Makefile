@@ -1,12 +1,13 @@
 # make demo   ten labels to a classifier on BBC news: installs, then runs `pet run` (minutes on two cores, no hub, no GPU)
 # make test   everything CI checks: lint, format, types, tests with coverage
 # make check  the same without the tests
+# make docs   docs/commands.md from what --help says
 # Each works alone on a fresh clone with nothing but Python 3.11 or newer.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: .venv/installed
 	$(BIN)/pet run
@@ -23,6 +24,9 @@ check: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
 	touch $@
+
+docs: .venv/installed
+	$(BIN)/python docs/commands.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage dist

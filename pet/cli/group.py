@@ -16,6 +16,10 @@ class Problem(click.ClickException):
 class PetGroup(click.Group):
     """A command group whose commands may raise PetError."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added, which is that of the work."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; no traceback for what the user can mend."""
         try:
