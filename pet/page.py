@@ -202,7 +202,13 @@ def reliability(gold: NDArray[np.int64], probabilities: Scores) -> dict[str, Any
         for one in np.unique(place).tolist()
     ]
     error = sum(one["count"] * abs(one["accuracy"] - one["probability"]) for one in bins) / len(gold)
-    return {"bins": bins, "error": error, "texts": len(gold), "accuracy": float(right.mean()), "sure": float(sure.mean())}
+    return {
+        "bins": bins,
+        "error": error,
+        "texts": len(gold),
+        "accuracy": float(right.mean()),
+        "sure": float(sure.mean()),
+    }
 
 
 # ---- where the members disagree ------------------------------------------------------------------------------------
