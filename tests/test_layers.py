@@ -46,6 +46,7 @@ LAYERS = {
     "published": 7,
     "table": 7,
     "tabulate": 7,
+    "cleaning": 7,
     "page": 7,
     "report": 7,
     "runs": 7,

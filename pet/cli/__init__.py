@@ -11,6 +11,7 @@ from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
 from pet.cli.report import report
 from pet.cli.run import run
+from pet.cli.runs import runs
 from pet.cli.table import table
 
 
@@ -34,3 +35,4 @@ main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)
 main.add_command(report)
+main.add_command(runs)
