@@ -44,7 +44,12 @@ class Shelf:
     @cached_property
     def needs(self) -> dict[str, set[str]]:
         """Identity -> identities, of those that are there, that it was made from."""
-        return {name: needs_of(one) & set(self.artifacts) for name, one in self.artifacts.items()}
+        found = {name: needs_of(one) & set(self.artifacts) for name, one in self.artifacts.items()}
+        pools = {pool_of(one): name for name, one in self.artifacts.items() if one.manifest["stage"] == "corpus"}
+        for name, one in self.artifacts.items():
+            if one.manifest["stage"] == "adapt" and pool_of(one) in pools:
+                found[name].add(pools[pool_of(one)])
+        return found
 
     def closure(self, identity: str) -> set[str]:
         """An artifact and everything that it was made from, however far back."""
@@ -87,6 +92,14 @@ def needs_of(artifact: Artifact) -> set[str]:
             if isinstance(model, Mapping) and isinstance(model.get(name), str):
                 found |= {folder.rpartition("-")[2] for folder in Path(model[name]).parts}
     return found - {artifact.identity}
+
+
+def pool_of(artifact: Artifact) -> tuple[Any, ...]:
+    """What an adapted model and the corpus that it was trained on have in common: the corpus is not named among the
+    inputs of `adapt`."""
+    settings = artifact.manifest["settings"]
+    held_out = settings.get("adapt", settings).get("held_out")
+    return artifact.manifest["inputs"].get("prepare"), settings.get("model"), held_out
 
 
 def read_shelf(store: Store) -> Shelf:
