@@ -44,16 +44,16 @@ class Shelf:
     @cached_property
     def needs(self) -> dict[str, set[str]]:
         """Identity -> identities, of those that are there, that it was made from."""
-        found = {name: needs_of(one) & set(self.artifacts) for name, one in self.artifacts.items()}
+        found = {name: made_from(one) & set(self.artifacts) for name, one in self.artifacts.items()}
         pools = {pool_of(one): name for name, one in self.artifacts.items() if one.manifest["stage"] == "corpus"}
         for name, one in self.artifacts.items():
             if one.manifest["stage"] == "adapt" and pool_of(one) in pools:
                 found[name].add(pools[pool_of(one)])
         return found
 
-    def closure(self, identity: str) -> set[str]:
-        """An artifact and everything that it was made from, however far back."""
-        found, new = {identity}, {identity}
+    def closure(self, *identities: str) -> set[str]:
+        """Artifacts and everything that they were made from, however far back."""
+        found, new = set(identities), set(identities)
         while new:
             new = set().union(*(self.needs[one] for one in new)) - found
             found |= new
@@ -61,9 +61,14 @@ class Shelf:
 
     @cached_property
     def wholes(self) -> dict[str, set[str]]:
-        """Closures of the artifacts that nothing was made from: runs, and what was made for one that never ended."""
+        """Closures of the artifacts that nothing was made from: runs, and what was made for one that never ended. The
+        artifacts whose model they name as a folder are among theirs."""
         needed = set().union(*self.needs.values())
-        return {one: self.closure(one) for one in self.artifacts if one not in needed}
+        return {
+            name: self.closure(name, *(named_by(one) & set(self.artifacts)))
+            for name, one in self.artifacts.items()
+            if name not in needed
+        }
 
     def users(self, identity: str, run: str) -> list[Artifact]:
         """Those of `wholes` other than `run` that need an artifact."""
@@ -81,17 +86,21 @@ class Shelf:
         return [(one, self.users(one.identity, run)) for one in self.sort(self.closure(run))]
 
 
-def needs_of(artifact: Artifact) -> set[str]:
-    """Identities that an artifact was made from: its inputs, and the artifact whose model its training started from,
-    which settings name as stage-identity (`adapt`) or, of a run, by the model's folder."""
+def made_from(artifact: Artifact) -> set[str]:
+    """Identities of its inputs and of the model that its training started from, where that is one of `adapt`: settings
+    have it as stage-identity."""
+    models = (artifact.manifest["settings"].get(name) for name in ("model", "probe_model"))
+    started = {str(one.get("weights")).rpartition("-")[2] for one in models if isinstance(one, Mapping)}
+    return {*artifact.manifest["inputs"].values(), *started} - {artifact.identity}
+
+
+def named_by(artifact: Artifact) -> set[str]:
+    """Identities in the folders that a run names as models. They are needed, but do not go with the run: someone made
+    them for themselves (`pet pretrain`)."""
     settings = artifact.manifest["settings"]
-    found = set(artifact.manifest["inputs"].values())
-    for part in ("model", "probe_model", "distill", "baseline"):
-        model = settings.get(part)
-        for name in ("weights", "name", "model"):
-            if isinstance(model, Mapping) and isinstance(model.get(name), str):
-                found |= {folder.rpartition("-")[2] for folder in Path(model[name]).parts}
-    return found - {artifact.identity}
+    places = (("model", "name"), ("distill", "model"), ("baseline", "model"))
+    folders = [settings[part].get(name) for part, name in places if isinstance(settings.get(part), Mapping)]
+    return {part.rpartition("-")[2] for one in folders if isinstance(one, str) for part in Path(one).parts}
 
 
 def pool_of(artifact: Artifact) -> tuple[Any, ...]:

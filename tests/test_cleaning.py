@@ -8,7 +8,7 @@ import pytest
 from rows import Finished, files_of, find_all, find_one, finish_run, pet, pet_run, snapshot
 
 from pet import cleaning
-from pet.artifacts import Store
+from pet.artifacts import Artifact, Key, Store
 from pet.runs import list_runs, open_run
 
 
@@ -87,7 +87,8 @@ def test_a_run_without_summary_is_listed_as_damaged(store):
 def test_show_has_the_scores_and_every_artifact_with_who_else_needs_it(several):
     text = pet("runs", "show", run_of(several, "plain")).stdout
     assert "PET student" in text
-    rows = {line.split()[0]: line for line in text.splitlines() if line.count("/") == 1 and "B" in line}
+    _, _, table = text.partition("\nartifact ")
+    rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     plain = open_run(str(run_of(several, "plain")), Store(several))
     for one in (*plain.members, plain.prepared, plain.scored, plain.student, plain.labelled):
         assert cleaning.name_of(one) in rows
@@ -136,6 +137,24 @@ def test_what_was_made_for_a_run_that_never_ended_stays_with_what_it_needs(done,
     pet("runs", "rm", "last", "--yes", "--store", store)
     assert len(find_all(store, "distill")) == 1
     assert missing(done, store, "run", *changed).startswith("4 of")  # untuned patterns, baselines, scores
+
+
+def test_a_model_that_a_run_names_by_its_folder_stays_and_is_kept_for_it(tmp_path):
+    store = Store(tmp_path)
+
+    def publish(stage: str, *inputs: Artifact, **settings: dict[str, str]) -> Artifact:
+        key = Key(stage, 1, settings, {one.identity: one.identity for one in inputs})
+        with store.publish(key, "any"):
+            pass
+        return store.need(key, "", "")
+
+    pretrained, member = publish("pretrain"), publish("finetune")
+    first = publish("run", member, model={"name": str(pretrained.path / "model")})
+    shelf = cleaning.read_shelf(store)
+    assert {one.path for one in cleaning.removable(shelf, first.identity)} == {first.path, member.path}
+    publish("run", distill={"model": str(member.path / "model")})
+    shelf = cleaning.read_shelf(store)
+    assert {one.path for one in cleaning.removable(shelf, first.identity)} == {first.path}
 
 
 def test_nothing_goes_without_a_yes(store):

@@ -64,7 +64,7 @@ def show(default: str, run: str, store: str | None) -> None:
     found = find(run, store or default)
     Screen().show_summary(here(found), str(found.path))
     rows = [
-        (name_of(one), show_size([one]), ", ".join(other.path.name for other in users))
+        (name_of(one), show_size([one]), ", ".join(map(name_of, users)))
         for one, users in read_shelf(found.store).belonging(found.artifact.identity)
     ]
     click.echo("\n" + align([("artifact", "size", "needed by others"), *rows]))
