@@ -96,7 +96,7 @@ class Run:
 
 def list_runs(store: Store) -> list[Run]:
     """All runs of a store, the oldest first."""
-    found = [store.open(path.parent) for path in (store.root / "run").glob(f"*/{MANIFEST}")]
+    found = [store.open(path.parent) for path in (store.root / "run").glob(f"[!.]*/{MANIFEST}")]
     return [Run(store, one) for one in sorted(found, key=lambda one: (str(one.manifest["created"]), one.path.name))]
 
 

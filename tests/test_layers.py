@@ -46,6 +46,8 @@ LAYERS = {
     "published": 7,
     "table": 7,
     "tabulate": 7,
+    "cleaning": 7,
+    "page": 7,
     "report": 7,
     "runs": 7,
     "tracking": 7,

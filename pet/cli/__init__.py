@@ -9,7 +9,9 @@ from pet.cli.group import PetGroup
 from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
+from pet.cli.report import report
 from pet.cli.run import run
+from pet.cli.runs import runs
 from pet.cli.table import table
 
 
@@ -32,3 +34,5 @@ main.add_command(ipet)
 main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)
+main.add_command(report)
+main.add_command(runs)

@@ -1,0 +1,34 @@
+"""`pet report`: one run as an HTML page."""
+
+from pathlib import Path
+
+import click
+
+from pet.errors import SettingsError
+
+
+@click.command()
+@click.argument("run")
+@click.option("--output", type=click.Path(path_type=Path), help="The page; RUN's name with .html if it is left out.")
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+def report(run: str, output: Path | None, store: str) -> None:
+    """Write what a RUN found as one HTML page that needs nothing else, to look at or to send.
+
+    RUN is a folder, a name in the store, the beginning of an identity, or `last`. The page shows scores, patterns and
+    members, soft labels, confusions, calibration, the pool's most disputed texts, settings and costs.
+
+    \b
+    Examples:
+        pet report last
+        pet report bbc-n10-s0-mini-f0b1ce6464a739b1 --output report.html
+    """
+    from pet import page
+    from pet.artifacts import Store
+    from pet.runs import open_run
+
+    found = open_run(run, Store(store))
+    output = output or Path(f"{found.path.name}.html")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise SettingsError(f"--output {output}: expected the name of a page, one that ends in .html")
+    page.write(found, output)
+    click.echo(f"report: {output}")

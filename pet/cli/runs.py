@@ -1,0 +1,196 @@
+"""`pet runs`: what a store holds, run by run."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pet.errors import StoreError
+
+if TYPE_CHECKING:
+    from pet.artifacts import Artifact
+    from pet.runs import Run
+
+WHERE = "Folder of all artifacts."
+
+
+def store_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--store of a subcommand; left out, it is the one given to `pet runs`."""
+    return click.option("--store", help=WHERE)(command)
+
+
+@click.group(invoke_without_command=True)
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help=WHERE)
+@click.pass_context
+def runs(ctx: click.Context, store: str) -> None:
+    """List the runs of a store, the newest last, or look after one.
+
+    \b
+    Examples:
+        pet runs
+        pet runs show last
+        pet runs rm bbc-n10-s0-mini-f0b1ce6464a739b1 --dry-run
+        pet runs verify
+    """
+    ctx.obj = store
+    if ctx.invoked_subcommand is None:
+        from pet.artifacts import Store
+        from pet.runs import list_runs
+
+        found = list_runs(Store(store))
+        if not found:
+            click.echo(f"{store} has no runs; make one with `pet run`")
+            return
+        head = ("run", "task", "labels", "model", "seed", "student, 95 % interval", "made (UTC)")
+        click.echo(align([head, *map(describe, found)]))
+
+
+@runs.command()
+@click.argument("run")
+@store_option
+@click.pass_obj
+def show(default: str, run: str, store: str | None) -> None:
+    """Show the scores of a RUN, its artifacts, their sizes, and what else needs them.
+
+    \b
+    Example:
+        pet runs show last
+    """
+    from pet.cleaning import name_of, read_shelf
+    from pet.cli.screen import Screen
+
+    found = find(run, store or default)
+    Screen().show_summary(here(found), str(found.path))
+    rows = [
+        (name_of(one), show_size([one]), ", ".join(map(name_of, users)))
+        for one, users in read_shelf(found.store).belonging(found.artifact.identity)
+    ]
+    click.echo("\n" + align([("artifact", "size", "needed by others"), *rows]))
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed and stop.")
+@store_option
+@click.pass_obj
+def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> None:
+    """Remove a RUN and those of its artifacts that nothing else in the store needs.
+
+    Not while another run is being made in the same store: what it is about to reuse may be among them.
+
+    \b
+    Examples:
+        pet runs rm last --dry-run
+        pet runs rm bbc-n10-s0-mini-f0b1ce6464a739b1 --yes
+    """
+    from pet.artifacts import Store
+    from pet.cleaning import name_of, read_shelf, removable, remove, sweep
+
+    if not dry_run:
+        sweep(Store(store or default))
+    found = find(run, store or default)
+    shelf = read_shelf(found.store)
+    gone = removable(shelf, found.artifact.identity)
+    kept = len(shelf.closure(found.artifact.identity)) - len(gone)
+    rows = [(name_of(one), show_size([one])) for one in gone]
+    total = show_size(gone)
+    click.echo(align([("artifact", "size"), *rows]))
+    click.echo(f"{count(gone)}, {total}" + (f"; {kept} more stay, as others need them" if kept else ""))
+    if dry_run:
+        click.echo("nothing was removed")
+        return
+    if not yes and not click.confirm("Remove?"):
+        click.echo("nothing was removed")
+        sys.exit(1)
+    remove(found.store, gone)
+    click.echo(f"removed {count(gone)}, {total}")
+
+
+@runs.command()
+@click.argument("run", required=False)
+@store_option
+@click.pass_obj
+def verify(default: str, run: str | None, store: str | None) -> None:
+    """Read every file of a RUN's artifacts, or of the whole store, and compare it with what was written.
+
+    Names files that are damaged, missing or not the artifact's own; exit code 1 if there are any.
+
+    \b
+    Examples:
+        pet runs verify
+        pet runs verify last
+    """
+    from pet import cleaning
+    from pet.artifacts import Store
+
+    found = None if run is None else find(run, store or default)
+    place = Store(store or default) if found is None else found.store
+    shelf = cleaning.read_shelf(place)
+    damaged = shelf.damaged if found is None else []
+    chosen = shelf.artifacts if found is None else shelf.closure(found.artifact.identity)
+    for problem in damaged:
+        click.echo(problem)
+    checked, wrong = shelf.sort(chosen), len(damaged)
+    for artifact, problems in cleaning.verify(shelf, checked):
+        wrong += len(problems)
+        for problem in problems:
+            click.echo(f"{cleaning.name_of(artifact)}: {problem}")
+    click.echo(
+        f"{count(checked)}, {show_size(checked)} read in {place.root}: {wrong or 'no'} problem{'s' * (wrong != 1)}"
+    )
+    if wrong:
+        sys.exit(1)
+
+
+def find(run: str, store: str) -> "Run":
+    """A run by what was typed."""
+    from pet.artifacts import Store
+    from pet.runs import open_run
+
+    return open_run(run, Store(store))
+
+
+def here(run: "Run") -> dict[str, Any]:
+    """The summary of a run, with the student where it lies now: a store may have been moved."""
+    student = [str(run.store.root / "distill" / Path(one).name) for one in run.summary["artifacts"]["distill"]]
+    return run.summary | {"artifacts": run.summary["artifacts"] | {"distill": student}}
+
+
+def describe(run: "Run") -> tuple[str, ...]:
+    """The row of a run."""
+    try:
+        summary = run.summary
+    except StoreError:
+        return (run.path.name, "summary.json is damaged", "", "", "", "", "")
+    score = summary["scores"]["student"]
+    return (
+        run.path.name,
+        summary["task"],
+        str(summary["train_examples"]),
+        summary["model"],
+        str(summary["seed"]),
+        f"{score['value']:.1f} ({score['low']:.1f} to {score['high']:.1f}) {summary['metric']}",
+        str(run.artifact.manifest["created"])[:16].replace("T", " "),
+    )
+
+
+def show_size(artifacts: "Sequence[Artifact]") -> str:
+    """Their size together."""
+    from pet.cleaning import size_of
+
+    size = sum(map(size_of, artifacts))
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
+
+
+def count(artifacts: "Sequence[Artifact]") -> str:
+    """How many."""
+    return f"{len(artifacts)} artifact{'s' * (len(artifacts) != 1)}"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns; never cut or wrapped, so that names can be copied."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

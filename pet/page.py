@@ -1,0 +1,279 @@
+"""`pet report`: what a run found as one HTML page. Collects the numbers; the template draws them. Scores nothing anew
+that the summary has, and never opens the pool's hidden labels.
+
+Shapes: M members, N texts, L labels.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pet import report
+from pet.artifacts import Artifact
+from pet.ensemble import pool_scores, soften
+from pet.errors import StoreError
+from pet.examples import CHUNK
+from pet.metrics import confusion, measure
+from pet.runs import Run
+from pet.stages import label, prepare
+from pet.stages.work import label_numbers, open_scores, read_scores
+
+TEMPLATE = "report.html.jinja"
+
+BINS = 15
+"""Of a reliability diagram and of ECE (Guo et al. 2017, On Calibration of Modern Neural Networks, section 5)."""
+
+HISTOGRAM_BINS = 20
+
+DISPUTED = 20
+"""Texts that are shown of those on which the members disagree."""
+
+SHOWN_LENGTH = 300
+"""Characters of a text that are shown."""
+
+Scores = NDArray[np.floating[Any]]
+
+
+def write(run: Run, output: Path) -> None:
+    """Write the page of a run; a page that is there is replaced.
+
+    Raises:
+        StoreError: an artifact of the run is gone or damaged, or `output` cannot be written.
+    """
+    page = render(collect(run))
+    draft = output.with_name(f".{output.name}-{os.getpid()}")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(output)
+    except OSError as problem:
+        raise StoreError(
+            f"{output} cannot be written ({problem.strerror or problem}); name another file with --output"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page; `content` as `collect` gives it. Every text in it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pet"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(content)
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """Everything that the page shows.
+
+    Raises:
+        StoreError: an artifact of the run is gone or damaged.
+    """
+    summary = run.summary
+    members = run.members
+    gold = label_numbers(prepare.load(run.prepared).test, run.labels)
+    tested = np.stack([read_scores(one)["test"] for one in members])  # [M, N, L]
+    opinion = pool_scores(tested, weights_of(run)) + label.load_shift(run.labelled, run.labels)
+    student = read_scores(run.student)["test"]
+    return {
+        "name": run.path.name,
+        "headline": report.headline(summary),
+        "created": datetime.fromisoformat(run.artifact.manifest["created"]),
+        "summary": summary,
+        "rows": report.score_rows(summary),
+        "names": {name: report.row_name(summary, name) for name in report.NAMES},
+        "patterns": describe_patterns(run, gold, tested),
+        "generation_columns": report.GENERATION_COLUMNS,
+        "generations": report.generation_rows(summary) if "generations" in summary else [],
+        "notes": report.generation_notes(summary) if "generations" in summary else [],
+        "soft_labels": describe_soft_labels(run),
+        "confusion": describe_confusion(confusion(gold, student.argmax(-1), len(run.labels)), run.labels),
+        "reliability": [
+            {"name": report.row_name(summary, name), **reliability(gold, soften(scores))}
+            for name, scores in (("student", student), ("ensemble", opinion))
+        ],
+        "members": member_names(run),
+        "disputed": find_disputed(run),
+        "settings": (run.path / "settings.yaml").read_text(encoding="utf-8"),
+        "manifest": run.artifact.manifest,
+        "devices": sorted({name for one in summary["stages"].values() for name in one["devices"]}),
+    }
+
+
+def weights_of(run: Run) -> NDArray[np.float64]:
+    """Weights [M] of the members, in the order of `run.members`."""
+    return np.asarray([one["weight"] for one in run.labelled.read_json("ensemble.json")["members"]])
+
+
+# ---- patterns and members ------------------------------------------------------------------------------------------
+
+
+def describe_patterns(run: Run, gold: NDArray[np.int64], tested: Scores) -> list[dict[str, Any]]:
+    """Each pattern with its words, how it scores untuned, and its members; `tested`: their test scores [M, N, L].
+
+    The scores are the run's metric on the test set, in percent.
+    """
+    metric, labels = run.summary["metric"], run.labels
+
+    def score(scores: Scores) -> float:
+        return 100 * float(measure(confusion(gold, scores.argmax(-1), len(labels)), metric))
+
+    found = []
+    for number, untuned in sorted(untuned_of(run).items()):
+        asked = {"pattern": untuned.manifest["settings"]["pattern"], "words": untuned.manifest["settings"]["words"]}
+        members = [
+            {"name": name, "score": score(scores), "weight": float(weight), "trained": one.identity != untuned.identity}
+            for name, one, scores, weight in zip(member_names(run), run.members, tested, weights_of(run), strict=True)
+            if {name: one.manifest["settings"][name] for name in asked} == asked
+        ]
+        found.append(
+            {"number": number, **asked, "untuned": score(read_scores(untuned)["test"]), "members": members},
+        )
+    return found
+
+
+def untuned_of(run: Run) -> dict[int, Artifact]:
+    """Number of a pattern -> its untuned artifact."""
+    named = {name.partition("untuned-")[2]: one for name, one in run.scored.manifest["inputs"].items()}
+    return {int(number): run.by_identity("finetune", one) for number, one in named.items() if number}
+
+
+def member_names(run: Run) -> list[str]:
+    """Their short names, such as p0-r1, in the order of `run.members`."""
+    return [one["member"] for one in run.labelled.read_json("ensemble.json")["members"]]
+
+
+# ---- what came out -------------------------------------------------------------------------------------------------
+
+
+def describe_soft_labels(run: Run) -> dict[str, Any]:
+    """Histogram of the most probable label's probability, and how many texts each label is the most probable of."""
+    probabilities = soften(label.load_scores(run.labelled, run.labels))
+    counts, edges = np.histogram(probabilities.max(-1), bins=HISTOGRAM_BINS, range=(0, 1))
+    given = np.bincount(probabilities.argmax(-1), minlength=len(run.labels))
+    return {
+        "texts": len(probabilities),
+        "median": float(np.median(probabilities.max(-1))),
+        "bins": [
+            {"low": float(low), "high": float(high), "count": int(count)}
+            for (low, high), count in zip(pairwise(edges), counts, strict=True)
+        ],
+        "labels": [{"name": name, "count": int(count)} for name, count in zip(run.labels, given, strict=True)],
+    }
+
+
+def describe_confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each gold label: how many of its texts got each label, and its recall (`None`: it has no texts)."""
+    return [
+        {
+            "name": name,
+            "counts": [int(count) for count in row],
+            "texts": int(row.sum()),
+            "recall": 100 * float(row[place] / row.sum()) if row.sum() else None,
+        }
+        for place, (name, row) in enumerate(zip(labels, counts, strict=True))
+    ]
+
+
+def reliability(gold: NDArray[np.int64], probabilities: Scores) -> dict[str, Any]:
+    """Bins of equal width over the most probable label's probability [N], and the expected calibration error: the mean
+    over texts of |accuracy - mean probability| of their bin (Guo et al. 2017, equation 3), 0 to 1.
+
+    A bin holds the probabilities above its lower end up to its upper one; empty bins are left out.
+    """
+    sure = probabilities.max(-1)
+    right = probabilities.argmax(-1) == gold
+    place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bins = [
+        {
+            "low": one / BINS,
+            "high": (one + 1) / BINS,
+            "count": int((place == one).sum()),
+            "accuracy": float(right[place == one].mean()),
+            "probability": float(sure[place == one].mean()),
+        }
+        for one in np.unique(place).tolist()
+    ]
+    error = sum(one["count"] * abs(one["accuracy"] - one["probability"]) for one in bins) / len(gold)
+    return {
+        "bins": bins,
+        "error": error,
+        "texts": len(gold),
+        "accuracy": float(right.mean()),
+        "sure": float(sure.mean()),
+    }
+
+
+# ---- where the members disagree ------------------------------------------------------------------------------------
+
+
+def find_disputed(run: Run) -> list[dict[str, Any]]:
+    """Up to DISPUTED pool texts on which members give different labels, the most disputed first, with every member's
+    label and the soft label. What the texts' true labels are is not said."""
+    rows, predicted, share = most_disputed(run.members, len(run.labels))
+    texts = prepare.load(run.prepared).pool.take(rows)
+    opinion = soften(label.load_scores(run.labelled, run.labels)[rows])
+    return [
+        {
+            "id": texts.ids[place],
+            "text": shorten(texts.joined(place)),
+            "given": [run.labels[number] for number in predicted[:, place]],
+            "share": float(share[place]),
+            "soft_label": run.labels[int(opinion[place].argmax())],
+            "probability": float(opinion[place].max()),
+        }
+        for place in range(len(rows))
+    ]
+
+
+def most_disputed(members: Sequence[Artifact], num_labels: int) -> tuple[list[int], NDArray[np.int64], Scores]:
+    """Rows of the pool, each member's label number for them [M, rows] and the share of pairs of members that differ.
+
+    A chunk of texts at a time.
+    """
+    rows = np.empty(0, dtype=np.int64)
+    predicted = np.empty((len(members), 0), dtype=np.int64)
+    share, spread = np.empty(0), np.empty(0)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_scores(one, "pool")) for one in members]
+        total = files[0].get_shape()[0]
+        for start in range(0, total, CHUNK):
+            part = range(start, min(start + CHUNK, total))
+            scores = np.stack([one[part.start : part.stop] for one in files])
+            new_share, new_spread = disagreement(scores)
+            rows = np.concatenate([rows, part])
+            predicted = np.concatenate([predicted, scores.argmax(-1)], axis=1)
+            share, spread = np.concatenate([share, new_share]), np.concatenate([spread, new_spread])
+            best = np.lexsort((rows, -spread, -share))[:DISPUTED]
+            best = best[share[best] > 0]
+            rows, predicted, share, spread = rows[best], predicted[:, best], share[best], spread[best]
+    return rows.tolist(), predicted, share
+
+
+def disagreement(scores: Scores) -> tuple[Scores, Scores]:
+    """How far members differ on each text, from scores [M, N, L]: the share of pairs that give different labels [N], 0
+    for a single member, and, to order equal ones, the Jensen-Shannon divergence of the members' probabilities in nats
+    [N] (Lin 1991: entropy of the mean less mean of the entropies)."""
+    num_members, _, num_labels = scores.shape
+    votes = (scores.argmax(-1)[..., None] == np.arange(num_labels)).sum(0)  # [N, L]
+    pairs = max(num_members * (num_members - 1), 1)
+    differ = (num_members**2 - (votes**2).sum(-1)) / pairs
+    probabilities = soften(scores)
+    return differ, entropy(probabilities.mean(0)) - entropy(probabilities).mean(0)
+
+
+def entropy(probabilities: Scores) -> Scores:
+    """In nats, over the last axis."""
+    return np.asarray(-(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
+
+
+def shorten(text: str) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH].rstrip() + " ..."
