@@ -36,7 +36,7 @@ Ask = Callable[[Inputs], NDArray[np.float32]]
 """Inputs [B, T] by name -> logits [B, L]."""
 
 CHECKED = 32
-"""Test texts, from the shortest to the longest, that what is written is asked about; texts of the larger batch timed."""
+"""Test texts, from the shortest to the longest, that what is written is asked about; and texts of the larger batch."""
 
 MOST = 1e-4
 """How far a probability of onnxruntime may be from torch's. Measured: at most 7e-7, over tests/tiny.py's families."""
@@ -268,7 +268,7 @@ def timings(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> list[str]:
         torch_ms, onnx_ms = (1000 * time_one(one, inputs) for one in (lambda given: answers(model, given), ask))
         found.append(
             f"Batch of {shape[0]}, {shape[1]} tokens wide: torch {torch_ms:.1f} ms, onnxruntime {onnx_ms:.1f} ms "
-            f"(median of {TIMED} runs, fewer if they take over {SECONDS:.0f} s; CPU, threads: {torch.get_num_threads()})."
+            f"(CPU, {torch.get_num_threads()} thread(s); median of {TIMED} runs, fewer if they take {SECONDS:.0f} s)."
         )
     return found
 

@@ -24,8 +24,8 @@ CARD = """\
 # {task}: a text classifier by Pattern-Exploiting Training
 
 It gives a text one of {number} labels. It is the student of {method} ([Schick and Schuetze 2021](https://arxiv.org/abs/2001.07676)):
-{members} masked language models, asked in the patterns below, labelled {pool} unlabelled texts, and this plain classifier
-was trained on their soft labels.
+{members} masked language models, asked in the patterns below, labelled {pool} unlabelled texts, and this plain
+classifier was trained on their soft labels.
 
 - **Labels**: {labels}
 - **Reads**: {fields}; {max_length} tokens at most, special tokens included
