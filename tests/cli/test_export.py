@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -32,7 +33,8 @@ from scipy.special import softmax
 from transformers import AutoTokenizer
 
 from pet import export as exporting
-from pet.modelcard import quoted
+from pet.errors import MissingArtifact
+from pet.modelcard import MINI_BASE, hub_base, quoted
 from pet.tasks import read_texts
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
@@ -213,6 +215,31 @@ def test_the_example_in_the_card_runs_as_it_stands(runs, tmp_path, capsys):
 )
 def test_a_name_in_the_card_is_shown_as_it_is_whatever_is_in_it(text, shown):
     assert quoted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "weights", "expected"),
+    [
+        ("roberta-base", None, "roberta-base@e2da8e2f", "roberta-base"),
+        ("roberta-large", "org/small", "org/small@e2da8e2f", "org/small"),
+        ("roberta-base", None, "adapt-kept", "roberta-base"),
+        ("roberta-base", None, "adapt-gone", None),
+        ("home/wide", None, "0f0f0f0f", None),
+        ("mini", "mini-encoder", "53aa5117", MINI_BASE),
+    ],
+)
+def test_the_base_model_is_named_to_the_hub_only_if_it_came_from_there(name, student, weights, expected):
+    def by_identity(stage, identity):
+        if identity == "gone":
+            raise MissingArtifact(stage)
+        return SimpleNamespace(manifest={"settings": {"model": "roberta-base@e2da8e2f"}})
+
+    run = SimpleNamespace(
+        artifact=SimpleNamespace(manifest={"settings": {"model": {"name": name}, "distill": {"model": student}}}),
+        student=SimpleNamespace(manifest={"settings": {"model": {"weights": weights}}}),
+        by_identity=by_identity,
+    )
+    assert hub_base(run) == expected
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
