@@ -22,7 +22,7 @@ from scipy.special import softmax
 
 from pet import models
 from pet.artifacts import write_folder
-from pet.errors import ModelError, StoreError
+from pet.errors import MissingArtifact, ModelError, StoreError
 from pet.examples import Texts
 from pet.modelcard import model_card
 from pet.runs import Run
@@ -51,7 +51,7 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
     """Write the student of `run` into the new or empty folder `out`; returns what was found out about it, in sentences.
 
     Raises:
-        StoreError: `out` has something in it, lies in the store or cannot be written; the student is not in the store.
+        StoreError: `out` has something in it, lies in the store or cannot be written; or the store is damaged.
         ModelError: the student cannot be loaded; of ONNX: packages are missing, its family cannot be exported, or
             onnxruntime gives other probabilities than torch.
     """
@@ -59,9 +59,12 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
         need_packages()
     if out.resolve().is_relative_to(run.store.root.resolve()):
         raise StoreError(f"{out} lies in the store {run.store.root}, which pet alone writes; name a folder elsewhere")
+    checkpoint = run.student.path / "student"
+    if not checkpoint.is_dir():
+        raise MissingArtifact(f"{checkpoint} is not there any more; remove {run.student.path} and make the run again")
     texts, scores = sample(run)
     with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
-        student = load(run, run.student.path / "student")
+        student = load(run, checkpoint)
         # Here a calibrated temperature could be folded into the last linear map, and every program would have it.
         tokenizer = prepare_tokenizer(run)
         tokenizer.save_pretrained(draft)

@@ -4,6 +4,8 @@ refused."""
 import csv
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +262,25 @@ def test_an_empty_folder_is_filled_and_anything_else_is_refused(runs, tmp_path):
     assert "is no run of" in refuse("nonsense", tmp_path / "new", "--store", store)
     assert "has no runs" in refuse("last", tmp_path / "new", "--store", tmp_path / "nowhere")
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("gone", "sentence"),
+    [
+        ("distill/*/student", "is not there any more; remove"),
+        ("distill/*/student/model.safetensors", "cannot be loaded"),
+        ("distill/*/scores.safetensors", "cannot be read"),
+        ("prepare/*/test.parquet", "cannot be read"),
+        ("finetune/*p0-r0*", "run was made from finetune"),
+    ],
+)
+def test_a_store_that_is_not_whole_any_more_is_said(runs, tmp_path, gone, sentence):
+    store = tmp_path / "store"
+    shutil.copytree(runs[1].store, store)
+    (path,) = store.glob(gone)
+    shutil.rmtree(path) if path.is_dir() else path.write_bytes(b"")
+    assert sentence in re.sub(r"run \S+ was", "run was", refuse("last", tmp_path / "out", "--store", store))
+    assert list(tmp_path.iterdir()) == [store]
 
 
 @pytest.mark.parametrize("half", ["model", "tokenizer"])
