@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -267,6 +268,32 @@ def git(root: Path, *arguments: str) -> str:
     """What a git command prints."""
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()
+
+
+# ---- folders elsewhere ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def write_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which is `out` once the block has ended well, and gone if it raises; nothing stands under the
+    name of `out` before it is whole. Folders above are made.
+
+    Raises:
+        StoreError: `out` is there and is no empty folder, or cannot be written.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise StoreError(f"{out} exists already; name a new folder, or remove it")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".pet-draft-", dir=above) as draft:
+            folder = Path(draft) / "folder"  # of the user's own mode: a temporary one is closed to others
+            folder.mkdir()
+            yield folder
+            open_to_all(folder)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(out)
+    except OSError as problem:
+        raise StoreError(f"{out} cannot be written ({problem.strerror or problem}); name another folder") from None
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -378,7 +378,9 @@ class Encoder:
         self.speller = speller
         self.pattern = pattern
         self.max_length = max_length
-        self.shorten = shorten_longest if truncation == "longest-first" else shorten_last_part
+        masked = any(isinstance(part, Mask) for segment in pattern.segments for part in segment)
+        by_name = shorten_longest if truncation == "longest-first" else shorten_last_part
+        self.shorten = by_name if masked else shorten_pair
         self.frame = speller.frames[len(pattern.segments)]
         self.parts = [(number, part, after) for number, part, after in glued_parts(pattern)]
         self.fixed = [self._fixed_ids(part, after) for _, part, after in self.parts]
@@ -525,10 +527,26 @@ def shorten_last_part(sizes: list[int], segments: list[int], excess: int) -> lis
     return kept
 
 
+def shorten_pair(sizes: list[int], segments: list[int], excess: int) -> list[int]:
+    """As `tokenizer(first, second, truncation=True)` cuts a pair (`longest_first` of the library `tokenizers`): the
+    longer segment first, down to half of the room each; the odd token goes to the longer one, of equals to the second.
+    A segment of several pieces loses its last ones first."""
+    first, second = (sum(size for size, at in zip(sizes, segments, strict=True) if at == side) for side in (0, 1))
+    room = first + second - excess
+    shorter = min(first, second, room // 2)
+    left = dict(zip((0, 1), (shorter, room - shorter) if first <= second else (room - shorter, shorter), strict=True))
+    kept = []
+    for size, side in zip(sizes, segments, strict=True):
+        kept.append(min(size, left[side]))
+        left[side] -= kept[-1]
+    return kept
+
+
 def plain_pattern(fields: Sequence[str]) -> Pattern:
     """How a plain classifier reads a text: its first field, and the others as the second segment, without a mask.
 
-    Segments begin without a space, as `tokenizer(first, others)` spells them, so that the checkpoint can be used alone.
+    Segments begin without a space, as `tokenizer(first, others)` spells them, and are truncated as it truncates
+    (`shorten_pair`), so that the checkpoint can be used alone.
     """
     first, *rest = [Slot(field, spaced=number > 1) for number, field in enumerate(fields)]
     return Pattern(" || ".join(fields), ((first,), tuple(rest)) if rest else ((first,),))

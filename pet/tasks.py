@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from pet.errors import TaskError, raise_problems
+from pet.errors import StoreError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts, concatenate
 from pet.patterns import PVP, parse_pattern
 from pet.settings import Concern, find_file, parse_model, read_extended
@@ -526,10 +526,17 @@ def write_texts(path: Path, texts: Texts, labelled: bool = True) -> None:
 
 
 def read_texts(path: Path) -> Texts:
-    """Read what `write_texts` wrote; labels are `None` where there is no such column."""
+    """Read what `write_texts` wrote; labels are `None` where there is no such column.
+
+    Raises:
+        StoreError: the file is missing or damaged; says what to do.
+    """
     import pyarrow.parquet
 
-    return texts_of(pyarrow.parquet.read_table(path).to_pydict())
+    try:
+        return texts_of(pyarrow.parquet.read_table(path).to_pydict())
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise StoreError(f"{path} cannot be read ({problem}); remove {path.parent} and run its stage again") from None
 
 
 def texts_of(columns: dict[str, list[Any]]) -> Texts:

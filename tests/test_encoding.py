@@ -285,6 +285,21 @@ def test_three_fields_of_a_plain_classifier_are_tokenised_as_two_segments(spelle
     assert apart(rows)[0].ids == speller.tokenizer("soup", "warm bread bad waiter")["input_ids"]
 
 
+@pytest.mark.parametrize("fields", [["x"], ["x", "y"], ["x", "y", "z"]])
+def test_a_plain_classifier_truncates_as_its_tokenizer_does_alone(speller, fields):
+    """Both halves long or one of them, of equal and of different lengths, in room of an even and an odd size."""
+    counts = [(0, 9, 3), (3, 9, 9), (9, 9, 9), (10, 4, 6), (9, 5, 1), (30, 20, 20), (20, 30, 5), (8, 0, 30), (30, 1, 1)]
+    columns = {name: ["good " * row[number] for row in counts] for number, name in enumerate(fields)}
+    columns = {name: [text.strip() for text in column] for name, column in columns.items()}
+    texts = Texts([str(row) for row in counts], columns, [None] * len(counts))
+    for size in (13, 14):
+        rows = Encoder(speller, plain_pattern(fields), size).encode(TokenizedTexts(speller, texts))
+        for row, found in enumerate(apart(rows)):
+            first, *rest = (column[row] for column in columns.values())
+            pair = [[" ".join([rest[0], *filter(None, rest[1:])])]] if rest else []
+            assert found.ids == speller.tokenizer([first], *pair, truncation=True, max_length=size)["input_ids"][0]
+
+
 def test_special_tokens_written_in_a_text_are_only_characters(speller):
     if speller.name == "unigram":  # a SentencePiece vocabulary holds them as pieces of its own: nothing to split
         assert speller.mask_id in speller.spell(["soup <mask> bread"])[0]

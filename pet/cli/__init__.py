@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that `pet --help` answers a
 
 import click
 
+from pet.cli.export import export
 from pet.cli.group import PetGroup
 from pet.cli.ipet import ipet
 from pet.cli.merge import merge
@@ -33,6 +34,7 @@ main.add_command(run)
 main.add_command(ipet)
 main.add_command(table)
 main.add_command(merge)
+main.add_command(export)
 main.add_command(pretrain)
 main.add_command(report)
 main.add_command(runs)

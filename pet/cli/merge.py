@@ -1,7 +1,6 @@
 """`pet merge`: a LoRA member as an ordinary checkpoint."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ def merge(member: Path, out: Path) -> None:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
     from pet import lora, models
-    from pet.artifacts import open_to_all
+    from pet.artifacts import write_folder
     from pet.settings import ModelSettings
 
     if out.exists():
@@ -51,20 +50,9 @@ def merge(member: Path, out: Path) -> None:
     )
     worst = lora.merge(model, adapter, dict(probe))
     check_base(member, settings)
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix=".pet-merge-", dir=above) as draft,
-            models.quiet_transformers(),
-            models.os_errors(),
-        ):
-            model.save_pretrained(Path(draft) / "model")
-            tokenizer.save_pretrained(Path(draft) / "model")
-            open_to_all(Path(draft) / "model")
-            out.parent.mkdir(parents=True, exist_ok=True)
-            (Path(draft) / "model").rename(out)
-    except OSError as problem:
-        raise ModelError(f"{out} cannot be written ({problem.strerror or problem}); name another folder") from None
+    with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
     click.echo(f"{out}: {settings.name} with {adapter} merged; answers as before to {worst:.0e} of the largest logit")
 
 

@@ -19,7 +19,7 @@ from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "baseline"
-VERSION = 2
+VERSION = 3
 
 
 def key(work: Work, prepared: Artifact) -> Key:

@@ -21,7 +21,7 @@ from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "distill"
-VERSION = 2
+VERSION = 3
 
 
 def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:

@@ -1,0 +1,287 @@
+"""A run's student as a folder for programs that have no pet: a transformers checkpoint, or an ONNX model; each with
+tokenizer and model card. What is written is asked before it is published. Trains nothing; the card is `modelcard`'s.
+
+Shapes: B rows, T tokens (padded), L labels.
+"""
+
+import importlib.util
+import inspect
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from pet import models
+from pet.artifacts import write_folder
+from pet.errors import MissingArtifact, ModelError, StoreError
+from pet.examples import Texts
+from pet.modelcard import model_card
+from pet.runs import Run
+from pet.settings import ModelSettings
+from pet.stages.work import read_scores
+from pet.tasks import read_texts
+
+Format = Literal["hf", "onnx"]
+Inputs = Mapping[str, torch.Tensor]
+Ask = Callable[[Inputs], NDArray[np.float32]]
+"""Inputs [B, T] by name -> logits [B, L]."""
+
+CHECKED = 32
+"""Test texts, from the shortest to the longest, that what is written is asked about; and texts of the larger batch."""
+
+MOST = 1e-4
+"""How far a probability of onnxruntime may be from torch's. Measured: at most 2e-6, over tests/tiny.py's families."""
+
+TIMED, SECONDS = 11, 10.0
+"""Runs of one timing, and the time after which no further one begins."""
+
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def export(run: Run, out: Path, form: Format) -> list[str]:
+    """Write the student of `run` into the new or empty folder `out`; returns what was found out about it, in sentences.
+
+    Raises:
+        StoreError: `out` has something in it, lies in the store or cannot be written; or the store is damaged.
+        ModelError: the student cannot be loaded; of ONNX: packages are missing, its family cannot be exported, or
+            onnxruntime gives other probabilities than torch.
+    """
+    if form == "onnx":
+        need_packages()
+    if out.resolve().is_relative_to(run.store.root.resolve()):
+        raise StoreError(f"{out} lies in the store {run.store.root}, which pet alone writes; name a folder elsewhere")
+    checkpoint = run.student.path / "student"
+    if not checkpoint.is_dir():
+        raise MissingArtifact(f"{checkpoint} is not there any more; remove {run.student.path} and make the run again")
+    texts, scores = sample(run)
+    with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
+        student = load(run, checkpoint)
+        # Here a calibrated temperature could be folded into the last linear map, and every program would have it.
+        tokenizer = prepare_tokenizer(run)
+        tokenizer.save_pretrained(draft)
+        inputs = encode(tokenizer, texts, student)
+        if form == "hf":
+            student.save_pretrained(draft)
+            found = [compare_to_run(run, answers(load(run, draft), inputs), scores)]
+        else:
+            student.config.save_pretrained(draft)
+            ask = write_onnx(
+                student, encode(tokenizer, texts.take(spread(len(texts), 3)), student), draft / "model.onnx"
+            )
+            found = [
+                compare_to_run(run, ask(inputs), scores),
+                compare_to_torch(student, tokenizer, texts, ask),
+                *timings(student, tokenizer, texts, ask),
+            ]
+        card = model_card(run, form, list(texts.fields), list(inputs), "\n\n".join(found))
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return found
+
+
+# ---- the student and the texts it is asked about -------------------------------------------------------------------
+
+
+def settings_of(run: Run, folder: Path) -> ModelSettings:
+    """What a folder with the run's student is loaded by."""
+    return ModelSettings(name=str(folder), max_length=run.student.manifest["settings"]["model"]["max_length"])
+
+
+def load(run: Run, folder: Path) -> Any:
+    """The student in a folder, in fp32, as transformers itself computes it.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    return models.load_classifier(settings_of(run, folder), run.labels).eval()
+
+
+def prepare_tokenizer(run: Run) -> Any:
+    """The student's tokenizer, told to read as pet does: not more than the run's max_length, and what looks like a
+    special token in a text as characters."""
+    settings = settings_of(run, run.student.path / "student")
+    tokenizer = models.load_tokenizer(settings)
+    tokenizer.model_max_length = settings.max_length
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs |= {"model_max_length": settings.max_length, "split_special_tokens": True}
+    tokenizer.init_kwargs.pop("max_length", None)  # of whoever saved the base model; nothing reads it
+    return tokenizer
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers from 0 to `total` - 1, evenly spread; some twice if there are fewer."""
+    return [int(one) for one in np.linspace(0, total - 1, count).round()]
+
+
+def sample(run: Run) -> tuple[Texts, NDArray[np.float32]]:
+    """At most CHECKED test texts, from the shortest to the longest, and the student's scores of them [B, L]."""
+    texts, scores = read_texts(run.prepared.path / "test.parquet"), read_scores(run.student)["test"]
+    order = sorted(range(len(texts)), key=lambda row: len(texts.joined(row)))
+    rows = [order[place] for place in spread(len(order), min(CHECKED, len(order)))]
+    return texts.take(rows), scores[rows]
+
+
+def encode(tokenizer: Any, texts: Texts, model: Any) -> dict[str, torch.Tensor]:
+    """Texts as the model card says they are to be given; only what the model takes."""
+    first, *rest = [[text.strip() for text in column] for column in texts.fields.values()]
+    pair = [[" ".join([head, *filter(None, tail)]) for head, *tail in zip(*rest, strict=True)]] if rest else []
+    found = tokenizer(first, *pair, truncation=True, padding=True, return_tensors="pt")
+    known = inspect.signature(model.forward).parameters
+    return {name: found[name] for name in tokenizer.model_input_names if name in found and name in known}
+
+
+def answers(model: Any, inputs: Inputs) -> NDArray[np.float32]:
+    """Logits [B, L] of torch."""
+    with torch.inference_mode():
+        return np.asarray(model(**inputs).logits.numpy())
+
+
+def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference between probabilities of two sets of logits [B, L]; infinite where one is no number."""
+    worst = float(np.abs(softmax(found, axis=-1) - softmax(expected, axis=-1)).max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def compare_to_run(run: Run, found: NDArray[np.float32], expected: NDArray[np.float32]) -> str:
+    """How these logits [B, L] come out beside the run's own of the same texts. No bound: a run may have computed in
+    bf16, or have been made by a pet that cut long pairs elsewhere; the numbers say so."""
+    same = int((found.argmax(-1) == expected.argmax(-1)).sum())
+    precision = run.student.manifest.get("precision", "unknown precision")
+    return (
+        f"Checked on {len(found)} test texts from the shortest to the longest, on a CPU in fp32: {same} get the label "
+        f"that they got in the run, and a probability differs by {distance(found, expected):.0e} at most (the run "
+        f"computed in {precision})."
+    )
+
+
+# ---- ONNX ----------------------------------------------------------------------------------------------------------
+
+
+def need_packages() -> None:
+    """Refuse to begin without the packages that ONNX needs.
+
+    Raises:
+        ModelError: names those that are not installed.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"an export to ONNX needs {', '.join(missing)}, not installed here; run: pip install "
+            f"{' '.join(missing)}, or use --format hf"
+        )
+
+
+def write_onnx(model: Any, inputs: Inputs, path: Path) -> Ask:
+    """Write the model as ONNX, batch and sequence of any size, and open it with onnxruntime on as many threads as torch
+    has. `inputs`: of three rows, to follow it with.
+
+    Raises:
+        ModelError: torch cannot export this family.
+    """
+    import onnxruntime
+
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    with quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                model,
+                kwargs=dict(inputs),
+                input_names=list(inputs),
+                output_names=["logits"],
+                dynamic_shapes={name: {0: batch, 1: sequence} for name in inputs},
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as problem:  # whatever torch, onnxscript or the model's own code raises on the way
+            reason = " ".join(str(problem.__cause__ or problem).split())[:200]
+            raise ModelError(
+                f"torch {torch.__version__} cannot export a {model.config.model_type} classifier to ONNX ({reason}); "
+                "use --format hf"
+            ) from None
+        assert program is not None, "of dynamo=True"
+        program.save(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def ask(given: Inputs) -> NDArray[np.float32]:
+        return np.asarray(session.run(["logits"], {name: one.numpy() for name, one in given.items()})[0])
+
+    return ask
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """No word of torch's exporter on packages it could have used; its errors still come through."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def compare_to_torch(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> str:
+    """Ask both about batches of one text, of a few of very different lengths, and of all.
+
+    Raises:
+        ModelError: a probability differs by MOST or more.
+    """
+    count = len(texts)
+    batches: list[Sequence[int]] = [
+        [0],
+        [count // 2],
+        [count - 1],
+        range(0, count, 8),
+        range(0, count, 5),
+        range(count),
+    ]
+    worst = 0.0
+    for rows in batches:
+        inputs = encode(tokenizer, texts.take(rows), model)
+        worst = max(worst, distance(ask(inputs), answers(model, inputs)))
+    if worst >= MOST:
+        raise ModelError(
+            f"onnxruntime gives a probability that is {worst:.0e} away from torch's, {MOST:.0e} is allowed; nothing "
+            "was written, use --format hf"
+        )
+    return (
+        f"Onnxruntime beside torch, on batches of 1 to {count} of these texts: a probability differs by {worst:.0e} at "
+        "most."
+    )
+
+
+def timings(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> list[str]:
+    """How long both take for one text of middling length, and for CHECKED ones from the shortest to the longest."""
+    found = []
+    for rows in ([len(texts) // 2], spread(len(texts), CHECKED)):
+        inputs = encode(tokenizer, texts.take(rows), model)
+        shape = tuple(inputs["input_ids"].shape)
+        torch_ms, onnx_ms = (1000 * time_one(one, inputs) for one in (lambda given: answers(model, given), ask))
+        found.append(
+            f"Batch of {shape[0]}, {shape[1]} tokens wide: torch {torch_ms:.1f} ms, onnxruntime {onnx_ms:.1f} ms "
+            f"(CPU, {torch.get_num_threads()} thread(s); median of {TIMED} runs, fewer if they take {SECONDS:.0f} s)."
+        )
+    return found
+
+
+def time_one(ask: Ask, inputs: Inputs) -> float:
+    """Seconds of one answer: the median, the first one left out."""
+    ask(inputs)
+    seconds: list[float] = []
+    while len(seconds) < TIMED and sum(seconds) < SECONDS:
+        start = time.perf_counter()
+        ask(inputs)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
