@@ -418,7 +418,10 @@ def jsonl_rows(path: Path, text: str) -> Iterator[Row]:
         else:
             problems.append(f"line {number} is not a JSON object")
     raise_problems(TaskError, str(path), problems)
-    yield from rows
+    # A line may leave out what it has nothing for, a label for instance; a key that no line has is still missing.
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    for row in rows:
+        yield Row(row.where, {name: row.values.get(name) for name in names})
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

@@ -5,12 +5,15 @@ Everything heavy is imported inside the commands, so that `pet --help` answers a
 
 import click
 
+from pet.cli.check import check
 from pet.cli.group import PetGroup
+from pet.cli.init import init
 from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
 from pet.cli.run import run
 from pet.cli.table import table
+from pet.cli.tasks import tasks
 
 
 @click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -32,3 +35,6 @@ main.add_command(ipet)
 main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)
+main.add_command(init)
+main.add_command(tasks)
+main.add_command(check)
