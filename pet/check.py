@@ -122,7 +122,11 @@ def check(work: Work, sample: int) -> Check:
     if not encoders:
         return Check(findings, [], len(texts), None)
     answers, estimate = ask(work, [pvp for pvp in pvps if pvp.number in encoders], encoders, texts, splits)
-    return Check([*findings, *doubts(answers, work.card.labels, len(texts))], answers, len(texts), estimate)
+    findings += doubts(answers, work.card.labels, len(texts))
+    if cut := max(one.cut for one in answers):
+        text = f"{cut:.0%} are cut to fit model.max_length, which is {work.settings.model.max_length} tokens"
+        findings.append(Finding("remark", "texts", text))
+    return Check(findings, answers, len(texts), estimate)
 
 
 # ---- words and patterns --------------------------------------------------------------------------------------------
@@ -351,8 +355,6 @@ def doubts(answers: Sequence[Answers], labels: Sequence[str], sampled: int) -> l
             found.append(Finding("remark", f"p{one.number}", f"gives all {sampled} texts the label {min(given)!r}"))
         elif never:
             found.append(Finding("remark", f"p{one.number}", f"never gives the label {', '.join(map(repr, never))}"))
-        if one.cut:
-            found.append(Finding("remark", f"p{one.number}", f"{one.cut:.0%} of the texts are cut to fit"))
     return found
 
 

@@ -53,7 +53,7 @@ def init(
     from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card
     from pet.patterns import parse_pattern
     from pet.runtime import open_runtime
-    from pet.settings import ModelSettings, RuntimeSettings
+    from pet.settings import nest, resolve_settings
 
     check_name(name, out or Path(name))
     table = read_input(source)
@@ -63,14 +63,20 @@ def init(
     named = [one.strip() for one in next(csv.reader([labels]))] if labels else []
     plan = Plan(name, table, columns, choose_labels(found, columns, named, source), model, out or Path(name))
     patterns = [parse_pattern(one, list(columns.fields)) for one in plan.patterns]
-    runtime = open_runtime(RuntimeSettings(), Screen())
-    words = propose_words(plan.labels, patterns, plan.texts(), ModelSettings(name=model), runtime)
+    settings = resolve_settings("quick", nest("model.name", model))  # of the run that is proposed below
+    runtime = open_runtime(settings.runtime, Screen())
+    words = propose_words(plan.labels, patterns, plan.texts(), settings.model, runtime)
     path = write_card(plan, words)
     click.echo(f"\n{path} written, with {len(patterns)} patterns and these label words:")
     for one, proposal in words.items():
         whose = {"name": "its name", "parts": "parts of its name", "model": "proposed by the model: have a look"}
-        click.echo(f"  {one}: {', '.join(proposal.words)}  ({whose[proposal.origin]})")
+        click.echo(f"  {printable(one)}: {', '.join(proposal.words)}  ({whose[proposal.origin]})")
     show_commands(path, plan)
+
+
+def printable(text: str) -> str:
+    """A label on one line, and nothing in it that a terminal obeys."""
+    return text if text.isprintable() else repr(text)
 
 
 def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
@@ -84,7 +90,7 @@ def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
     )
     for number, (label, count) in enumerate(found.labels.items()):
         if number < SHOWN_LABELS:
-            click.echo(f"  {label}: {count:,}")
+            click.echo(f"  {printable(label)}: {count:,}")
     if len(found.labels) > SHOWN_LABELS:
         click.echo(f"  and {len(found.labels) - SHOWN_LABELS:,} more labels")
     for unit, (least, median, most) in (("words", found.words), ("characters", found.characters)):
