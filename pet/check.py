@@ -138,11 +138,9 @@ def ask_words(work: Work) -> tuple[list[PVP], list[Finding]]:
     found: dict[Finding, None] = {}  # a verbalizer has as many findings as patterns, all the same
     for pvp in work.pvps:
         tokens, problems = spell_words(work, pvp)
-        found |= dict.fromkeys(problems)
-        if not problems:
-            shared = shared_words(pvp, tokens)
-            found |= dict.fromkeys(shared)
-            usable += [] if any(one.kind == "problem" for one in shared) else [pvp]
+        shared = shared_words(pvp, tokens)
+        found |= dict.fromkeys([*problems, *shared])
+        usable += [] if any(one.kind == "problem" for one in (*problems, *shared)) else [pvp]
     return usable, list(found)
 
 
@@ -171,7 +169,7 @@ def shared_words(pvp: PVP, tokens: Mapping[str, Mapping[str, int]]) -> list[Find
             mine, theirs = Counter(tokens[one].values()), Counter(tokens[other].values())
             both = [word for word, token in tokens[one].items() if token in theirs]
             where = f"labels {one!r} and {other!r}"
-            if mine == theirs:
+            if mine and mine == theirs:
                 text = (
                     f"their words {list(pvp.words[one])} and {list(pvp.words[other])} are the same tokens; change one"
                 )

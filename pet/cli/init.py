@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SHOWN_LABELS = 20
 """Labels that are listed with their counts; more are only counted."""
 
+FEW_TESTS = 20
+"""Test texts below which an accuracy says little: at 20 the 95 % interval of 0.8 is 0.6 to 1."""
+
 
 @click.command()
 @click.argument("name")
@@ -105,8 +108,9 @@ def show_commands(path: Path, plan: "Plan") -> None:
     from pet.newcard import propose_sizes
 
     card, model = shlex.quote(str(path)), shlex.quote(plan.model)
-    click.echo(f"\nNext:\n  pet check {card} --model {model}")
     sizes = propose_sizes(plan.texts(), plan.labels)
+    wanted = f" --train-examples {sizes[0]} --set data.test={sizes[1]}" if sizes else ""
+    click.echo(f"\nNext:\n  pet check {card} --model {model}{wanted}")
     if sizes is None:
         click.echo(
             "then label some rows in the file, two of each label at least: a run needs texts to learn from and others "
@@ -114,7 +118,10 @@ def show_commands(path: Path, plan: "Plan") -> None:
         )
         return
     more = "" if plan.model == "mini" else f" --model {model}"
-    train, test = sizes
-    click.echo(f"  pet run quick --task {card}{more} --train-examples {train} --set data.test={test}")
-    if train == 0:
+    click.echo(f"  pet run quick --task {card}{more}{wanted}")
+    if sizes[0] == 0:
         click.echo("with too few labelled rows to learn from, that asks the model untuned; label two of each at least")
+    elif sizes[1] < FEW_TESTS:
+        click.echo(
+            f"accuracy on so few test texts ({sizes[1]}) says little: label more, or give the card a `test:` file"
+        )

@@ -107,6 +107,8 @@ def test_a_word_of_several_tokens_is_a_problem_named_once_for_all_patterns(groun
 def test_labels_whose_words_are_the_same_tokens_are_a_problem_and_half_of_it_a_remark(ground):
     ground.change_card(**with_words(tech=["Good"], sports=["good"]))
     only_problem(ground, "labels 'sports' and 'tech'", "are the same tokens")
+    ground.change_card(**with_words(tech=["Good"], sports=["good"], business=["gizmo"]))
+    assert len(look(ground).problems) == 2, "another label's word hides nothing"
     ground.change_card(**with_words(tech=["Good", "screen"], sports=["good"]))
     found = look(ground)
     assert found.problems == []

@@ -159,7 +159,7 @@ def test_a_name_is_its_own_word_else_its_parts_else_the_models_words(model, tmp_
     init(model, source)
     words = read_card(source)[0].verbalizers["default"]
     assert words["SPORTS"] == ("SPORTS",), "its tokenizer knows no capitals"
-    assert words["share/Price"] == ("share", "price")
+    assert words["share/Price"] == ("share", "Price")
     for label in ("zzz", "3"):
         assert set(words[label]) <= set(TOKENIZERS["wordpiece"]().get_vocab())
     text = (tmp_path / "mails" / "task.yaml").read_text(encoding="utf-8")
