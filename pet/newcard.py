@@ -3,6 +3,8 @@
 Which label words it proposes is the business of `labelwords`; nothing here loads a model or prints.
 """
 
+import csv
+import os
 import re
 import statistics
 import tempfile
@@ -317,8 +319,6 @@ def write_card(plan: Plan, words: Mapping[str, Proposal]) -> Path:
 
 def umask() -> int:
     """The process's own, which can only be read by setting it."""
-    import os
-
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -326,8 +326,6 @@ def umask() -> int:
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:
     """Plain lines as a CSV file with an empty label column, for a person to fill."""
-    import csv
-
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("label", "text"), *(("", read_cell(row, "text")) for row in rows)])
 

@@ -63,7 +63,7 @@ def init(
     columns = choose_columns(table, text, text_b, label)
     found = survey(table, columns)
     show_survey(source, columns, found)
-    named = [one.strip() for one in next(csv.reader([labels]))] if labels else []
+    named = [one.strip() for one in next(csv.reader([labels], skipinitialspace=True))] if labels else []
     plan = Plan(name, table, columns, choose_labels(found, columns, named, source), model, out or Path(name))
     patterns = [parse_pattern(one, list(columns.fields)) for one in plan.patterns]
     settings = resolve_settings("quick", nest("model.name", model))  # of the run that is proposed below

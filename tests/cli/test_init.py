@@ -188,9 +188,9 @@ def test_the_models_words_come_from_the_labelled_texts_too(model, tmp_path):
 def test_plain_lines_are_copied_to_a_file_that_can_be_labelled(model, tmp_path):
     source = tmp_path / "notes.txt"
     source.write_text('a river\n\nthe bank, "it"\n', encoding="utf-8")
-    result = init(model, source, "--labels", "sports, business")
+    result = init(model, source, "--labels", 'sports, "business, etc"')
     card, texts = read_card(source)
-    assert card.labels == ("sports", "business")
+    assert card.labels == ("sports", "business, etc")
     assert texts["train"].fields == {"text": ["a river", 'the bank, "it"']}
     assert texts["train"].labels == [None, None]
     assert "label some rows" in result.output
