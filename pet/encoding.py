@@ -423,15 +423,20 @@ class Encoder:
                 f"truncated needs more than model.max_length {self.max_length} tokens; raise it or drop `whole`"
             )
 
-    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> "Joined":
-        """The chosen rows: parts and special tokens in order."""
-        sizes = rows.part_sizes(chosen)  # [B, parts]
+    def kept_sizes(self, rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens [B, parts] of the chosen rows' parts, once they are shortened to fit."""
+        sizes = rows.part_sizes(chosen)
         excess = sizes.sum(1) + self.frame.size - self.max_length
         segments = [number for number, _, _ in self.parts]
         for row in np.flatnonzero(excess > 0):
             free = np.where(self.shortenable, sizes[row], 0)
             kept = self.shorten(free.tolist(), segments, int(excess[row]))
             sizes[row] = np.where(self.shortenable, kept, sizes[row])
+        return sizes
+
+    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> "Joined":
+        """The chosen rows: parts and special tokens in order."""
+        sizes = self.kept_sizes(rows, chosen)
         frame, mask_places = self.frame, np.full(len(chosen), -1, dtype=np.int64)
         pieces: list[tuple[Ids | TokenColumn, NDArray[np.int64], Sequence[int] | int]] = []
         position = np.zeros(len(chosen), dtype=np.int64)

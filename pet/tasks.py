@@ -341,7 +341,7 @@ def file_rows(source: FilesSource, path: Path) -> Iterator[Row]:
         return parquet_rows(path)
     text = read_text(path, source.encodings)
     if source.format == "jsonl":
-        return jsonl_rows(path, text)
+        return jsonl_rows(path, text, source.label)
     return delimited_rows(source, path, text)
 
 
@@ -403,7 +403,7 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
     yield from rows
 
 
-def jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+def jsonl_rows(path: Path, text: str, label: str | None) -> Iterator[Row]:
     """Rows of a file with one JSON object a line; every malformed line is named."""
     problems, rows = [], []
     for number, line in enumerate(text.split("\n"), 1):
@@ -418,7 +418,10 @@ def jsonl_rows(path: Path, text: str) -> Iterator[Row]:
         else:
             problems.append(f"line {number} is not a JSON object")
     raise_problems(TaskError, str(path), problems)
-    yield from rows
+    # A line without a label may leave it out; where all do, the column is missing.
+    blank = {label: None} if label is not None and any(label in row.values for row in rows) else {}
+    for row in rows:
+        yield Row(row.where, {**blank, **row.values})
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

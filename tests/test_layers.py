@@ -52,6 +52,9 @@ LAYERS = {
     "page": 7,
     "report": 7,
     "runs": 7,
+    "labelwords": 7,
+    "newcard": 7,
+    "check": 7,
     "tracking": 7,
     "cli": 8,
     "cli.*": 8,
@@ -195,7 +198,11 @@ def test_heavy_libraries_stay_where_they_belong():
 HEAVY = {"torch", "transformers", "datasets", "pydantic", "numpy", "rich", "accelerate", "wandb"}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["run", "--help"], ["pretrain", "--help"], ["check", "--help"], ["init", "--help"]],
+    ids=" ".join,
+)
 def test_help_imports_nothing_heavy(words):
     script = (
         "import json, sys\n"

@@ -620,6 +620,16 @@ def test_a_row_with_a_missing_column_is_named_with_its_line(tmp_path):
     assert problem == "train.jsonl:2: no column 'body'; task 'mine' expects it, found ['label', 'text']"
 
 
+def test_a_line_of_json_without_a_label_may_leave_it_out_but_not_all_of_them(tmp_path):
+    source = {"format": "jsonl", "train": "train.jsonl"}
+    content = '{"body": "a"}\n{"label": "bad", "body": "b"}'
+    (tmp_path / "some").mkdir()
+    (tmp_path / "none").mkdir()
+    assert load(tmp_path / "some", {"train.jsonl": content}, files=source)["train"].labels == [None, "bad"]
+    problem = texts_refusal(tmp_path / "none", {"train.jsonl": '{"body": "a"}\n{"body": "b"}'}, files=source)
+    assert problem == "train.jsonl:1: no column 'label'; task 'mine' expects it, found ['body']"
+
+
 @pytest.mark.parametrize(
     ("change", "column"),
     [

@@ -5,8 +5,10 @@ Everything heavy is imported inside the commands, so that `pet --help` answers a
 
 import click
 
+from pet.cli.check import check
 from pet.cli.export import export
 from pet.cli.group import PetGroup
+from pet.cli.init import init
 from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
@@ -14,6 +16,7 @@ from pet.cli.report import report
 from pet.cli.run import run
 from pet.cli.runs import runs
 from pet.cli.table import table
+from pet.cli.tasks import tasks
 
 
 @click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,17 +27,12 @@ def main() -> None:
     \b
     Example:
         pet run                       the demo: BBC news, ten labels, on any two cores
+        pet init mine --input my.csv  a task card for your own texts
         pet run agnews --data DIR     AG News from the original archive's files
         pet ipet agnews --data DIR    the same with iPET's generations
         pet table agnews --data DIR   methods, numbers of labels and seeds compared
     """
 
 
-main.add_command(run)
-main.add_command(ipet)
-main.add_command(table)
-main.add_command(merge)
-main.add_command(export)
-main.add_command(pretrain)
-main.add_command(report)
-main.add_command(runs)
+for command in (init, tasks, check, run, ipet, table, report, export, runs, pretrain, merge):
+    main.add_command(command)

@@ -1,0 +1,421 @@
+"""What is wrong, or worth a look, in a task's patterns, words and texts before a run: as data. Prints nothing.
+
+A *problem* is what a run would stop at or could not learn from; a *remark* is for a person to judge:
+
+    problem  a word that is not one token; labels whose words are the same tokens; the same question twice; a pattern
+             that does not fit into model.max_length; texts that cannot be read; a label without a labelled text where
+             others have some; every pattern gives every text one and the same label
+    remark   some words of two labels are the same token; a label that a pattern never gives; texts cut to fit; texts
+             that stand in two splits; no labelled text at all; sizes that cannot be drawn
+
+One pattern that gives all texts one label is a remark: asked untuned, it may only lean to a frequent word, and training
+mends that.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet import models, packing
+from pet.cloze import ClozeModel
+from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
+from pet.errors import PetError, TaskError
+from pet.examples import Texts, concatenate
+from pet.inference import computing_copy, score_rows
+from pet.labelwords import mask_glue
+from pet.patterns import PVP
+from pet.runtime import peak_memory
+from pet.sampling import count_near_duplicates, derive_seed
+from pet.settings import Optimisation
+from pet.stages import prepare
+from pet.stages.work import Work
+
+TRUSTED = 20
+"""Texts from which on one label for all of them is no accident."""
+
+ACTIVATION_BYTES = 68
+"""Per token, layer and unit of the hidden size, kept for the backward pass in fp32: twice the 34 bytes of Korthikanti
+et al. 2022 (arXiv 2205.05198, section 4.1), whose numbers are of 16 bits; their attention matrix is never kept here."""
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence. `where`: the pattern, verbalizer or texts that it is about."""
+
+    kind: Literal["problem", "remark"]
+    where: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an untuned pattern says of the sample.
+
+    `example`: one row as the model sees it; `cut`: share of the texts that are shortened to fit; `given`: how many
+    texts get each label; `right` of `known` texts with a label get that label; `agreement`: share of the texts that
+    another pattern gives the same label, mean over the others (`None`: there is no other).
+    """
+
+    number: int
+    source: str
+    example: str
+    cut: float
+    given: dict[str, int]
+    right: int
+    known: int
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take: seconds of computing, and bytes while members are trained, with these sizes."""
+
+    seconds: float
+    peak_bytes: float
+    sizes: dict[str, int]
+    members: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """Everything that was found."""
+
+    findings: list[Finding]
+    answers: list[Answers]
+    sampled: int
+    estimate: Estimate | None
+
+    @property
+    def problems(self) -> list[Finding]:
+        """Those that a run would stop at or could not learn from."""
+        return [one for one in self.findings if one.kind == "problem"]
+
+
+def check(work: Work, sample: int) -> Check:
+    """Look at patterns, words and texts, and ask every pattern that can be asked about `sample` texts.
+
+    Labels of the sampled texts are looked at.
+
+    Raises:
+        TaskError: the card cannot be loaded.
+        ModelError, SettingsError: the model cannot be loaded, or reads less than `model.max_length`.
+    """
+    pvps, findings = ask_words(work)
+    findings += same_questions(work)
+    encoders, too_long = fit(work, pvps)
+    findings += too_long
+    try:
+        source = work.source
+    except TaskError as problem:
+        return Check([*findings, Finding("problem", "texts", str(problem))], [], 0, None)
+    splits, drawn = draw(work)
+    findings += [*drawn, *labels_without_texts(work, source), *leaks(source, splits)]
+    texts = sample_texts(source, sample, work.settings.seed)
+    if not encoders:
+        return Check(findings, [], len(texts), None)
+    answers, estimate = ask(work, [pvp for pvp in pvps if pvp.number in encoders], encoders, texts, splits)
+    findings += doubts(answers, work.card.labels, len(texts))
+    if cut := max(one.cut for one in answers):
+        text = f"{cut:.0%} are cut to fit model.max_length, which is {work.settings.model.max_length} tokens"
+        findings.append(Finding("remark", "texts", text))
+    return Check(findings, answers, len(texts), estimate)
+
+
+# ---- words and patterns --------------------------------------------------------------------------------------------
+
+
+def ask_words(work: Work) -> tuple[list[PVP], list[Finding]]:
+    """The patterns whose words can be asked for, and what is wrong with the others' or doubtful."""
+    usable: list[PVP] = []
+    found: dict[Finding, None] = {}  # a verbalizer has as many findings as patterns, all the same
+    for pvp in work.pvps:
+        tokens, problems = spell_words(work, pvp)
+        shared = shared_words(pvp, tokens)
+        found |= dict.fromkeys([*problems, *shared])
+        usable += [] if any(one.kind == "problem" for one in (*problems, *shared)) else [pvp]
+    return usable, list(found)
+
+
+def spell_words(work: Work, pvp: PVP) -> tuple[dict[str, dict[str, int]], list[Finding]]:
+    """Label -> word -> its token as it stands at the mask; and the words that are not one."""
+    tokens: dict[str, dict[str, int]] = {label: {} for label in pvp.words}
+    problems = []
+    for label, words in pvp.words.items():
+        for word in words:
+            token = work.speller.word_id(word, mask_glue(pvp.pattern))
+            if isinstance(token, int):
+                tokens[label][word] = token
+            else:
+                what = f"is {len(token)} tokens {token}" if len(token) > 1 else f"is not known to {work.speller.name!r}"
+                text = f"word {word!r} {what}; take one that is one token"
+                problems.append(Finding("problem", f"label {label!r}", text))
+    return tokens, problems
+
+
+def shared_words(pvp: PVP, tokens: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+    """Labels that cannot be told apart, or not by all of their words."""
+    found = []
+    labels = list(tokens)
+    for place, one in enumerate(labels):
+        for other in labels[place + 1 :]:
+            mine, theirs = Counter(tokens[one].values()), Counter(tokens[other].values())
+            both = [word for word, token in tokens[one].items() if token in theirs]
+            where = f"labels {one!r} and {other!r}"
+            if mine and mine == theirs:
+                text = (
+                    f"their words {list(pvp.words[one])} and {list(pvp.words[other])} are the same tokens; change one"
+                )
+                found.append(Finding("problem", where, text))
+            elif both:
+                text = f"{both} of the one is the same token as a word of the other"
+                found.append(Finding("remark", where, text))
+    return found
+
+
+def same_questions(work: Work) -> list[Finding]:
+    """Patterns that are one question with one set of words, however they are written."""
+    first: dict[Any, int] = {}
+    found = []
+    for pvp in work.pvps:
+        tokens, _ = spell_words(work, pvp)
+        key = (pvp.pattern.segments, tuple(tuple(sorted(one.values())) for one in tokens.values()))
+        if key in first:
+            text = f"asks the same as p{first[key]}, with the same words; remove one"
+            found.append(Finding("problem", f"p{pvp.number}", text))
+        first.setdefault(key, pvp.number)
+    return found
+
+
+def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Finding]]:
+    """Number of a pattern -> its encoder, and the patterns that leave no room for a text."""
+    encoders, found = {}, []
+    for pvp in pvps:
+        try:
+            settings = work.settings
+            encoders[pvp.number] = Encoder(
+                work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation
+            )
+        except PetError as problem:
+            found.append(Finding("problem", f"p{pvp.number}", str(problem)))
+    return encoders, found
+
+
+# ---- texts ---------------------------------------------------------------------------------------------------------
+
+
+def draw(work: Work) -> tuple[prepare.Splits[Texts] | None, list[Finding]]:
+    """The splits that a run with these settings draws; a remark where it cannot."""
+    try:
+        return prepare.draw_splits(work)[0], []
+    except TaskError as problem:
+        return None, [Finding("remark", "texts", f"a run with these sizes would stop: {problem}")]
+
+
+def labels_without_texts(work: Work, source: Mapping[str, Texts]) -> list[Finding]:
+    """Labels that cannot be learned, as no text has them."""
+    counts = Counter(source["train"].labels) if "train" in source else Counter()
+    without = [label for label in work.card.labels if not counts[label]]
+    if len(without) == len(work.card.labels):
+        return [Finding("remark", "texts", "none has a label: patterns can be asked untuned, nothing can be learned")]
+    text = "no labelled text has it, and training needs one of each; label one or remove it from the card"
+    return [Finding("problem", f"label {label!r}", text) for label in without]
+
+
+def leaks(source: Mapping[str, Texts], splits: prepare.Splits[Texts] | None) -> list[Finding]:
+    """Texts of one split that stand in another: word for word in the files, nearly in the splits of a run."""
+    found = []
+    texts = {split: [one.joined(row).casefold() for row in range(len(one))] for split, one in source.items()}
+    test = set(texts.get("test", ()))
+    for split in ("train", "unlabelled"):
+        if same := sum(one in test for one in texts.get(split, ())):
+            found.append(Finding("remark", "texts", f"{same:,} {split} texts of the source stand in its test set too"))
+    if splits is None:
+        return found
+    parts = {"train": splits.train, "pool": splits.pool, "test": splits.test}
+    near = count_near_duplicates(**{name: map(one.joined, range(len(one))) for name, one in parts.items()})
+    said = {
+        "test_of_train": "test texts nearly repeat a labelled one",
+        "test_of_pool": "test texts nearly repeat a pool text",
+        "pool_of_train": "pool texts nearly repeat a labelled one",
+    }
+    return found + [
+        Finding("remark", "texts", f"of this seed's draw, {near[name]:,} {text}")
+        for name, text in said.items()
+        if near[name]
+    ]
+
+
+def sample_texts(source: Mapping[str, Texts], size: int, seed: int) -> Texts:
+    """At most `size` texts of the train side, drawn by the seed; up to half of them labelled, where there are so many,
+    and more where there are no others. Never of a test file."""
+    side = concatenate([source[split] for split in ("train", "unlabelled") if split in source])
+    order = np.random.default_rng(derive_seed("check", seed)).permutation(len(side)).tolist()
+    labelled = [row for row in order if side.labels[row] is not None]
+    others = [row for row in order if side.labels[row] is None]
+    chosen = labelled[: max(size // 2, size - len(others))]
+    return side.take([*chosen, *others[: size - len(chosen)]])
+
+
+# ---- asking --------------------------------------------------------------------------------------------------------
+
+
+def ask(
+    work: Work,
+    pvps: Sequence[PVP],
+    encoders: Mapping[int, Encoder],
+    texts: Texts,
+    splits: prepare.Splits[Texts] | None,
+) -> tuple[list[Answers], Estimate | None]:
+    """Every pattern's answers on the sample, and from how long that took, what a run takes."""
+    runtime = work.runtime
+    cloze = ClozeModel(models.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
+    twin = computing_copy(cloze, runtime)
+    tokens = TokenizedTexts(work.speller, texts)
+    rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]
+    choices, spent = [], []
+    for pvp, one, words in zip(pvps, rows, encode_verbalizers(work.speller, pvps, work.card.name), strict=True):
+        begun = time.perf_counter()
+        there = words.to(runtime.device)
+        scores = score_rows(
+            lambda batch, there=there: twin.label_scores(batch, there),  # type: ignore[misc]
+            one,
+            packing.scoring_layout(twin.lm),
+            runtime,
+            f"p{pvp.number}",
+        )
+        spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
+        choices.append(scores.argmax(-1))
+    # The fastest: the first warms up, and something else may have been running.
+    estimate = None if splits is None else estimate_run(work, cloze, rows, splits, 1 / min(spent))
+    return [
+        describe(work, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
+    ], estimate
+
+
+def describe(
+    work: Work, pvp: PVP, rows: Rows, texts: Texts, choices: Sequence[NDArray[np.intp]], place: int
+) -> Answers:
+    """One pattern's answers in numbers; `choices`: of all patterns the labels [N] they give, this one's at `place`."""
+    mine, labels = choices[place], work.card.labels
+    gold = np.asarray([-1 if label is None else labels.index(label) for label in texts.labels])
+    sizes = rows.part_sizes(slice(None)).sum(1) + rows.encoder.frame.size
+    is_cut = sizes > rows.encoder.max_length
+    others = [float((mine == other).mean()) for number, other in enumerate(choices) if number != place]
+    return Answers(
+        pvp.number,
+        pvp.pattern.source,
+        show_row(rows, int(is_cut.argmax())),
+        float(is_cut.mean()),
+        {label: int((mine == number).sum()) for number, label in enumerate(labels)},
+        int((mine == gold).sum()),
+        int((gold >= 0).sum()),
+        float(np.mean(others)) if others else None,
+    )
+
+
+def show_row(rows: Rows, row: int) -> str:
+    """A row as the model sees it: its tokens decoded, and where a text was cut, how many tokens are missing."""
+    encoder, tokenizer = rows.encoder, rows.encoder.speller.tokenizer
+    chosen = np.asarray([row])
+    whole, kept = rows.part_sizes(chosen)[0], encoder.kept_sizes(rows, chosen)[0]
+    shown = [tokenizer.decode(encoder.frame.before)]
+    segment = 0
+    for place, ((number, _, _), column) in enumerate(zip(encoder.parts, rows.columns, strict=True)):
+        if number > segment:
+            segment = number
+            shown.append(tokenizer.decode(encoder.frame.between))
+        size = kept[place : place + 1]
+        ids = column.read(chosen, size) if isinstance(column, TokenColumn) else column
+        shown.append(tokenizer.decode(ids.tolist()))
+        if kept[place] < whole[place]:
+            shown.append(f"<{whole[place] - kept[place]} tokens cut>")
+    return " ".join(filter(None, (one.strip() for one in [*shown, tokenizer.decode(encoder.frame.after)])))
+
+
+def doubts(answers: Sequence[Answers], labels: Sequence[str], sampled: int) -> list[Finding]:
+    """What the answers let one doubt."""
+    found = []
+    always = [{label for label, count in one.given.items() if count} for one in answers]
+    if sampled >= TRUSTED and len(set.union(*always)) == 1:
+        text = f"every pattern gives all {sampled} texts the label {min(always[0])!r}; change words or patterns"
+        return [Finding("problem", "patterns", text)]
+    for one, given in zip(answers, always, strict=True):
+        never = [label for label in labels if label not in given]
+        if len(given) == 1:
+            found.append(Finding("remark", f"p{one.number}", f"gives all {sampled} texts the label {min(given)!r}"))
+        elif never:
+            found.append(Finding("remark", f"p{one.number}", f"never gives the label {', '.join(map(repr, never))}"))
+    return found
+
+
+# ---- what a run takes ----------------------------------------------------------------------------------------------
+
+
+def estimate_run(
+    work: Work, cloze: ClozeModel, rows: Sequence[Rows], splits: prepare.Splits[Texts], rate: float
+) -> Estimate:
+    """Seconds and bytes of `pet run` with these settings, from `rate`: tokens a second that the model scores.
+
+    A step costs (1 + 2 t) times the forward pass of its tokens, t being the share of the layers that are trained: the
+    backward pass costs twice the forward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+
+        members x steps x tokens of a step x (1 + 2 t) + student and baseline likewise + tokens to be scored
+
+    Student and baseline are taken to be as large as the model. Loading, hashing and writing are not counted.
+    """
+    settings = work.settings
+    sizes = {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
+    asked = float(np.mean([one.lengths().mean() for one in rows]))
+    plain = Encoder(work.speller, plain_pattern(work.card.fields), settings.model.max_length)
+    alone = float(plain.encode(TokenizedTexts(work.speller, splits.pool)).lengths().mean())
+    patterns, tune = len(rows), settings.finetune
+    members = patterns * (tune.repetitions if sizes["train"] else 1)
+    each = tune.labelled_batch + (tune.unlabelled_batch if tune.alpha else 0)
+    untuned = patterns * (sizes["train"] + sizes["test"]) if sizes["train"] else 0
+    tokens = (untuned + members * sum(sizes.values())) * asked + 2 * (sizes["train"] + sizes["test"]) * alone
+    tokens += step_passes(cloze, settings.distill) * settings.distill.batch * alone
+    if sizes["train"]:
+        tokens += members * step_passes(cloze, tune, tune.method == "lora") * each * asked
+        tokens += step_passes(cloze, settings.baseline) * min(settings.baseline.batch, sizes["train"]) * alone
+    together = members if tune.method == "lora" else 1
+    return Estimate(tokens / rate, peak_of(work, cloze, together * each * asked), sizes, members)
+
+
+def trained_share(cloze: ClozeModel, frozen: int | None) -> float:
+    """Share of the layers that are trained."""
+    return 1 - (frozen or 0) / max(1, int(cloze.lm.config.num_hidden_layers))
+
+
+def step_passes(cloze: ClozeModel, settings: Optimisation, lora: bool = False) -> float:
+    """All steps of a training in forward passes of a micro-batch; LoRA trains the upper half unless told otherwise."""
+    frozen = settings.frozen_layers
+    if lora and frozen is None:
+        frozen = cloze.lm.config.num_hidden_layers // 2
+    return settings.steps * settings.accumulation * (1 + 2 * trained_share(cloze, frozen))
+
+
+def peak_of(work: Work, cloze: ClozeModel, tokens: float) -> float:
+    """Bytes while members are trained, a micro-batch of `tokens` tokens: what scoring took; the weights as
+    they were at first; gradient and AdamW's two averages of what is trained, in fp32; and what the backward pass needs
+    (ACTIVATION_BYTES; the MLM targets' logits three times over).
+
+    What a process keeps of memory that it gave back is not in it: on `mini` and a CPU this says 0.9 GiB, the first
+    member took 1.0 and the whole run 1.7 (measured)."""
+    tune, config = work.settings.finetune, cloze.lm.config
+    weights = sum(one.numel() for one in cloze.parameters())
+    share = trained_share(cloze, tune.frozen_layers)
+    trained = 0.0 if tune.method == "lora" else weights * share
+    kept = tokens * config.num_hidden_layers * share * config.hidden_size * ACTIVATION_BYTES
+    targets = tokens * tune.mask_probability if tune.alpha and tune.unlabelled_batch else 0.0
+    memory = peak_memory()
+    on_gpu = work.runtime.device.type == "cuda" and torch.cuda.is_available()
+    base = memory["peak_gpu_memory_bytes" if on_gpu else "peak_memory_bytes"]
+    return float(base + 4 * weights + 12 * trained + kept + 12 * targets * config.vocab_size)

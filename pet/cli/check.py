@@ -1,0 +1,120 @@
+"""`pet check`: a task's patterns, words and texts, looked at before a run."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pet.check import Answers, Check, Estimate
+
+SHOWN_LABELS = 10
+"""Labels whose shares are shown for each pattern."""
+
+
+@click.command()
+@click.argument("task")
+@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.  [default: mini]")
+@click.option("--sample", type=click.IntRange(1), default=200, show_default=True, help="Texts to ask about.")
+@click.option("--train-examples", type=int, help="Number of labelled texts of the run to be estimated.")
+@click.option("--data", help="Folder with the task's files.")
+@click.option("--seed", type=int, help="Of the sample and the draw.  [default: 0]")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...], **flags: Any) -> None:
+    """Check a TASK's patterns, label words and texts against a model, before anything is trained.
+
+    TASK is a shipped name or the path of a task.yaml; settings are those of the pipeline `quick`. Nothing is written.
+    Up to half of the sample has labels, where there are so many, and they are looked at: tune patterns by such numbers
+    and they are no test any more. A test file's texts are never sampled.
+
+    Exit code 1 if there is a problem: a word of several tokens, labels whose words are the same, a question asked
+    twice, texts that cannot be read, a label without a text, one label for all texts in all patterns. Remarks are for
+    you to judge and leave it at 0. 2: the card or the model cannot be loaded.
+
+    \b
+    Examples:
+        pet check mails/task.yaml
+        pet check agnews --data archives/ag_news_csv --model roberta-large --set model.max_length=256
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pet.artifacts import Store
+    from pet.check import check as look
+    from pet.cli.run import PLACES, flag_overrides, refuse_again
+    from pet.cli.screen import Screen
+    from pet.runtime import open_runtime
+    from pet.settings import resolve_settings
+    from pet.stages.work import Work
+
+    overrides = flag_overrides({"task": task, **flags}, PLACES, assignments)
+    if seed is not None:
+        refuse_again(assignments, {"seed": f"--seed {seed}"})
+        overrides.append({"seed": seed})
+    screen = Screen()
+    settings = resolve_settings("quick", *overrides)
+    work = Work(settings, Store("runs"), open_runtime(settings.runtime, screen))
+    found = look(work, sample)
+    show(screen, found, work.card.name, settings.model.name)
+    click.get_current_context().exit(1 if found.problems else 0)
+
+
+def show(screen: Any, found: "Check", task: str, model: str) -> None:
+    """What was found."""
+    for one in found.answers:
+        show_answers(screen, one)
+    if found.estimate:
+        screen.out.print(describe_estimate(found.estimate))
+    if found.answers and found.answers[0].known:
+        screen.out.print(
+            f"accuracy looks at the labels of {found.answers[0].known} sampled texts: a development aid, not a result"
+        )
+    for finding in sorted(found.findings, key=lambda one: one.kind):
+        screen.out.print(f"{finding.kind}: {finding.where}: {finding.text}")
+    remarks = len(found.findings) - len(found.problems)
+    screen.out.print(
+        f"{task} on {model}: {counted(len(found.problems), 'problem')}, {counted(remarks, 'remark')}; "
+        f"{counted(found.sampled, 'text')} sampled"
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """`1 problem`, `2 problems`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def show_answers(screen: Any, one: "Answers") -> None:
+    """One pattern: an example, and what it answers untuned."""
+    total = sum(one.given.values())
+    most = sorted(one.given.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
+    screen.out.print(f"p{one.number}  {one.source}")
+    screen.out.print(f"    {one.example}")
+    screen.out.print(f"    untuned: {', '.join(f'{label} {count / total:.0%}' for label, count in most)}")
+    line = f"    cut to fit: {one.cut:.0%} of the texts"
+    if one.known:
+        line += f"; accuracy {100 * one.right / one.known:.1f} ({one.right} of {one.known})"
+    if one.agreement is not None:
+        line += f"; agrees with the other patterns on {one.agreement:.0%}"
+    screen.out.print(line)
+
+
+def describe_estimate(one: "Estimate") -> str:
+    """The estimate, rounded as coarsely as it is known."""
+    sizes = ", ".join(f"{count:,} {name}" for name, count in one.sizes.items())
+    return (
+        f"estimate: a run of `quick` with these settings ({sizes} texts; {one.members} members) computes for about "
+        f"{rough_time(one.seconds)} here and takes {rough_size(one.peak_bytes)} to {rough_size(2 * one.peak_bytes)} of "
+        "memory"
+    )
+
+
+def rough_time(seconds: float) -> str:
+    """One digit, or two from ten on."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{float(f'{seconds / size:.{1 if seconds < 10 * size else 2}g}'):g} {unit}"
+    return f"{max(10, round(seconds, -1)):.0f} seconds"
+
+
+def rough_size(number: float) -> str:
+    """Half GiB, upwards."""
+    return f"{-(-number // 2**29) / 2:g} GiB"

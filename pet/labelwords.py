@@ -1,0 +1,240 @@
+"""Label words to begin with: a label's own name where it is a word of the model, else parts of it, else what the masked
+LM itself says. Reads no files and writes no card.
+
+A label whose name is no word is described by what the model expects at the mask: of its name in two sentences, and of
+labelled texts in the card's patterns. Words are ranked by how much more the model expects them for this label than for
+the others, as the likelihood ratio of Schick et al. 2020 (arXiv 2010.13641, PETAL) does it, among those that it
+expects most.
+
+Shapes: N texts, L labels, V vocabulary.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet import models, packing
+from pet.cloze import ClozeModel
+from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, glued_parts
+from pet.errors import TaskError
+from pet.examples import Texts
+from pet.inference import computing_copy, score_rows
+from pet.patterns import Mask, Pattern, parse_pattern
+from pet.runtime import Runtime
+from pet.settings import ModelSettings
+
+ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
+"""What the model is asked about a name."""
+
+CANDIDATES = 200
+"""Of the vocabulary, so many words that the model expects most for a label are ranked; rarer ones are noise."""
+
+MOST_EXAMPLES = 128
+"""Labelled texts that are read to propose words, at most; evenly over the labels."""
+
+MOST_WORDS = 3
+"""Words a label is given at most. Several, averaged, were worth two points over one on BBC news (results/LOG.md)."""
+
+SHORTEST = 3
+"""Letters of a proposed word, at least."""
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Words for one label. `origin`: whose they are: the `name` itself, `parts` of it, or the `model`'s."""
+
+    words: tuple[str, ...]
+    origin: str
+
+
+def mask_glue(pattern: Pattern) -> str | None:
+    """What the mask of a pattern is glued to, as `Speller.word_id` wants it; `None`: a new word begins there."""
+    return next(after for _, part, after in glued_parts(pattern) if isinstance(part, Mask))
+
+
+class Words:
+    """Which words are one token in all of the patterns, and which are taken already."""
+
+    def __init__(self, speller: Speller, patterns: Sequence[Pattern]) -> None:
+        self.speller = speller
+        self.glues = {mask_glue(pattern) for pattern in patterns}
+        self._taken: set[int] = set()
+
+    def tokens(self, word: str) -> set[int] | None:
+        """The token of a word in each pattern; `None` if it is several in one of them."""
+        found = [self.speller.word_id(word, after) for after in self.glues]
+        ids = {one for one in found if isinstance(one, int)}
+        return ids if all(isinstance(one, int) for one in found) else None
+
+    def take(self, word: str) -> bool:
+        """Whether a word can be a label's; from then on no other label can have it."""
+        ids = self.tokens(word) if is_word(word) else None
+        if ids is None or ids & self._taken:
+            return False
+        self._taken |= ids
+        return True
+
+
+def is_word(text: str) -> bool:
+    """Letters alone, and two of them at least: `1` and `B` are tokens that say nothing."""
+    return text.isalpha() and len(text) > 1
+
+
+def spellings(name: str) -> list[str]:
+    """The ways in which a name may be written: `SPORTS` is one token of few models, `sports` of many."""
+    return list(dict.fromkeys([name, name.lower(), name.capitalize()]))
+
+
+def split_name(label: str) -> list[str]:
+    """The words of a name: `Sci/Tech`, `card_arrival`, `cardArrival`."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label))
+
+
+def propose_words(
+    labels: Sequence[str], patterns: Sequence[Pattern], texts: Texts, settings: ModelSettings, runtime: Runtime
+) -> dict[str, Proposal]:
+    """Words for every label, each one token in every pattern and no other label's.
+
+    `texts`: of the task; those with a label help where names are no words.
+
+    Raises:
+        ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
+        TaskError: nothing could be proposed for a label.
+    """
+    speller = Speller(models.load_tokenizer(settings), settings.name)
+    words = Words(speller, patterns)
+    found = {
+        label: Proposal((word,), "name")
+        for label in labels
+        if (word := next((one for one in spellings(label) if words.take(one)), None))
+    }
+    for label in labels:
+        if label not in found and (parts := own_parts(label, labels, words)):
+            found[label] = Proposal(parts, "parts")
+    if len(found) < len(labels):
+        missing = [label for label in labels if label not in found]
+        found |= ask_model(labels, missing, patterns, texts, words, settings, runtime)
+    return {label: found[label] for label in labels}
+
+
+def own_parts(label: str, labels: Sequence[str], words: Words) -> tuple[str, ...]:
+    """Words of a label's name that stand in no other label's; none of a name with a part that denies the others.
+
+    `not spam` beside `spam` has only `not` of its own, which says nothing.
+    """
+    others = {part.casefold() for other in labels if other != label for part in split_name(other)}
+    parts = [part for part in split_name(label) if len(part) > SHORTEST and part.casefold() not in others]
+    return tuple(
+        word for part in parts[:MOST_WORDS] if (word := next((one for one in spellings(part) if words.take(one)), None))
+    )
+
+
+# ---- the model's words ---------------------------------------------------------------------------------------------
+
+
+def ask_model(
+    labels: Sequence[str],
+    missing: Sequence[str],
+    patterns: Sequence[Pattern],
+    texts: Texts,
+    words: Words,
+    settings: ModelSettings,
+    runtime: Runtime,
+) -> dict[str, Proposal]:
+    """What the model says where the name does not do."""
+    cloze = computing_copy(ClozeModel(models.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
+    expected, ratio = rate_vocabulary(cloze, labels, patterns, texts, words.speller, settings.max_length, runtime)
+    ranked = {}
+    for label in missing:
+        row = labels.index(label)
+        likely = np.argsort(-expected[row], kind="stable")
+        best = likely[: max(CANDIDATES, len(likely) // 100)]
+        ranked[label] = [int(one) for one in best[np.argsort(-ratio[row][best], kind="stable")]]
+    given: dict[str, list[str]] = {label: [] for label in missing}
+    for _ in range(MOST_WORDS):  # one a label in turn, so that none is left without
+        for label in missing:
+            word = next((one for token in ranked[label] if (one := whole_word(words, token, label, given))), None)
+            given[label] += [word] if word else []
+    empty = [label for label in missing if not given[label]]
+    if empty:
+        raise TaskError(
+            f"model {settings.name!r} proposes no word for {empty}; rename these labels, label a text of each, or give "
+            "another --model"
+        )
+    return {label: Proposal(tuple(found), "model") for label, found in given.items()}
+
+
+def whole_word(words: Words, token: int, label: str, given: dict[str, list[str]]) -> str | None:
+    """The word of a token, taken for a label; `None` if it is part of a word, too short, or taken."""
+    word = words.speller.tokenizer.decode([token]).strip()
+    known = {one.casefold() for others in given.values() for one in others}
+    if len(word) < SHORTEST or not is_word(word) or word.casefold() in known or words.tokens(word) != {token}:
+        return None
+    return word if words.take(word) else None
+
+
+def rate_vocabulary(
+    cloze: ClozeModel,
+    labels: Sequence[str],
+    patterns: Sequence[Pattern],
+    texts: Texts,
+    speller: Speller,
+    max_length: int,
+    runtime: Runtime,
+) -> tuple[Float, Float]:
+    """For every label and word [L, V]: its mean log-probability, and how much that is above the mean over the labels.
+
+    Names that are no words count only where a label has no text.
+    """
+    names = Texts(list(labels), {"name": [" ".join(split_name(one)) or one for one in labels]}, list(labels))
+    asked = [parse_pattern(source, ["name"]) for source in ASKED]
+    by_name = log_probabilities(cloze, asked, names, speller, max_length, runtime)
+    chosen = choose_examples(texts, labels)
+    expected, ratio = by_name.copy(), by_name - by_name.mean(0)
+    if not len(chosen):
+        return expected, ratio
+    each = log_probabilities(cloze, patterns, chosen, speller, max_length, runtime)
+    of_label = np.asarray(chosen.labels)
+    shown = [row for row, label in enumerate(labels) if label in chosen.labels]
+    by_text = np.stack([each[of_label == labels[row]].mean(0) for row in shown])
+    above = by_text - by_text.mean(0)
+    for place, row in enumerate(shown):
+        named = any(is_word(part) for part in split_name(labels[row]))
+        expected[row] = (expected[row] + by_text[place]) / 2 if named else by_text[place]
+        ratio[row] = ratio[row] + above[place] if named else above[place]
+    return expected, ratio
+
+
+def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
+    """The first labelled texts of each label, MOST_EXAMPLES together."""
+    each = max(1, MOST_EXAMPLES // len(labels))
+    rows: list[int] = []
+    for label in labels:
+        rows += [row for row, one in enumerate(texts.labels) if one == label][:each]
+    return texts.take(rows)
+
+
+def log_probabilities(
+    cloze: ClozeModel, patterns: Sequence[Pattern], texts: Texts, speller: Speller, max_length: int, runtime: Runtime
+) -> Float:
+    """Log-probability of every word at the mask [N, V], mean over the patterns."""
+
+    def score(batch: Batch) -> torch.Tensor:
+        states = cloze.states_at(batch, batch.mask_positions, most=1)
+        products, bias = cloze.products(states)
+        logits = products.T.float() if bias is None else products.T.float() + bias.float()
+        return logits.log_softmax(-1)
+
+    tokens = TokenizedTexts(speller, texts)
+    layout = packing.scoring_layout(cloze.lm)
+    found = [
+        score_rows(score, Encoder(speller, pattern, max_length).encode(tokens), layout, runtime, "label words")
+        for pattern in patterns
+    ]
+    return np.asarray(np.mean(found, axis=0))

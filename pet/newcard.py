@@ -1,0 +1,400 @@
+"""A first task card for a file of texts: what is in the file, and the card that `pet init` writes.
+
+Which label words it proposes is the business of `labelwords`; nothing here loads a model or prints.
+"""
+
+import csv
+import os
+import re
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from pet.errors import TaskError, raise_problems
+from pet.examples import Texts
+from pet.labelwords import Proposal
+from pet.sampling import draw_by_seed
+from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, read_text
+
+FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}
+"""End of a file's name -> how it is read."""
+
+TEXT_NAMES = (
+    "text body content message review sentence comment document description utterance tweet post article "
+    "question title headline"
+).split()
+LABEL_NAMES = "label labels category class topic intent target sentiment rating stars".split()
+"""Columns that are taken for text and label, the most likely first."""
+
+PATTERNS = ("{mask} : {text}", "{text} ( {mask} )", "[ Category: {mask} ] {text}")
+PAIR_PATTERNS = ("{mask} : {text} {text_b}", "{text} ( {mask} ) {text_b}", "{text} || {mask} , {text_b}")
+"""What a card begins with: about the topic of a text, and short."""
+
+SHIPPED_TEST = 500
+MOST_TRAINING = 100
+"""Of `pipelines/quick.yaml`: how many test texts it asks for; and how many labelled ones its steps can use."""
+
+SEEDS = (0, 1, 2)
+"""Seeds whose draws must work with the numbers that are proposed."""
+
+Format = Literal["csv", "tsv", "jsonl", "parquet"]
+
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file as it is: `kind` of FORMATS, columns in order, rows."""
+
+    path: Path
+    kind: str
+    columns: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns are texts (one or two) and which is the label; `guessed`: those that nobody named."""
+
+    texts: tuple[str, ...]
+    label: str | None
+    guessed: tuple[str, ...]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Field of the card -> its column. A column that can stand in a pattern gives its field its name."""
+        plain = ("text",) if len(self.texts) == 1 else ("text", "text_b")
+        usable = all(one.isidentifier() and one != "mask" for one in self.texts)
+        return dict(zip(self.texts if usable else plain, self.texts, strict=True))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a person should know of a file before anything is made of it.
+
+    `words`, `characters`: least, median and most of a text. `repeated`: texts that stood before, word for word;
+    `disputed`: those of them that stood there with another label.
+    """
+
+    rows: int
+    labels: dict[str, int]
+    unlabelled: int
+    words: tuple[int, int, int]
+    characters: tuple[int, int, int]
+    empty: list[str]
+    repeated: int
+    disputed: int
+
+
+def read_input(path: Path) -> Table:
+    """A CSV, TSV, JSONL or Parquet file (each also .gz), or a .txt file with one text a line.
+
+    Raises:
+        TaskError: missing, of another kind, damaged or without a row; names every bad line.
+    """
+    kind = FORMATS.get(Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower())
+    if kind is None:
+        known = ", ".join(FORMATS)
+        raise TaskError(
+            f"--input {str(path)!r} ends in none of {known} (or one of them with .gz); rename or convert it"
+        )
+    if not path.is_file():
+        raise TaskError(f"--input {str(path)!r} is not a file; check the path")
+    if kind == "lines":
+        lines = read_text(path, ("utf-8-sig",)).splitlines()
+        rows = [Row(f"{path.name}:{number}", {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
+    else:
+        rows = list(file_rows(FilesSource(format=cast(Format, kind), train=path.name), path))
+    if not rows:
+        raise TaskError(f"--input {str(path)!r} has no texts; give a file with a header line and a row a text")
+    return Table(path, kind, list(dict.fromkeys(name for row in rows for name in row.values)), rows)
+
+
+def choose_columns(table: Table, text: str | None, text_b: str | None, label: str | None) -> Columns:
+    """The columns that were named, and guesses for those that were not. No label column is a valid outcome.
+
+    Raises:
+        TaskError: a column that is not there, or no guess for the text; lists the columns.
+    """
+    given = {"--text": text, "--text-b": text_b, "--label": label}
+    has = f"{table.path} has the columns {', '.join(map(repr, table.columns))}"
+    problems = [
+        f"{flag} {name!r} is none of them" for flag, name in given.items() if name not in (None, *table.columns)
+    ]
+    if text_b is not None and text is None:
+        problems.append("--text-b needs --text")
+    named = [name for name in given.values() if name is not None]
+    problems += [f"{name!r} is named twice" for name, count in Counter(named).items() if count > 1]
+    free = [name for name in table.columns if name not in named]
+    guessed_text = guess(free, TEXT_NAMES) if text is None and not problems else None
+    if text is None and guessed_text is None and not problems:
+        problems.append("none of them looks like the text; name it by --text (and the label by --label)")
+    unusable = [one for one in (text or guessed_text, text_b) if one is not None and re.search(r"^\d*$|[][.:!{}]", one)]
+    problems += [
+        f"a card cannot name the column {one!r}; rename it, without any of [ ] . : ! {{ }}" for one in unusable
+    ]
+    raise_problems(TaskError, has, problems)
+    guessed_label = guess([one for one in free if one != guessed_text], LABEL_NAMES) if label is None else None
+    return Columns(
+        tuple(one for one in (text or guessed_text, text_b) if one is not None),
+        label or guessed_label,
+        tuple(one for one in (guessed_text, guessed_label) if one is not None),
+    )
+
+
+def guess(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The column with the likeliest name: the name itself, else one that contains it as a word."""
+    parts = {column: re.findall(r"[a-z]+", column.lower()) for column in columns}
+    whole = [column for name in names for column in columns if column.lower() == name]
+    within = [column for name in names for column in columns if name in parts[column]]
+    return next(iter([*whole, *within]), None)
+
+
+def read_cell(row: Row, column: str | None) -> str:
+    """A cell as `tasks` reads it: text without white space around it."""
+    value = None if column is None else row.values.get(column)
+    return "" if value is None else str(value).strip()
+
+
+def survey(table: Table, columns: Columns) -> Survey:
+    """Counts over the file; nothing is refused."""
+    texts = [" ".join(filter(None, (read_cell(row, one) for one in columns.texts))) for row in table.rows]
+    labels = [read_cell(row, columns.label) for row in table.rows]
+    first: dict[str, str] = {}
+    repeated = disputed = 0
+    for text, label in zip(texts, labels, strict=True):
+        if text in first:
+            repeated += 1
+            disputed += bool(label and first[text] and label != first[text])
+        elif text:
+            first[text] = label
+    counts = Counter(filter(None, labels))
+    return Survey(
+        len(texts),
+        {label: counts[label] for label in sorted(counts)},
+        sum(not label for label in labels),
+        spread([len(text.split()) for text in texts]),
+        spread([len(text) for text in texts]),
+        [row.where for row, text in zip(table.rows, texts, strict=True) if not text],
+        repeated,
+        disputed,
+    )
+
+
+def spread(sizes: Sequence[int]) -> tuple[int, int, int]:
+    """Least, median and most."""
+    return min(sizes), round(statistics.median(sizes)), max(sizes)
+
+
+def choose_labels(found: Survey, columns: Columns, named: Sequence[str], path: Path) -> list[str]:
+    """The card's labels: those of the file, or those that were named.
+
+    Raises:
+        TaskError: empty texts, fewer than two labels, one of the file that was not named, or one named twice.
+    """
+    problems = [f"{where}: the text is empty; remove the row or fill it" for where in found.empty]
+    if len(set(named)) < len(named):
+        problems.append(f"--labels {','.join(named)} names one twice")
+    missing = [label for label in found.labels if named and label not in named]
+    problems += [f"label {label!r} stands in {found.labels[label]} rows, but not in --labels" for label in missing]
+    labels = list(named or found.labels)
+    if len(labels) < 2:
+        column = "no column looks like a label" if columns.label is None else f"column {columns.label!r} has {labels}"
+        problems.append(
+            f"{column}; a task has two labels at least: name the column by --label, or the labels by --labels A,B"
+        )
+    raise_problems(TaskError, str(path), problems)
+    return labels
+
+
+# ---- sizes of a run ------------------------------------------------------------------------------------------------
+
+
+def propose_sizes(texts: Texts, labels: Sequence[str]) -> tuple[int, int] | None:
+    """Numbers of labelled and of test texts with which `pet run quick` can draw from these; `None`: it never can.
+
+    As many of each label for training, half of the scarcest label's at most; then as many test texts as leave those.
+    """
+    counts = Counter(label for label in texts.labels if label is not None)
+    most = min(SHIPPED_TEST, counts.total() // 2)
+    scarcest = min(counts[label] for label in labels)
+    first = min((scarcest + 1) // 2, max(1, MOST_TRAINING // len(labels)))
+    for each in range(first, -1, -1):
+        for test in range(most, 0, -1):
+            if can_draw(texts, labels, each * len(labels), test):
+                return each * len(labels), test
+    return None
+
+
+def can_draw(texts: Texts, labels: Sequence[str], train: int, test: int) -> bool:
+    """Whether these sizes can be drawn with any of SEEDS."""
+    try:
+        for seed in SEEDS:
+            draw_by_seed(texts.labels, labels, train, len(texts), test, seed)
+    except TaskError:
+        return False
+    return True
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a new card says."""
+
+    name: str
+    table: Table
+    columns: Columns
+    labels: Sequence[str]
+    model: str
+    out: Path
+
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns to begin with, over the card's own fields."""
+        names = list(self.columns.fields)
+        if len(names) == 1:
+            return [one.replace("{text}", f"{{{names[0]}}}") for one in PATTERNS]
+        first, second = names
+        return [one.replace("{text}", f"{{{first}}}").replace("{text_b}", f"{{{second}}}") for one in PAIR_PATTERNS]
+
+    def texts(self) -> Texts:
+        """The texts as the card will have them."""
+        return Texts(
+            [row.where for row in self.table.rows],
+            {field: [read_cell(row, one) for row in self.table.rows] for field, one in self.columns.fields.items()},
+            [read_cell(row, self.columns.label) or None for row in self.table.rows],
+        )
+
+
+def check_name(name: str, out: Path) -> None:
+    """Refuse a name that no card can have, and a folder that exists.
+
+    Raises:
+        TaskError: says which.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name):
+        raise TaskError(
+            f"task name {name!r} is not usable; expected lower-case letters, digits, '.', '_' and '-' (and a letter or "
+            "digit first), and the folder by --out"
+        )
+    if out.exists() or out.is_symlink():
+        raise TaskError(f"{out} exists already; remove it, or name another folder by --out")
+
+
+def write_card(plan: Plan, words: Mapping[str, Proposal]) -> Path:
+    """Write the folder of a new task; it appears complete and loads, or not at all. Returns the card's path.
+
+    Raises:
+        TaskError: the folder exists or cannot be written.
+    """
+    check_name(plan.name, plan.out)
+    try:
+        plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        # Beside its final place, so that a relative path to the data means the same from there.
+        with tempfile.TemporaryDirectory(prefix=".pet-init-", dir=plan.out.absolute().parent) as above:
+            draft = Path(above)
+            if plan.table.kind == "lines":
+                write_lines(draft / "texts.csv", plan.table.rows)
+            (draft / "task.yaml").write_text(card_text(plan, words), encoding="utf-8")
+            card, folder = load_card(str(draft / "task.yaml"))
+            assert list(card.labels) == list(plan.labels), card.labels
+            load_texts(card, folder)
+            draft.chmod(0o777 & ~umask())
+            draft.rename(plan.out)
+    except OSError as problem:
+        raise TaskError(
+            f"{plan.out} cannot be written ({problem.strerror or problem}); name another by --out"
+        ) from None
+    return plan.out / "task.yaml"
+
+
+def umask() -> int:
+    """The process's own, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Plain lines as a CSV file with an empty label column, for a person to fill."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("label", "text"), *(("", read_cell(row, "text")) for row in rows)])
+
+
+def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
+    """The card as YAML with comments."""
+    mapped = {field: f"{{{column}}}" for field, column in plan.columns.fields.items() if field != column}
+    lines = plan.table.kind == "lines"
+    label = "label" if lines else plan.columns.label
+    kind = "csv" if lines else plan.table.kind
+    return "\n".join(
+        [
+            f"# Written by `pet init` from {scalar(plan.table.path.name)}; change what you like, then: pet check",
+            f"name: {scalar(plan.name)}",
+            f"title: {scalar(f'{plan.name}: {len(plan.labels)} labels')}",
+            f"fields: {flow(list(plan.columns.fields))}",
+            "labels:",
+            *(f"  - {scalar(one)}" for one in plan.labels),
+            "",
+            "# Cloze questions: {mask} is the word that the model fills in, `||` may divide a question in two.",
+            "# These are a start. Say what the label is of: 'It was {mask} .' for an opinion, for example.",
+            "patterns:",
+            *(f"  - {scalar(one)}" for one in plan.patterns),
+            "",
+            f"# The words that stand for each label: one token of {scalar(plan.model)} each, no word for two labels.",
+            "verbalizers:",
+            "  default:",
+            *(line for one in plan.labels for line in word_lines(one, words[one], plan.model)),
+            "",
+            "# Where the texts are: a path from here, or an absolute one. Rows without a label are the pool.",
+            "# Without a `test:` file, half of the labelled rows, or data.test of them, are the test set.",
+            "files:",
+            f"  format: {kind}",
+            f"  train: {scalar('texts.csv' if lines else data_path(plan.table.path, plan.out))}",
+            f"  label: {'null  # no column has it' if label is None else scalar(label)}",
+            *([f"  fields: {flow(mapped)}"] if mapped else []),
+            "",
+        ]
+    )
+
+
+def word_lines(label: str, proposal: Proposal, model: str) -> list[str]:
+    """One label's words, and whose they are."""
+    said = {
+        "name": [],
+        "parts": ["    # Parts of the name, which is not one token: look whether they say what the label means."],
+        "model": [
+            f"    # Proposed by the model {scalar(model)}, as the name is no word of it: have a look, change them."
+        ],
+    }
+    return [*said[proposal.origin], f"    {scalar(label)}: {flow(list(proposal.words))}"]
+
+
+def data_path(path: Path, out: Path) -> str:
+    """How the card names the file: from its own folder where that is near, so that both can be moved; else absolute."""
+    found, above = path.resolve(), out.absolute().parent.resolve()
+    return f"../{found.relative_to(above).as_posix()}" if found.is_relative_to(above) else found.as_posix()
+
+
+def flow(value: Any) -> str:
+    """A list or mapping as YAML on one line."""
+    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False).rstrip(
+        "\n"
+    )
+    if "\n" in dumped or not dumped.isprintable():
+        dumped = yaml.safe_dump(value, default_flow_style=True, default_style='"', width=10**9, sort_keys=False)
+    return str(dumped).rstrip("\n")
+
+
+def scalar(value: str) -> str:
+    """A string as YAML on one line, in quotes where YAML would read something else."""
+    return flow([value])[1:-1]
