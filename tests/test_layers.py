@@ -23,6 +23,7 @@ LAYERS = {
     "ensemble": 2,
     "generations": 2,
     "metrics": 2,
+    "calibration": 2,
     "artifacts": 2,
     "tasks": 3,
     "rowfiles": 3,
