@@ -59,7 +59,7 @@ class Ensemble:
             rows = self.encoders[number].encode(tokens)
             label_scores = partial(self.twin.label_scores, verbalizers=self.words[number])
             title = f"member {number + 1} of {len(self.members)}, {name}"
-            found.append(score_rows(label_scores, rows, packing.scoring_layout(self.twin.lm), self.runtime, title))
+            found.append(score_rows(label_scores, rows, packing.steady_layout(self.twin.lm), self.runtime, title))
         return pool_scores(np.stack(found), self.weights) + self.shift
 
     @torch.no_grad()

@@ -162,7 +162,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         f"Cost: {cost_line(summary)}.",
     ]
     more = [soft_label_line(summary)] if "soft_labels" in summary["scores"] else []
-    more += calibration_lines(summary)
+    more += [calibration_line(summary)] if "calibration" in summary else []
     if "generations" in summary:
         table = [GENERATION_COLUMNS, ("---:",) * len(GENERATION_COLUMNS), *generation_rows(summary)]
         more += ["\n".join(f"| {' | '.join(row)} |" for row in table), *generation_notes(summary)]
@@ -180,13 +180,13 @@ def soft_label_line(summary: Mapping[str, Any]) -> str:
     )
 
 
-def calibration_lines(summary: Mapping[str, Any]) -> list[str]:
-    """How far probabilities can be believed; nothing of runs that were made before that was measured."""
-    return [
-        f"{row_name(summary, name)}, calibration error on the test set (15 bins): {one['ece_before']:.1f}, "
-        f"{one['ece_after']:.1f} at temperature {one['temperature']:.2f}."
-        for name, one in summary.get("calibration", {}).items()
-    ]
+def calibration_line(summary: Mapping[str, Any]) -> str:
+    """How far probabilities can be believed, as they are and at their temperature."""
+    each = "; ".join(
+        f"{name} {one['ece_before']:.1f}, at temperature {one['temperature']:.2f} {one['ece_after']:.1f}"
+        for name, one in summary["calibration"].items()
+    )
+    return f"Calibration error on the test set (ECE, 15 bins, points): {each}."
 
 
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, list[float]]]:

@@ -77,8 +77,8 @@ class Screen:
         self.out.print(table)
         if "soft_labels" in summary["scores"]:
             self.out.print(report.soft_label_line(summary))
-        for line in report.calibration_lines(summary):
-            self.out.print(line)
+        if "calibration" in summary:  # runs of older versions have none
+            self.out.print(report.calibration_line(summary))
         if "generations" in summary:
             self.show_generations(summary)
         self.out.print(

@@ -97,4 +97,4 @@ class Checkpoint:
     def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
         rows = self.encoder.encode(TokenizedTexts(self.speller, texts))
-        return score_rows(self.twin.logits, rows, packing.scoring_layout(self.twin.model), self.runtime, name)
+        return score_rows(self.twin.logits, rows, packing.steady_layout(self.twin.model), self.runtime, name)

@@ -218,9 +218,7 @@ def test_the_student_is_held_to_the_soft_labels_of_the_pool(done):
     assert found["fitted_on"] == "soft labels of pool texts, which the student was trained on"
 
 
-def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_where_there_are_enough(
-    done, tmp_path, monkeypatch
-):
+def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enough(done, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "ENOUGH", 13)  # of 30 pool texts three steps of 4 came to 12; 12 texts are labelled
     seen = []
     train = Trainer.run
@@ -272,7 +270,8 @@ def test_the_calibration_error_is_that_of_the_test_set_without_and_with_the_temp
         assert found[name] == pytest.approx(100 * value, abs=0.006)
     summary = read_json(done.one("run") / "summary.json")
     assert summary["calibration"]["student"] == found
-    line = f"PET student, calibration error on the test set (15 bins): {found['ece_before']:.1f}, "
+    line = f"(ECE, 15 bins, points): student {found['ece_before']:.1f}, at temperature {found['temperature']:.2f} "
+    line += f"{found['ece_after']:.1f}; ensemble "
     assert line in (done.one("run") / "summary.md").read_text()
     assert line in done.result.output
 
