@@ -18,7 +18,9 @@ SHOWN_TEXT = 60
 
 @click.command()
 @click.argument("run")
-@click.option("--text", "texts", multiple=True, help="A text, as the task's first field; may be repeated.")
+@click.option(
+    "--text", "texts", multiple=True, help="A text, as the task's first field (others empty); may be repeated."
+)
 @click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL or Parquet file (also .gz).")
 @click.option("--output", type=click.Path(path_type=Path), help="Such a file to write; default: CSV to the screen.")
 @click.option(
