@@ -8,6 +8,7 @@ Shapes: B rows, N tokens, Q of them asked about, T places (padded), H hidden siz
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ def reading(kind: type) -> type:
 def scoring_layout(model: Any) -> Layout:
     """How rows are laid out for scoring."""
     return Layout(padded=not is_packed(model), width_multiple=WIDTH_MULTIPLE)
+
+
+def steady_layout(model: Any) -> Layout:
+    """How rows are laid out where scoring goes on and on: batches come in few sizes. On a CPU, bf16 products of ever
+    new sizes took 0.7 KB a text that was never given back (measured: 65 MB after 100,000 short texts)."""
+    return replace(scoring_layout(model), token_multiple=TOKEN_MULTIPLE)
 
 
 def training_layout(model: Any, runtime: Runtime, padded_to: int | None = None) -> Layout:

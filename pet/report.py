@@ -48,6 +48,7 @@ def build_summary(
         "seed": settings.seed,
         "recipe": settings.recipe,
         "scores": scored.read_json("scores.json"),
+        "calibration": scored.read_json("calibration.json"),
         "stages": {stage: stage_cost(found) for stage, found in artifacts.items()},
         "artifacts": {stage: [str(one.path) for one in found] for stage, found in artifacts.items()},
     }
@@ -161,6 +162,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         f"Cost: {cost_line(summary)}.",
     ]
     more = [soft_label_line(summary)] if "soft_labels" in summary["scores"] else []
+    more += [calibration_line(summary)] if "calibration" in summary else []
     if "generations" in summary:
         table = [GENERATION_COLUMNS, ("---:",) * len(GENERATION_COLUMNS), *generation_rows(summary)]
         more += ["\n".join(f"| {' | '.join(row)} |" for row in table), *generation_notes(summary)]
@@ -176,6 +178,15 @@ def soft_label_line(summary: Mapping[str, Any]) -> str:
         f"Soft labels against the pool's hidden labels: {score['value']:.1f} "
         f"({score['low']:.1f} to {score['high']:.1f})."
     )
+
+
+def calibration_line(summary: Mapping[str, Any]) -> str:
+    """How far probabilities can be believed, as they are and at their temperature."""
+    each = "; ".join(
+        f"{name} {one['ece_before']:.1f}, at temperature {one['temperature']:.2f} {one['ece_after']:.1f}"
+        for name, one in summary["calibration"].items()
+    )
+    return f"Calibration error on the test set (ECE, 15 bins, points): {each}."
 
 
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, list[float]]]:

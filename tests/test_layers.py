@@ -23,8 +23,10 @@ LAYERS = {
     "ensemble": 2,
     "generations": 2,
     "metrics": 2,
+    "calibration": 2,
     "artifacts": 2,
     "tasks": 3,
+    "rowfiles": 3,
     "corpus": 4,
     "delta": 4,
     "encoding": 4,
@@ -55,6 +57,8 @@ LAYERS = {
     "labelwords": 7,
     "newcard": 7,
     "check": 7,
+    "members": 7,
+    "predict": 7,
     "tracking": 7,
     "cli": 8,
     "cli.*": 8,
@@ -63,7 +67,11 @@ LAYERS = {
 """Module of pet/ -> layer. An import may go down or stay in its layer, and never comes back to where it started."""
 
 NAMESPACES = ("", "stages")
-"""Packages that only hold modules: their `__init__` imports nothing of pet."""
+"""Packages that only hold modules: their `__init__` imports nothing of pet, but for DOORS."""
+
+DOORS = {("", "predict")}
+"""(namespace, module) that may be imported all the same: `pet.load` is what a program calls, so it stands in `pet`
+itself, its import in the function; nothing of pet imports `pet` for a name in it, which would be a cycle."""
 
 HOMES = {
     "torch": ("layer", 4),
@@ -142,6 +150,8 @@ def find_violations(imports: Graph) -> list[str]:
     for module, targets in sorted(imports.items()):
         for target in sorted(targets - set(unknown)):
             source, goal = layer_of(module), layer_of(target)
+            if (module, target) in DOORS:
+                continue
             if source is not None and goal is not None and goal > source:
                 found.append(f"pet.{module} ({source}) imports pet.{target} ({goal}), which is above it")
     cycle = find_cycle(imports)
@@ -215,6 +225,12 @@ def test_help_imports_nothing_heavy(words):
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert "click" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_importing_pet_imports_nothing_else():
+    script = "import sys, pet; print([one for one in sys.modules if one.startswith(('pet.', 'torch', 'numpy'))])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # ---- the checker catches what it is for ----------------------------------------------------------------------------

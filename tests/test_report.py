@@ -145,12 +145,16 @@ def test_a_stages_cost_is_the_sum_of_its_seconds_and_the_largest_of_its_peaks():
     assert stage_cost(made) == {"seconds": 3.8, "peak_memory_bytes": 9, "devices": ["cpu", "cuda"]}
 
 
+CALIBRATION = {"student": {"temperature": 0.7071, "ece_before": 11.19, "ece_after": 3.96}}
+
+
 def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     store = Store(tmp_path)
     for stage, settings in (("prepare", {}), ("baseline", {}), ("evaluate", {"metric": "macro-f1"})):
         with store.publish(Key(stage, 1, settings, {}), "mine") as draft:
             draft.note(peak_memory_bytes=7, device="cpu")
             draft.write_json("scores.json", SUMMARY["scores"])
+            draft.write_json("calibration.json", CALIBRATION)
     prepared, baseline, scored = (
         store.find(Key(stage, 1, settings, {}))
         for stage, settings in (("prepare", {}), ("baseline", {}), ("evaluate", {"metric": "macro-f1"}))
@@ -168,6 +172,8 @@ def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     assert (summary["labels"], summary["metric"]) == (["sun", "rain"], "macro-f1")
     assert [summary[name] for name in ("train_examples", "pool", "test", "seed")] == [12, 30, 20, 4]
     assert summary["scores"] == SUMMARY["scores"]
+    assert summary["calibration"] == CALIBRATION
+    assert "15 bins, points): student 11.2, at temperature 0.71 4.0.\n" in summary_markdown(summary)
     assert summary["artifacts"] == {"prepare": [str(prepared.path)], "evaluate": [str(baseline.path), str(scored.path)]}
     assert list(summary["stages"]) == ["prepare", "evaluate"]
     assert summary["stages"]["evaluate"]["peak_memory_bytes"] == 7

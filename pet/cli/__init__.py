@@ -11,6 +11,7 @@ from pet.cli.group import PetGroup
 from pet.cli.init import init
 from pet.cli.ipet import ipet
 from pet.cli.merge import merge
+from pet.cli.predict import predict
 from pet.cli.pretrain import pretrain
 from pet.cli.report import report
 from pet.cli.run import run
@@ -34,5 +35,5 @@ def main() -> None:
     """
 
 
-for command in (init, tasks, check, run, ipet, table, report, export, runs, pretrain, merge):
+for command in (init, tasks, check, run, ipet, table, predict, report, export, runs, pretrain, merge):
     main.add_command(command)

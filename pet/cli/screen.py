@@ -77,6 +77,8 @@ class Screen:
         self.out.print(table)
         if "soft_labels" in summary["scores"]:
             self.out.print(report.soft_label_line(summary))
+        if "calibration" in summary:  # runs of older versions have none
+            self.out.print(report.calibration_line(summary))
         if "generations" in summary:
             self.show_generations(summary)
         self.out.print(

@@ -1,6 +1,8 @@
-"""Plain classifiers, as the student and the supervised baseline both are: build, train, score. No artifact here."""
+"""Plain classifiers, as the student and the supervised baseline both are: build, train, score; and one that
+was saved, to be asked. No artifact here."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,11 +10,11 @@ from numpy.typing import NDArray
 
 from pet import models, packing
 from pet.classification import ClassifierModel
-from pet.encoding import Batch, Encoder, Rows, TokenizedTexts, plain_pattern
+from pet.encoding import Batch, Encoder, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
 from pet.inference import computing_copy, score_rows
-from pet.runtime import seed_everything, send
-from pet.settings import BaselineSettings, DistillSettings
+from pet.runtime import Runtime, seed_everything, send
+from pet.settings import BaselineSettings, DistillSettings, ModelSettings
 from pet.stages.work import Work
 from pet.training import Trainer, TrainingReport, endless_order
 
@@ -73,3 +75,26 @@ class Classifier:
     def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `classification`."""
         return score_rows(self.twin.features, rows, packing.scoring_layout(self.model), self.work.runtime, name)
+
+
+class Checkpoint:
+    """A classifier as it was saved, to be asked: what its folder holds, and what its artifact says of it."""
+
+    def __init__(
+        self, folder: Path, fields: Sequence[str], labels: Sequence[str], max_length: int, runtime: Runtime
+    ) -> None:
+        """
+        Raises:
+            ModelError: the folder is gone, damaged, or has no classifier in it.
+        """
+        settings = ModelSettings(name=str(folder.resolve()), max_length=max_length)
+        self.runtime = runtime
+        self.speller = Speller(models.load_tokenizer(settings), settings.name)
+        self.encoder = Encoder(self.speller, plain_pattern(fields), max_length)
+        model = models.load_classifier(settings, labels).to(runtime.device).eval()
+        self.twin = computing_copy(ClassifierModel(model), runtime)
+
+    def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:
+        """Label scores [N, L]."""
+        rows = self.encoder.encode(TokenizedTexts(self.speller, texts))
+        return score_rows(self.twin.logits, rows, packing.steady_layout(self.twin.model), self.runtime, name)

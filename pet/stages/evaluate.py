@@ -1,30 +1,45 @@
 """evaluate: every classifier of the walk on the same test set, with 95 % bootstrap intervals.
 
 Compares zero-shot (untuned patterns, pooled), the supervised baselines, every member, the ensemble before distillation
-and the student; and, where the pool's labels are known, how right the soft labels were. Writes scores.json. Of iPET's
-generations it says the same, and what became of the texts that were drawn.
+and the student; and, where the pool's labels are known, how right the soft labels were. Writes scores.json, and
+calibration.json: one temperature for the student and one for the ensemble, and what each does to the expected
+calibration error. Temperatures are fitted without the test set, which is only measured on. Of iPET's generations the
+stage says how they scored, and what became of the texts that were drawn.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pet.artifacts import Artifact, Key
-from pet.ensemble import even_shift, member_weights, pool_scores
+from pet.calibration import expected_calibration_error, fit_temperature, leave_one_out, one_hot
+from pet.ensemble import even_shift, member_weights, pool_scores, soften
 from pet.metrics import score_predictions
+from pet.sampling import derive_seed
 from pet.stages import baseline, label, prepare
+from pet.stages.classifier import Checkpoint
 from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, finish, label_numbers, read_scores
+from pet.stages.work import Work, begin, finish, label_numbers, open_scores, read_scores
 from pet.tasks import read_texts
+from pet.training import endless_order
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 
 Entry = dict[str, Any]
+
+ENOUGH = 100
+"""Labelled texts, or pool texts that the student has not seen, from which a temperature is fitted on them."""
+
+FITTED = 500
+"""Texts of the pool that a temperature is fitted on, at most: one number needs no more, and on two cores `mini` reads
+them in a few seconds."""
 
 
 def key(
@@ -49,6 +64,7 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
     with work.publish(wanted, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
         scores = score_all(work, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
+        draft.write_json("calibration.json", calibrate(work, prepared, members, labelled, student))
         finish(work, draft)
     return work.published(wanted)
 
@@ -126,6 +142,78 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
     numbers = np.asarray([labels.index(name) for name in gold if name is not None])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
     return {"soft_labels": dict(score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict())}
+
+
+# ---- calibration ---------------------------------------------------------------------------------------------------
+
+
+def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
+    """Temperature, what it was fitted on, and the ECE on the test set without and with it, of student and ensemble."""
+    tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
+    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+
+    def entry(scores: NDArray[Any], texts: int, fitted_on: str, temperature: float) -> Entry:
+        temperature = round(temperature, 4)
+        before, after = (expected_calibration_error(soften(scores, one), gold) for one in (1.0, temperature))
+        return {
+            "temperature": temperature,
+            "texts": texts,
+            "fitted_on": fitted_on,
+            "ece_before": round(before, 2),
+            "ece_after": round(after, 2),
+        }
+
+    return {
+        "student": entry(read_scores(student)["test"], *fit_student(work, prepared, labelled, student)),
+        "ensemble": entry(opinion_of(work, members, labelled, tuned), *fit_ensemble(work, members, labelled)),
+    }
+
+
+def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, float]:
+    """Texts, what they are, and the temperature. Labelled texts taught the members, never the student, so where there
+    are ENOUGH they are its held-out labels; else it is held to what the ensemble says of pool texts."""
+    splits, labels = prepare.load(prepared), work.card.labels
+    # A few hundred texts are read faster than a large model is compiled.
+    runtime = replace(work.runtime, compile=False)
+    length = work.settings.model.max_length
+    asked = Checkpoint(student.path / "student", work.card.fields, labels, length, runtime)
+    if len(splits.train) >= ENOUGH:
+        targets = one_hot(label_numbers(splits.train, labels), len(labels))
+        what = "labelled texts, which the student was not trained on"
+        return len(splits.train), what, fit_temperature(asked.score(splits.train, "student on labelled"), targets)
+    rows, what = held_out(work, len(splits.pool))
+    targets = soften(label.load_scores(labelled, labels)[rows])
+    scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
+    return len(rows), f"soft labels of pool texts, {what}", fit_temperature(scores, targets)
+
+
+def held_out(work: Work, size: int) -> tuple[NDArray[np.int64], str]:
+    """At most FITTED pool texts, evenly spread: of those that no training step of the student came to, if they are
+    ENOUGH; and what they are. The order of the steps is drawn from the seed, so it is known."""
+    settings = work.settings.distill
+    order = endless_order(size, settings.batch, np.random.default_rng(derive_seed("distill", work.settings.seed)))
+    seen = np.zeros(size, dtype=bool)
+    for chosen in islice(order, settings.steps * settings.accumulation):
+        seen[chosen] = True
+    unseen = np.flatnonzero(~seen)
+    fresh = len(unseen) >= ENOUGH
+    rows = unseen if fresh else np.arange(size)
+    what = "which the student was not trained on" if fresh else "which the student was trained on"
+    return rows[:: -(-len(rows) // FITTED)], what
+
+
+def fit_ensemble(work: Work, members: Members, labelled: Artifact) -> tuple[int, str, float]:
+    """The same for the ensemble. Its members know the labelled texts by heart, so each is held to what the others say
+    of pool texts; one alone stays as it is."""
+    if len(members.tuned) < 2:
+        return 0, "nothing: one member has no other to be compared with", 1.0
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_scores(one, "pool")) for one in members.tuned]
+        step = -(-files[0].get_shape()[0] // FITTED)
+        scores = np.stack([one[::step] for one in files]) + label.load_shift(labelled, work.card.labels)
+    others, best = leave_one_out(scores, weights_of(members, labelled))
+    what = "each member's label of pool texts, given the others' scores"
+    return scores.shape[1], what, fit_temperature(others, best)
 
 
 # ---- generations of iPET -------------------------------------------------------------------------------------------

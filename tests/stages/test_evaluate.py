@@ -4,15 +4,19 @@ import shutil
 
 import numpy as np
 import pytest
-from rows import LABELS, files_of, lay_ground, lively_model, open_work, pet_run, read_json
+import torch
+from rows import LABELS, MAX_LENGTH, files_of, lay_ground, lively_model, open_work, pet_run, read_json
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.artifacts import Artifact
 from pet.ensemble import even_shift
 from pet.stages import distill, evaluate, finetune, label, prepare
+from pet.stages.classifier import Classifier
 from pet.stages.label import load_scores
 from pet.tasks import read_texts
+from pet.training import Trainer
 
 METRICS = {
     "accuracy": accuracy_score,
@@ -53,7 +57,7 @@ def expected(done, metric, scores):
 
 
 def test_the_artifact_holds_the_scores_and_nothing_else(done):
-    assert files_of(done.one("evaluate")) == {"manifest.json", "scores.json"}
+    assert files_of(done.one("evaluate")) == {"manifest.json", "scores.json", "calibration.json"}
 
 
 def test_everything_is_scored_with_an_interval_around_it(scored):
@@ -177,3 +181,104 @@ def test_a_pool_without_any_hidden_label_is_not_scored(done, tmp_path_factory, t
     assert "Soft labels against" not in result.stdout
     (folder,) = (tmp_path / "store" / "evaluate").iterdir()
     assert "soft_labels" not in read_json(folder / "scores.json")
+
+
+# ---- calibration ---------------------------------------------------------------------------------------------------
+
+
+def coldest_loss(scores, targets):
+    """The temperature of least cross-entropy, by looking at many."""
+    grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4000))
+    scaled = scores[None] / grid[:, None, None]
+    losses = np.log(np.exp(scaled).sum(2)).mean(1) - (scaled * targets).sum(2).mean(1)
+    return pytest.approx(grid[losses.argmin()], rel=0.005)
+
+
+def softmax(scores):
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+
+
+def ask_student(done, texts):
+    """Scores of the student's checkpoint, by transformers alone."""
+    folder = done.one("distill") / "student"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    given = AutoTokenizer.from_pretrained(folder)(
+        *texts.fields.values(), truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        return model(**given).logits.double().numpy()
+
+
+def test_the_student_is_held_to_the_soft_labels_of_the_pool(done):
+    found = read_json(done.one("evaluate") / "calibration.json")["student"]
+    soft = softmax(load_scores(Artifact(done.one("label"), {}), tuple(LABELS)))
+    scores = ask_student(done, read_texts(done.one("prepare") / "pool.parquet"))
+    assert found["temperature"] == coldest_loss(scores, soft)
+    assert found["texts"] == len(scores)
+    assert found["fitted_on"] == "soft labels of pool texts, which the student was trained on"
+
+
+def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enough(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "ENOUGH", 13)  # of 30 pool texts three steps of 4 came to 12; 12 texts are labelled
+    seen = []
+    train = Trainer.run
+
+    def note(self, batches, *names):
+        return train(self, (seen.append(one) or one for one in batches), *names)
+
+    work = open_work(done.ground, done.store)
+    rows, what = evaluate.held_out(work, 30)
+    assert what == "which the student was not trained on"
+    monkeypatch.setattr(Trainer, "run", note)
+    pool = read_texts(done.one("prepare") / "pool.parquet")
+    splits = prepare.load(prepare.need(work))
+    distill.train_student(work, splits, np.zeros((30, len(LABELS))))
+    lengths = sum(len(batch.input_ids) for batch, _ in seen)
+    unseen = sorted(set(range(30)) - set(rows.tolist()))
+    student = Classifier(work, work.settings.distill.model, 0)
+    assert len(unseen) == 12
+    assert student.encode(pool).lengths(np.asarray(unseen)).sum() == lengths
+    monkeypatch.setattr(evaluate, "ENOUGH", 12)
+    made = walk(done, done.ground, tmp_path / "store").read_json("calibration.json")["student"]
+    train_texts = read_texts(done.one("prepare") / "train.parquet")
+    gold = np.eye(len(LABELS))[[LABELS.index(name) for name in train_texts.labels]]
+    assert made["temperature"] == coldest_loss(ask_student(done, train_texts), gold)
+    assert made["texts"] == 12
+
+
+def test_the_ensemble_s_members_are_held_to_each_other(done):
+    found = read_json(done.one("evaluate") / "calibration.json")["ensemble"]
+    weights = [one["weight"] for one in read_json(done.one("label") / "ensemble.json")["members"]]
+    pool = [scores_of(done, "finetune", part, "pool") for part in MEMBERS]
+    scores, targets = [], []
+    for left in range(4):
+        rest = [one for one in range(4) if one != left]
+        scores.append(sum(weights[one] * pool[one] for one in rest) / sum(weights[one] for one in rest))
+        targets.append(np.eye(len(LABELS))[pool[left].argmax(1)])
+    assert found["temperature"] == coldest_loss(np.concatenate(scores), np.concatenate(targets))
+
+
+def test_the_calibration_error_is_that_of_the_test_set_without_and_with_the_temperature(done):
+    found = read_json(done.one("evaluate") / "calibration.json")["student"]
+    gold = np.asarray([LABELS.index(name) for name in read_texts(done.one("prepare") / "test.parquet").labels])
+    scores = scores_of(done, "distill", "")
+    for name, temperature in (("ece_before", 1.0), ("ece_after", found["temperature"])):
+        probabilities = softmax(scores / temperature)
+        sure, right = probabilities.max(1), probabilities.argmax(1) == gold
+        bins = np.ceil(sure * 15)
+        value = sum(abs(right[bins == one].sum() - sure[bins == one].sum()) for one in set(bins)) / len(gold)
+        assert found[name] == pytest.approx(100 * value, abs=0.006)
+    summary = read_json(done.one("run") / "summary.json")
+    assert summary["calibration"]["student"] == found
+    line = f"(ECE, 15 bins, points): student {found['ece_before']:.1f}, at temperature {found['temperature']:.2f} "
+    line += f"{found['ece_after']:.1f}; ensemble "
+    assert line in (done.one("run") / "summary.md").read_text()
+    assert line in done.result.output
+
+
+def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
+    work = open_work(done.ground, done.store)
+    prepared = prepare.need(work)
+    members = finetune.need(work, prepared)
+    one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
+    assert evaluate.fit_ensemble(work, one, label.need(work, prepared, members))[2] == 1

@@ -1,0 +1,68 @@
+"""How far probabilities can be believed, and the one number that mends them: temperature scaling (Guo et al. 2017,
+arXiv 1706.04599). Arrays only; whose scores and against what is the business of `stages/evaluate`.
+
+Shapes: N texts, L labels, M members. A score is a raw logit.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from pet.ensemble import Array, pool_scores
+
+BINS = 15
+"""Of equal width over 0..1 (Guo et al. 2017, section 5)."""
+
+COLDEST, HOTTEST = 0.05, 20.0
+"""Ends of the temperatures that are looked through: where every target is the best label, 0 would be the best one."""
+
+
+def fit_temperature(scores: Array, targets: Array) -> float:
+    """The temperature T for which softmax(scores / T) has the least mean cross-entropy to `targets`.
+
+    `scores`: [N, L]; `targets`: a distribution over the labels for each text [N, L] (a known label: 1 in its place). In
+    1/T the loss is convex, so there is one least value; it is found between COLDEST and HOTTEST.
+    """
+    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    wanted = float((targets * scores).sum(1).mean())
+
+    def loss(inverse: float) -> float:
+        return float(logsumexp(scores * inverse, axis=1).mean()) - wanted * inverse
+
+    found = minimize_scalar(loss, bounds=(1 / HOTTEST, 1 / COLDEST), method="bounded", options={"xatol": 1e-6})
+    return float(1 / found.x)
+
+
+def one_hot(labels: NDArray[np.int64], num_labels: int) -> Array:
+    """Known labels [N] as distributions [N, L]."""
+    return np.eye(num_labels)[labels]
+
+
+def leave_one_out(scores: Array, weights: Array) -> tuple[Array, Array]:
+    """What an ensemble's temperature can be fitted on where no label is known: the pooled scores of all members but one
+    [M N, L], and that one's best label [M N, L]. `scores`: [M, N, L] of at least two members; `weights`: [M].
+
+    A member that contradicts the others stands in for a label that does. Members err together, so this is a lower bound
+    for how unsure the ensemble should be.
+    """
+    others, best = [], []
+    for number in range(len(scores)):
+        rest = np.delete(weights, number)
+        rest = rest / rest.sum() if rest.any() else np.full(len(rest), 1 / len(rest))
+        others.append(pool_scores(np.delete(scores, number, axis=0), rest))
+        best.append(one_hot(np.asarray(scores[number].argmax(-1)), scores.shape[-1]))
+    return np.concatenate(others), np.concatenate(best)
+
+
+def expected_calibration_error(probabilities: NDArray[np.floating[Any]], gold: NDArray[np.int64]) -> float:
+    """ECE in percent of probabilities [N, L] against labels [N]: texts are put into BINS by the probability of their
+    best label, a bin being open below and closed above; the mean over texts of |share that is right - mean probability|
+    of their bin (Guo et al. 2017, equation 3)."""
+    confidence = probabilities.max(-1)
+    right = probabilities.argmax(-1) == gold
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, right, BINS) - np.bincount(bins, confidence, BINS)
+    return float(100 * np.abs(gaps).sum() / len(gold))

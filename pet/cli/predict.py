@@ -1,0 +1,150 @@
+"""`pet predict`: labels and probabilities of new texts, from a finished run."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pet.errors import SettingsError
+
+if TYPE_CHECKING:
+    from pet.predict import FileReport, Prediction, Predictor
+
+SHOWN_TEXT = 60
+"""Characters of a text that are shown beside its label."""
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--text", "texts", multiple=True, help="A text, as the task's first field (others empty); may be repeated."
+)
+@click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL or Parquet file (also .gz).")
+@click.option("--output", type=click.Path(path_type=Path), help="Such a file to write; default: CSV to the screen.")
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["student", "ensemble"]),
+    default="student",
+    show_default=True,
+    help="Which of the run's classifiers.",
+)
+@click.option("--abstain", type=float, metavar="P", help="Give no label where its probability is below P.")
+@click.option("--strict", is_flag=True, help="Stop at the first row without a text, before anything is written.")
+@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True, help="Of products."
+)
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    run: str,
+    texts: tuple[str, ...],
+    source: Path | None,
+    output: Path | None,
+    kind: str,
+    abstain: float | None,
+    strict: bool,
+    store: str,
+    device: str,
+    precision: str,
+) -> None:
+    """Label new texts with the student, or the ensemble, of a finished RUN.
+
+    RUN is its folder, its name, the beginning of its identity, or `last`. The input's columns are the task's fields (or
+    those that the task card reads them from); all columns are kept, and `label`, `probability` and one
+    `probability_<label>` a label are added, `predicted_...` where the input has that name already. Rows without a text
+    are left out and reported; the exit code is 0 then, and 2 with --strict.
+
+    \b
+    Examples:
+        pet predict last --text "Shares fall as oil prices rise"
+        pet predict last --input news.csv --output labelled.csv
+        pet predict last --input news.jsonl --output labelled.parquet --abstain 0.7
+    """
+    if bool(texts) == bool(source):
+        raise SettingsError("predict needs texts; give either --text TEXT or --input FILE")
+    if texts and (output or strict):
+        raise SettingsError("--output and --strict go with --input; --text is shown on the screen")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if source:
+            label_file(run, source, output, kind, abstain, strict, store, device, precision)
+        else:
+            show_texts(open_predictor(run, kind, store, device, precision), texts, abstain)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted. No output file was written.", err=True)
+        ctx.exit(130)
+
+
+def open_predictor(run: str, kind: str, store: str, device: str, precision: str) -> "Predictor":
+    """The classifier, with what has to be said of it."""
+    from pet.artifacts import Store
+    from pet.cli.screen import Screen
+    from pet.predict import load_predictor
+    from pet.runs import open_run
+    from pet.settings import RuntimeSettings
+
+    screen = Screen()
+    runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
+    found = load_predictor(open_run(run, Store(store)), kind, runtime, screen)  # type: ignore[arg-type]
+    if found.temperature is None:
+        screen.warn("this run was made before runs were calibrated; its probabilities are raw (temperature 1)")
+    return found
+
+
+def show_texts(predictor: "Predictor", texts: Sequence[str], abstain: float | None) -> None:
+    """One line a text: label, probability, text."""
+    found = predictor.predict(texts, abstain)
+    width = max(len(shown_label(one)) for one in found)
+    for text, one in zip(texts, found, strict=True):
+        words = " ".join(text.split())
+        words = words if len(words) <= SHOWN_TEXT else words[: SHOWN_TEXT - 3] + "..."
+        click.echo(f"{shown_label(one):<{width}}  {one.probability:.3f}  {words}")
+
+
+def shown_label(prediction: "Prediction") -> str:
+    """The label, or a dash where there is none."""
+    return prediction.label or "-"
+
+
+def label_file(
+    run: str,
+    source: Path,
+    output: Path | None,
+    kind: str,
+    abstain: float | None,
+    strict: bool,
+    store: str,
+    device: str,
+    precision: str,
+) -> None:
+    """All rows of a file; what is wrong with it is found before the model is loaded, as far as that can be."""
+    from pet.artifacts import Store
+    from pet.predict import check_abstain, check_files, open_layout, predict_file, refuse_broken
+    from pet.runs import open_run
+
+    check_abstain(abstain)
+    check_files(source, output)
+    reading = open_layout(open_run(run, Store(store)), source)
+    if strict:
+        refuse_broken(reading)
+    report = predict_file(open_predictor(run, kind, store, device, precision), reading, output, abstain)
+    describe(report, output)
+
+
+def describe(report: "FileReport", output: Path | None) -> None:
+    """What was done, and what was left out."""
+    for problem in report.problems:
+        click.echo(f"left out {problem}", err=True)
+    if (more := report.left_out - len(report.problems)) > 0:
+        click.echo(f"left out {more:,} more", err=True)
+    renamed = [name for name in report.names if name.startswith("predicted_")]
+    if renamed:
+        click.echo(f"The input has columns of these names already, so the new ones are {', '.join(renamed)}.", err=True)
+    line = f"{report.predicted:,} texts labelled" + (f": {output}" if output else "")
+    line += f"; {report.abstained:,} of them without a label" if report.abstained else ""
+    click.echo(line + (f"; {report.left_out:,} rows left out" if report.left_out else ""), err=True)

@@ -1,0 +1,121 @@
+"""The members of a finished run, asked again: their checkpoints or adapters, pooled as their soft labels were. Trains
+nothing."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pet import lora, models, packing
+from pet.artifacts import Artifact
+from pet.cloze import ClozeModel
+from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
+from pet.ensemble import pool_scores
+from pet.errors import MissingArtifact, ModelError
+from pet.examples import TextSource
+from pet.inference import computing_copy, refresh, score_rows
+from pet.patterns import PVP, parse_pattern
+from pet.runs import Run
+from pet.runtime import Runtime
+from pet.settings import ModelSettings
+from pet.stages import label
+
+
+class Ensemble:
+    """All members on one model, which is given their weights in turn: as much memory as one of them takes."""
+
+    def __init__(self, run: Run, fields: tuple[str, ...], runtime: Runtime) -> None:
+        """
+        Raises:
+            MissingArtifact: a member, or the model that it adapts, is not there any more.
+            ModelError: it cannot be loaded.
+        """
+        self.members = run.members
+        self.runtime = runtime
+        settings = [checkpoint_of(run, one) for one in self.members]
+        self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
+        named = run.labelled.read_json("ensemble.json")["members"]
+        self.weights = np.asarray([one["weight"] for one in named])
+        self.shift = label.load_shift(run.labelled, run.labels)
+        self.speller = Speller(models.load_tokenizer(settings[0]), settings[0].name)
+        pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]
+        self.words = [ids.to(runtime.device) for ids in encode_verbalizers(self.speller, pvps, run.summary["task"])]
+        self.encoders = [
+            Encoder(self.speller, pvp.pattern, settings[0].max_length, truncation_of(one))
+            for pvp, one in zip(pvps, self.members, strict=True)
+        ]
+        self.cloze = ClozeModel(models.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.twin = computing_copy(self.cloze, runtime)
+        self.loaded = settings[0].name
+        self.folded: lora.Adapters | None = None
+
+    def score(self, texts: TextSource, name: str) -> NDArray[np.floating[Any]]:
+        """Pooled scores [N, L]."""
+        tokens, found = TokenizedTexts(self.speller, texts), []
+        for number, member in enumerate(self.members):
+            self._become(member)
+            rows = self.encoders[number].encode(tokens)
+            label_scores = partial(self.twin.label_scores, verbalizers=self.words[number])
+            title = f"member {number + 1} of {len(self.members)}, {name}"
+            found.append(score_rows(label_scores, rows, packing.steady_layout(self.twin.lm), self.runtime, title))
+        return pool_scores(np.stack(found), self.weights) + self.shift
+
+    @torch.no_grad()
+    def _become(self, member: Artifact) -> None:
+        """Give the model the weights of one member."""
+        settings, adapter = self.models[member.identity], member.path / "adapter"
+        if self.folded:
+            self.folded.restore()
+            self.folded = None
+        if self.loaded != settings.name:
+            for mine, its in zip(self.cloze.parameters(), models.load_masked_lm(settings).parameters(), strict=True):
+                mine.copy_(its)
+            self.loaded = settings.name
+        if adapter.is_dir():
+            self.folded = lora.load(self.cloze.lm, adapter)
+            self.folded.fold(0)
+        refresh(self.twin, self.cloze)
+
+
+def pvp_of(number: int, member: Artifact, fields: tuple[str, ...], labels: tuple[str, ...]) -> PVP:
+    """What a member is asked, as its manifest has it."""
+    settings = member.manifest["settings"]
+    words = {name: tuple(settings["words"][name]) for name in labels}
+    return PVP(number, parse_pattern(settings["pattern"], fields), words)
+
+
+def truncation_of(member: Artifact) -> str:
+    """How its rows are shortened; an untuned member has no settings of training."""
+    settings = member.manifest["settings"]
+    return str(settings.get("finetune", settings)["truncation"])
+
+
+def checkpoint_of(run: Run, member: Artifact) -> ModelSettings:
+    """The model to load for a member: its own, or the one that it is an adapter of, or is, untuned.
+
+    Raises:
+        MissingArtifact: its weights were not kept, or the adapted model is gone.
+        ModelError: the model that all started from is not the same any more.
+    """
+    settings = member.manifest["settings"]
+    length = settings["model"]["max_length"]
+    if (member.path / "model").is_dir():
+        return ModelSettings(name=str((member.path / "model").resolve()), max_length=length)
+    if settings["repetition"] is not None and not (member.path / "adapter").is_dir():
+        raise MissingArtifact(
+            f"the weights of member {member.path.name} were not kept; use the student, or make the run in a new store "
+            "with --set runtime.keep_members=true"
+        )
+    trained_on = str(settings["model"]["weights"])
+    if trained_on.startswith("adapt-"):
+        adapted = run.by_identity("adapt", trained_on.removeprefix("adapt-"))
+        return ModelSettings(name=str((adapted.path / "model").resolve()), max_length=length)
+    start = run.settings.model
+    if models.fingerprint(start) != trained_on:
+        raise ModelError(
+            f"the weights of {start.name!r} are not those that member {member.path.name} was made from; give back the "
+            "model it had, or use the student"
+        )
+    return start
