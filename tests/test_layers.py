@@ -48,6 +48,7 @@ LAYERS = {
     "tabulate": 7,
     "report": 7,
     "runs": 7,
+    "suggest": 7,
     "tracking": 7,
     "cli": 8,
     "cli.*": 8,

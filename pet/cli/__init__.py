@@ -10,6 +10,7 @@ from pet.cli.ipet import ipet
 from pet.cli.merge import merge
 from pet.cli.pretrain import pretrain
 from pet.cli.run import run
+from pet.cli.suggest import suggest
 from pet.cli.table import table
 
 
@@ -32,3 +33,4 @@ main.add_command(ipet)
 main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)
+main.add_command(suggest)
