@@ -12,6 +12,7 @@ from pet.cli.pretrain import pretrain
 from pet.cli.run import run
 from pet.cli.suggest import suggest
 from pet.cli.table import table
+from pet.cli.verbalize import verbalize
 
 
 @click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -34,3 +35,4 @@ main.add_command(table)
 main.add_command(merge)
 main.add_command(pretrain)
 main.add_command(suggest)
+main.add_command(verbalize)
