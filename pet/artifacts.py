@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -280,6 +281,14 @@ def canonical_json(content: Any) -> str:
 def digest_json(content: Any) -> str:
     """sha256 of the canonical JSON of `content`."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Where to write what is to be the file `path` outside a store: beside it, and renamed when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix=".pet-", dir=path.absolute().parent) as draft:
+        yield Path(draft) / path.name
+        (Path(draft) / path.name).rename(path)
 
 
 def digest_file(path: Path) -> str:

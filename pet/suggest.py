@@ -6,8 +6,6 @@ about (Zhdanov 2019), none of which nearly repeats another one or a labelled tex
 """
 
 import csv
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
+from pet.artifacts import Artifact, new_file
 from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.examples import Texts, concatenate
@@ -173,11 +171,8 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
         strict=True,
     )
     try:
-        with tempfile.TemporaryDirectory(prefix=".pet-suggest-", dir=path.absolute().parent) as draft:
-            new = Path(draft) / path.name
-            with new.open("w", newline="", encoding="utf-8-sig") as file:
-                csv.writer(file).writerows([("id", *fields, *ours[1:]), *rows])
-            os.link(new, path)  # unlike a rename, it fails if someone else wrote one meanwhile
+        with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([("id", *fields, *ours[1:]), *rows])
     except OSError as problem:
         raise StoreError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
 

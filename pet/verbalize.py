@@ -3,8 +3,6 @@
 Only the labelled texts are looked at, those that `pet run` would draw; nothing is written to a store.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 import yaml
 
 from pet import models, packing
+from pet.artifacts import new_file
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
@@ -129,6 +128,7 @@ def write_card(path: Path, work: Work, proposal: Proposal) -> None:
     Raises:
         TaskError: the path is no new YAML file, or cannot be written.
     """
+    check_output(path)
     values, name = card_with(work.card, proposal)
     settings = work.settings
     comment = (
@@ -137,10 +137,8 @@ def write_card(path: Path, work: Work, proposal: Proposal) -> None:
         "Another model may spell\n# them in several tokens.\n"
     )
     try:
-        with tempfile.TemporaryDirectory(prefix=".pet-verbalize-", dir=path.absolute().parent) as draft:
-            new = Path(draft) / path.name
+        with new_file(path) as new:
             new.write_text(comment + as_yaml(values), encoding="utf-8")
-            os.link(new, path)  # unlike a rename, it fails where there is one already
     except OSError as problem:
         raise TaskError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
 

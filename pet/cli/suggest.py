@@ -13,7 +13,9 @@ METHODS = ("disagreement", "random")
 @click.option("-n", "count", type=click.IntRange(min=1), default=20, show_default=True, help="Number of texts.")
 @click.option("--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True, help="How to choose.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of what is random about it.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="The CSV to write.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE", help="The CSV to write."
+)
 @click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
 def suggest(run: str, count: int, method: str, seed: int, output: Path, store: str) -> None:
     """Write the pool texts of RUN that are most worth a label to a CSV file, to be filled in.
