@@ -28,8 +28,7 @@ from pet.stages.work import open_scores
 from pet.tasks import TextFile
 
 CANDIDATES = 5
-"""So many times as many texts as are wanted are looked at, those with the most disagreement, before they are spread.
-Zhdanov 2019 takes 10 to 50 times as many, of pools that are much larger."""
+"""So many times as many texts as are wanted, those with the most disagreement, are what is spread (ours, not tuned)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ def unlike(texts: Texts, seen: Known, most: int) -> Iterator[int]:
 
 def spread(texts: Texts, apart: Array, count: int, seed: int) -> NDArray[np.int64]:
     """The places of `count` texts of different content: k-means over their words (tf-idf) with `count` centres, each
-    text weighted by the disagreement about it (Zhdanov 2019); of each cluster the text with the most disagreement."""
+    text weighted by the disagreement about it (Zhdanov 2019); of each cluster the text with the most disagreement,
+    where he takes the one nearest to its centre."""
     if len(texts) <= count:
         return np.arange(len(texts))
     from sklearn.cluster import KMeans
