@@ -309,6 +309,14 @@ def digest_json(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Where to write what is to be the file `path` outside a store: beside it, and renamed when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix=".pet-", dir=path.absolute().parent) as draft:
+        yield Path(draft) / path.name
+        (Path(draft) / path.name).rename(path)
+
+
 def digest_file(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:

@@ -148,6 +148,12 @@ class ClozeModel(nn.Module):
             transform(at_mask), weight[words].float(), None if bias is None else bias[words].float()
         )
 
+    def word_log_probabilities(self, batch: Batch, words: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [B, W] of some words at the mask, among the whole vocabulary; `words`: token ids [W]."""
+        at_mask = self.states_at(batch, batch.mask_positions, most=1)
+        everything = torch.arange(self.lm.config.vocab_size, device=words.device)
+        return self.word_logits(at_mask, everything).log_softmax(-1)[:, words]
+
     def label_scores(self, batch: Batch, verbalizers: VerbalizerIds) -> torch.Tensor:
         """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3)."""
         at_mask = self.states_at(batch, batch.mask_positions, most=1)

@@ -134,6 +134,22 @@ class Speller:
         return ids[0] if len(ids) == 1 and ids[0] not in unusable else list(pieces)
 
 
+def whole_words(speller: Speller, glue: Iterable[str | None]) -> tuple[list[str], dict[str | None, list[int]]]:
+    """All words of two and more letters, and nothing else, that are one known token after each of `glue` (as
+    `Speller.spell`'s `after`), in the order of the alphabet; and their token ids after each of them."""
+    decoded = speller.tokenizer.batch_decode([[number] for number in range(len(speller.tokenizer))])
+    words = sorted({word for word in map(str.strip, decoded) if len(word) > 1 and word.isalpha()})
+    spelled = {after: speller.spell(words, after) for after in glue}
+    unusable = set(speller.tokenizer.all_special_ids)
+    usable: dict[tuple[int, ...], int] = {}  # tokens -> the first of the words that they spell
+    for place in range(len(words)):
+        tokens = [found[place].tolist() for found in spelled.values()]
+        if all(len(one) == 1 and one[0] not in unusable for one in tokens):
+            usable.setdefault(tuple(one[0] for one in tokens), place)
+    ids = {after: [tokens[number] for tokens in usable] for number, after in enumerate(spelled)}
+    return [words[place] for place in usable.values()], ids
+
+
 class TokenColumn:
     """Token ids of n texts, one after another in an unnamed temporary file; in memory only where each text starts."""
 
@@ -504,6 +520,11 @@ def glued_parts(pattern: Pattern) -> list[tuple[int, Part, str | None]]:
     return found
 
 
+def mask_glue(pattern: Pattern) -> str | None:
+    """What the mask is glued to, as `Speller.spell`'s `after`."""
+    return next(after for _, part, after in glued_parts(pattern) if isinstance(part, Mask))
+
+
 def shorten_longest(sizes: list[int], segments: list[int], excess: int) -> list[int]:
     """Sizes after cutting `excess` tokens, always from the longest piece (the last of equals): P1 section 4."""
     total = remaining = sum(sizes) - excess
@@ -581,7 +602,7 @@ def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list
     problems: dict[str, None] = {}
     found = []
     for pvp in pvps:
-        after = next(after for _, part, after in glued_parts(pvp.pattern) if isinstance(part, Mask))
+        after = mask_glue(pvp.pattern)
         ids, labels = [], []
         for number, (label, words) in enumerate(pvp.words.items()):
             for word in words:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import logsumexp
+from scipy.special import entr, logsumexp
 
 Array = NDArray[np.floating[Any]]
 
@@ -35,6 +35,19 @@ def soften(scores: Array, temperature: float = 1.0) -> Array:
     scaled = np.asarray(scores, dtype=np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def disagreement(scores: Array, weights: Array) -> Array:
+    """How far the members are apart on each text [N], in nats: the Jensen-Shannon divergence of their distributions,
+    the entropy of the weighted mean distribution less the weighted mean of their entropies (Lin 1991).
+
+    `scores`: the members' raw scores [M, N, L]; `weights` [M] sum to 1. It is the mean divergence of the members from
+    their mean distribution (KL, McCallum & Nigam 1998): 0 where all say the same, at most log(min(M, L)).
+    """
+    probabilities = soften(scores)
+    mean = np.tensordot(weights, probabilities, axes=1)
+    apart = entr(mean).sum(-1) - np.tensordot(weights, entr(probabilities).sum(-1), axes=1)
+    return np.asarray(np.maximum(apart, 0.0))  # rounding may leave it just below
 
 
 def even_shift(scores: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pet import models, report
 from pet.artifacts import Artifact, Key
@@ -139,7 +140,8 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
     unused = {"runtime", "table", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
-    settings = work.settings.model_dump(mode="json", exclude=unused)
+    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}}  # their content is prepare's
+    settings = work.settings.model_dump(mode="json", exclude=left_out)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:
         inputs |= {f"generation-{number}": one.labelled.identity for number, one in enumerate(outcome.generations)}
@@ -210,7 +212,7 @@ def plan_steps(work: Work, generations: int = 0) -> Iterator[Step]:
     one, student = step("distill", "student", distill.key(work, prepared, labelled))
     yield one
     base = None
-    if work.settings.data.train_examples:
+    if work.num_labelled:
         one, base = step("evaluate", "supervised baselines", baseline.key(work, prepared))
         yield one
     yield step("evaluate", "scores", evaluate.key(work, prepared, members, labelled, student, base))[0]

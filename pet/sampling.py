@@ -8,7 +8,7 @@ import hashlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,7 @@ def draw_by_seed(
     test_size: int | None,
     seed: int,
     test_rows: int | None = None,
+    given: Collection[int] = (),
 ) -> Draw:
     """Recipe `fixed`: labelled texts balanced over the labels, then the pool from what is left, whatever its label.
 
@@ -58,23 +59,28 @@ def draw_by_seed(
     `test_size`: texts of the test set, at most; `None`: all.
     `test_rows`: number of rows on the test side; `None` when the source has no test set: then at most half of the
     labelled rows of the train side are drawn for it, before everything else.
+    `given`: rows that are labelled texts in any case, beside those drawn. As long as they come from the pool of the
+    same seed, the labelled texts drawn and the test set are what they are without them.
 
     Raises:
         TaskError: a label has too few texts, or nothing is left for the pool or the test set.
     """
     rng = np.random.default_rng(derive_seed("draw", seed))
     order = [int(row) for row in rng.permutation(len(labels))]
+    kept = set(given)
     if test_rows is None:
         labelled = [row for row in order if labels[row] is not None]
-        test = labelled[: min(len(labelled) // 2, test_size or len(labelled))]
+        most = min(len(labelled) // 2, test_size or len(labelled))
+        test = [row for row in labelled if row not in kept][:most]
         taken = set(test)
         order = [row for row in order if row not in taken]
     else:
         test = [int(row) for row in rng.permutation(test_rows)[:test_size]]
+    order = [row for row in order if row not in kept]
     train = take_per_label(order, labels, names, divide_evenly(train_examples, len(names)))
     taken = set(train)
     pool = [row for row in order if row not in taken][:pool_size]
-    return checked(Draw(train, pool, sorted(test)))
+    return checked(Draw([*train, *sorted(kept)], pool, sorted(test)))
 
 
 def draw_first(
@@ -84,21 +90,24 @@ def draw_first(
     pool_per_label: int,
     test_size: int | None,
     test_rows: int,
+    given: Collection[int] = (),
 ) -> Draw:
     """Recipe `paper`: the first texts of each label in file order; the pool holds the labelled texts too (P1 App C).
 
-    Texts without a label, which the paper's tasks do not have, come into the pool like one more label.
+    Texts without a label, which the paper's tasks do not have, come into the pool like one more label. `given`: rows
+    that are labelled texts in any case, beside the first ones; these are not in the pool.
 
     Raises:
         TaskError: as `draw_by_seed`.
     """
-    order = range(len(labels))
+    kept = set(given)
+    order = [row for row in range(len(labels)) if row not in kept]
     train = take_per_label(order, labels, names, divide_evenly(train_examples, len(names)))
     by_label: dict[str | None, list[int]] = defaultdict(list)
     for row in order:
         by_label[labels[row]].append(row)
     pool = sorted(row for name in (*names, None) for row in by_label[name][:pool_per_label])
-    return checked(Draw(train, pool, list(range(test_rows))[:test_size]))
+    return checked(Draw([*train, *sorted(kept)], pool, list(range(test_rows))[:test_size]))
 
 
 def take_per_label(
@@ -149,11 +158,16 @@ class Known:
     """Texts, to ask which of them say nearly the same as another (Jaccard of 5-word sequences >= 0.8)."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.sets = [shingles(text) for text in texts]
+        self.sets: list[frozenset[int]] = []
         self._rows: dict[int, list[int]] = defaultdict(list)
-        for row, found in enumerate(self.sets):
-            for value in sorted(found)[:SKETCH_SIZE]:
-                self._rows[value].append(row)
+        for text in texts:
+            self.add(shingles(text))
+
+    def add(self, found: frozenset[int]) -> None:
+        """One more, by its shingles."""
+        for value in sorted(found)[:SKETCH_SIZE]:
+            self._rows[value].append(len(self.sets))
+        self.sets.append(found)
 
     def like(self, other: frozenset[int]) -> list[int]:
         """The rows of those that say nearly the same as a text of these shingles."""

@@ -29,6 +29,11 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
 
 
+def listed(value: Any) -> Any:
+    """A list of one where only that one was given."""
+    return [value] if isinstance(value, str) else value
+
+
 class Concern(BaseModel):
     """One group of settings: frozen, and an unknown key is an error."""
 
@@ -67,6 +72,11 @@ class DataSettings(Concern):
         description="`seed`: labelled texts and pool are drawn by the run's seed and do not overlap; "
         "`first`: the first texts of each label in file order, labelled texts also in the pool (P1 App C)",
     )
+    train_files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="CSV files with the columns `id` and `label`, as `pet suggest` writes them: those texts of the "
+        "task are labelled texts too, beside the train_examples that are drawn, and never in pool or test set",
+    )
 
 
 class Optimisation(Concern):
@@ -88,11 +98,6 @@ class Optimisation(Concern):
 
 ALL_LINEAR = "all-linear"
 """As peft calls it."""
-
-
-def listed(value: Any) -> Any:
-    """A list of one where only that one was given."""
-    return [value] if isinstance(value, str) else value
 
 
 class LoraSettings(Concern):

@@ -15,7 +15,7 @@ import os
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -436,6 +436,70 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise TaskError(f"{path} is not a Parquet file: {problem}") from None
     for number, values in enumerate(table.to_pylist(), 1):
         yield Row(f"{path.name}:{number}", values)
+
+
+# ---- labels given by hand ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """Texts of the task that were labelled by hand: id -> label, sorted by id; and per file how many rows had a label
+    and how many had none."""
+
+    labels: dict[str, str]
+    counts: dict[str, tuple[int, int]]
+
+
+def read_given_labels(card: TaskCard, paths: Sequence[str], known: Container[str]) -> GivenLabels:
+    """The labels in CSV files with the columns `id` and `label`; other columns are not looked at, and rows without a
+    label are skipped.
+
+    `known`: ids of the texts that may be labelled.
+
+    Raises:
+        TaskError: a file cannot be read or has no label at all; or every row whose id or label is unknown or that
+            gives a text a second label, with its line.
+    """
+    source = FilesSource(format="csv", id="id")
+    labels: dict[str, str] = {}
+    counts = {}
+    problems = []
+    for path in map(Path, paths):
+        marked, skipped = 0, 0
+        for row in delimited_rows(source, path, read_text(path, source.encodings)):
+            try:
+                label = read_label(card, source, row)
+                name = row.values["id"].strip()
+            except KeyError as missing:
+                raise TaskError(
+                    f"{path} has no column {missing.args[0]!r}; expected `id` and `label`, as `pet suggest` writes "
+                    f"them, found {list(row.values)}"
+                ) from None
+            except ValueError as problem:
+                problems.append(f"{row.where}: {problem}")
+                continue
+            if label is None:
+                skipped += 1
+            elif name not in known:
+                problems.append(
+                    f"{row.where}: id {name!r} is of no text that task {card.name!r} has outside its test file"
+                )
+            elif labels.setdefault(name, label) != label:
+                problems.append(f"{row.where}: id {name!r} is {label!r} here and {labels[name]!r} before")
+            else:
+                marked += 1
+        counts[str(path)] = (marked, skipped)
+    raise_problems(TaskError, "labels given by hand", problems)
+    raise_problems(
+        TaskError,
+        "labels given by hand",
+        [
+            f"{path} gives no text a label; fill in its column `label`"
+            for path, (marked, _) in counts.items()
+            if not marked
+        ],
+    )
+    return GivenLabels(dict(sorted(labels.items())), counts)
 
 
 # ---- folders and the hub -------------------------------------------------------------------------------------------

@@ -133,6 +133,15 @@ def test_vocabulary_logits_of_chosen_states_are_those_of_the_whole_model(asked):
     assert_near(logits.T, expected)
 
 
+def test_log_probabilities_of_words_at_the_mask_are_among_the_whole_vocabulary(asked):
+    cloze, batch = asked.cloze, asked.batch
+    own, words = tokens_of(batch), torch.tensor([9, 7, 12])
+    at_mask = [own.tolist().index(place) for place in batch.mask_positions.tolist()]
+    with torch.no_grad():
+        expected = whole_logits(asked.untouched, batch)[at_mask].log_softmax(-1)[:, words]
+        assert_near(cloze.word_log_probabilities(batch, words), expected)
+
+
 def test_every_parameter_gets_the_gradient_of_the_whole_model(asked):
     cloze, batch, verbalizers = asked.cloze, asked.batch, asked.verbalizers
     labels, tokens = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([7, 8, 9, 10, 11])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pet.ensemble import agreement, even_shift, member_weights, pool_scores, soften
+from pet.ensemble import agreement, disagreement, even_shift, member_weights, pool_scores, soften
 
 MEMBERS, TEXTS, LABELS = 5, 17, 4
 
@@ -152,3 +152,24 @@ def test_scores_that_are_even_already_are_not_shifted():
 def test_a_label_nobody_gives_is_shifted_up_as_far_as_it_takes():
     scores = np.random.default_rng(5).normal([0, -40], 1, size=(200, 2))
     assert even_shift(scores) == pytest.approx([-20, 20], abs=0.3)
+
+
+# ---- disagreement --------------------------------------------------------------------------------------------------
+
+
+def test_disagreement_is_the_members_weighted_divergence_from_their_mean_distribution(scores):
+    weights = np.array([0.1, 0.4, 0.0, 0.3, 0.2])
+    found = disagreement(scores, weights)
+    for text in range(TEXTS):
+        said = [[math.exp(float(one) - float(max(row))) for one in row] for row in scores[:, text]]
+        said = [[one / math.fsum(row) for one in row] for row in said]
+        mean = [math.fsum(w * row[label] for w, row in zip(weights, said, strict=True)) for label in range(LABELS)]
+        divergence = [sum(p * math.log(p / q) for p, q in zip(row, mean, strict=True)) for row in said]
+        assert found[text] == pytest.approx(float(np.dot(weights, divergence)), abs=1e-9)
+
+
+def test_disagreement_is_nothing_among_those_who_say_the_same_and_at_most_the_logarithm_of_their_number():
+    same = np.array([[[3.0, 1.0, -2.0]]] * 4)
+    assert disagreement(same, np.full(4, 0.25)) == pytest.approx(0, abs=1e-12)
+    opposed = np.array([[[90.0, 0.0]], [[0.0, 90.0]]])
+    assert disagreement(opposed, np.array([0.5, 0.5])) == pytest.approx(math.log(2))

@@ -142,6 +142,37 @@ def test_row_numbers_are_plain_integers():
     assert {type(row) for row in one.train + one.pool + one.test} == {int}, "numpy's own cannot be written as JSON"
 
 
+# ---- texts that are labelled by hand -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("test_rows", [50, None], ids=["test file", "no test file"])
+def test_given_rows_of_the_pool_leave_labelled_texts_and_test_set_as_they_are(seed, test_rows):
+    labels = make_labels(40, unknown=5)
+    before = draw(labels, seed, test_size=20, test_rows=test_rows)
+    given = sorted(before.pool[3:8])
+    after = draw_by_seed(labels, NAMES, 9, 1000, 20, seed, test_rows, given)
+    assert after.train == [*before.train, *given]
+    assert after.test == before.test
+    assert set(after.pool) == set(before.pool) - set(given)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_given_rows_are_labelled_texts_once_and_nothing_else_whatever_the_seed(seed):
+    labels, given = make_labels(20), [0, 5, 22, 41, 59]
+    one = draw_by_seed(labels, NAMES, 9, 1000, None, seed, None, given)
+    assert Counter(labels[row] for row in one.train if row not in given) == dict.fromkeys(NAMES, 3)
+    assert sorted([*one.train, *one.pool, *one.test]) == list(range(60))
+    assert len(one.test) == 30
+    assert one.train[-5:] == given
+
+
+def test_the_papers_pool_does_not_hold_given_rows():
+    one = draw_first(make_labels(5), NAMES, 3, 3, None, 7, [0, 14])
+    assert one.train == [1, 5, 10, 0, 14]
+    assert one.pool == [1, 2, 3, 5, 6, 7, 10, 11, 12]
+
+
 # ---- recipe `paper` ------------------------------------------------------------------------------------------------
 
 

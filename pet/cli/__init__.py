@@ -16,8 +16,10 @@ from pet.cli.pretrain import pretrain
 from pet.cli.report import report
 from pet.cli.run import run
 from pet.cli.runs import runs
+from pet.cli.suggest import suggest
 from pet.cli.table import table
 from pet.cli.tasks import tasks
+from pet.cli.verbalize import verbalize
 
 
 @click.group(cls=PetGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -35,5 +37,5 @@ def main() -> None:
     """
 
 
-for command in (init, tasks, check, run, ipet, table, predict, report, export, runs, pretrain, merge):
+for command in (init, tasks, check, verbalize, run, ipet, table, suggest, predict, report, export, runs, pretrain, merge):
     main.add_command(command)

@@ -24,6 +24,12 @@ WALK_OPTIONS = (
     click.option("--model", help="Masked language model: `mini`, a folder or a hub id."),
     click.option("--train-examples", type=int, help="Number of labelled texts; 0 for zero-shot."),
     click.option(
+        "--train-file",
+        multiple=True,
+        callback=lambda context, option, paths: paths or None,
+        help="CSV of texts labelled by hand, as `pet suggest` writes it; may be repeated.",
+    ),
+    click.option(
         "--seed", "seeds", type=int, multiple=True, help="Seed of the draw and the training; repeat for several."
     ),
     click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated."),
@@ -60,6 +66,7 @@ def run(stage: str, **given: Any) -> None:
         pet run --seed 0 --seed 1 --seed 2
         pet run agnews --data archives/ag_news_csv --train-examples 100
         pet run --stage distill --set distill.steps=200
+        pet run --train-file to_label.csv
     """
     from pet.pipeline import plan, run_stage
 
@@ -145,6 +152,7 @@ PLACES = {
     "data": "task.data",
     "model": "model.name",
     "train_examples": "data.train_examples",
+    "train_file": "data.train_files",
     "generations": "ipet.generations",
     "device": "runtime.device",
     "precision": "runtime.precision",
@@ -163,7 +171,8 @@ def flag_overrides(
     from pet.settings import nest, parse_assignment
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
-    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {flags[flag]}" for place, flag in given.items()})
+    typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}
+    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {typed[flag]}" for place, flag in given.items()})
     return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
 
 

@@ -30,7 +30,7 @@ VERSION = 1
 def generations(work: Work) -> int:
     """How many ensembles there are after generation 0, one at least."""
     settings = work.settings
-    return settings.ipet.generations or max(1, enough(settings, settings.data.train_examples))
+    return settings.ipet.generations or max(1, enough(settings, work.num_labelled))
 
 
 def enough(settings: Settings, labelled: int) -> int:

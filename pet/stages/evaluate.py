@@ -55,7 +55,7 @@ def key(
 
 def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Artifact:
     """Train the baselines if need be, score everything, or reuse the scores."""
-    base = baseline.run(work, prepared) if work.settings.data.train_examples else None
+    base = baseline.run(work, prepared) if work.num_labelled else None
     wanted = key(work, prepared, members, labelled, student, base)
     found = work.reuse(wanted, "evaluate")
     if found:
@@ -71,7 +71,7 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
 
 def find_baseline(work: Work, prepared: Artifact) -> Artifact | None:
     """The supervised baselines of this walk; `None` when it has no labelled texts."""
-    return work.store.find(baseline.key(work, prepared)) if work.settings.data.train_examples else None
+    return work.store.find(baseline.key(work, prepared)) if work.num_labelled else None
 
 
 def score_all(

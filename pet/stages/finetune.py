@@ -76,7 +76,7 @@ def words_of(pvp: PVP) -> dict[str, list[str]]:
 def plans(work: Work) -> tuple[list[Plan], list[Plan]]:
     """Untuned patterns, and the members of the ensemble."""
     untuned = [Plan(pvp, None) for pvp in work.pvps]
-    if work.settings.data.train_examples == 0:
+    if work.num_labelled == 0:
         return untuned, untuned
     return untuned, [Plan(*one) for one in members_of(work)]
 

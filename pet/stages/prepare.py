@@ -1,15 +1,18 @@
 """prepare: read the task's texts and draw labelled texts, unlabelled pool and test set by the run's seed.
 
+Texts that were labelled by hand (`data.train_files`) are labelled texts beside those drawn.
+
 Writes train.parquet, pool.parquet, test.parquet (id, fields; label where it may be known), pool_gold.parquet (the
 labels of the pool, where the source has them: opened by `evaluate` alone) and report.json (sizes, near-duplicates).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from pet.artifacts import Artifact, Draft, Key
+from pet.artifacts import Artifact, Draft, Key, digest_json
 from pet.errors import TaskError
-from pet.examples import Texts, TextSource, concatenate
+from pet.examples import Texts, TextSource
 from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
 from pet.tasks import TextFile, read_texts, write_texts
@@ -33,6 +36,7 @@ class Splits(Generic[Pool]):
 def key(work: Work) -> Key:
     """Depends on the texts themselves, fields and labels in order, sizes and seed; not on where they were read from."""
     settings = work.settings
+    given = work.given_labels.labels
     return Key(
         STAGE,
         VERSION,
@@ -40,7 +44,8 @@ def key(work: Work) -> Key:
             "texts": work.source_digests,
             "fields": list(work.card.fields),
             "labels": list(work.card.labels),
-            "data": settings.data.model_dump(mode="json"),
+            "data": settings.data.model_dump(mode="json", exclude={"train_files"}),
+            **({"given_labels": digest_json(given)} if given else {}),
             "seed": settings.seed if settings.data.draw == "seed" else None,
         },
         {},
@@ -57,6 +62,9 @@ def run(work: Work) -> Artifact:
     if found:
         return found
     begin(work, f"prepare: drawing the texts of {work.card.name!r}")
+    for path, (marked, skipped) in work.given_labels.counts.items():
+        unmarked = f"; {skipped} rows without one skipped" if skipped else ""
+        work.runtime.reporter.say(f"prepare: {marked} labels given by {path}{unmarked}")
     splits, gold = draw_splits(work)
     with work.publish(key(work), work.draw_label, seed=work.settings.seed) as draft:
         write_splits(draft, splits, gold)
@@ -121,12 +129,15 @@ def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
     """Splits and the pool's hidden labels."""
     data, labels = work.settings.data, work.card.labels
     source = work.source
-    side = concatenate([source[split] for split in ("train", "unlabelled") if split in source])
+    side, given = work.train_side, work.given_labels.labels
+    rows = [row for row, name in enumerate(side.ids) if name in given] if given else []
     test_side = labelled_only(source["test"]) if "test" in source else None
     if data.draw == "first":
         if test_side is None:
             raise TaskError(f"task {work.card.name!r} has no test split, as data.draw=first needs; use data.draw=seed")
-        draw = draw_first(side.labels, labels, data.train_examples, data.pool_per_label, data.test, len(test_side))
+        draw = draw_first(
+            side.labels, labels, data.train_examples, data.pool_per_label, data.test, len(test_side), rows
+        )
     else:
         draw = draw_by_seed(
             side.labels,
@@ -136,16 +147,19 @@ def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
             data.test,
             work.settings.seed,
             None if test_side is None else len(test_side),
+            rows,
         )
-    return take_splits(side, test_side, draw)
+    return take_splits(side, test_side, draw, given)
 
 
-def take_splits(side: Texts, test_side: Texts | None, draw: Draw) -> tuple[Splits[Texts], list[str | None]]:
-    """The drawn texts; the pool loses its labels here and nowhere else."""
-    pool = side.take(draw.pool)
-    splits = Splits(
-        side.take(draw.train), pool.unlabelled(), (side if test_side is None else test_side).take(draw.test)
-    )
+def take_splits(
+    side: Texts, test_side: Texts | None, draw: Draw, given: Mapping[str, str]
+) -> tuple[Splits[Texts], list[str | None]]:
+    """The drawn texts; the pool loses its labels here and nowhere else. `given`: id -> label given by hand, which
+    counts more than the source's."""
+    pool, train = side.take(draw.pool), side.take(draw.train)
+    train = replace(train, labels=[given.get(name, label) for name, label in zip(train.ids, train.labels, strict=True)])
+    splits = Splits(train, pool.unlabelled(), (side if test_side is None else test_side).take(draw.test))
     return splits, pool.labels
 
 

@@ -16,11 +16,11 @@ from pet import models
 from pet.artifacts import Artifact, Draft, Key, Store, digest_json
 from pet.encoding import Speller
 from pet.errors import SettingsError, StoreError
-from pet.examples import Texts
+from pet.examples import Texts, concatenate
 from pet.patterns import PVP
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.settings import ModelSettings, Settings
-from pet.tasks import TaskCard, load_card, load_texts
+from pet.tasks import GivenLabels, TaskCard, load_card, load_texts, read_given_labels
 
 SCORES = "scores.safetensors"
 
@@ -59,6 +59,26 @@ class Work:
     def source_digests(self) -> dict[str, str]:
         """Digest of ids, fields and labels of each split of the source."""
         return {split: digest_json([one.ids, one.fields, one.labels]) for split, one in self.source.items()}
+
+    @cached_property
+    def train_side(self) -> Texts:
+        """All texts that may become labelled texts or pool."""
+        return concatenate([self.source[split] for split in ("train", "unlabelled") if split in self.source])
+
+    @cached_property
+    def given_labels(self) -> GivenLabels:
+        """Labels given by hand (`data.train_files`).
+
+        Raises:
+            TaskError: a file is unusable; names every problem.
+        """
+        paths = self.settings.data.train_files
+        return read_given_labels(self.card, paths, set(self.train_side.ids) if paths else ())
+
+    @property
+    def num_labelled(self) -> int:
+        """How many labelled texts there are to be: those drawn and those labelled by hand."""
+        return self.settings.data.train_examples + len(self.given_labels.labels)
 
     @cached_property
     def pvps(self) -> list[PVP]:
@@ -127,7 +147,7 @@ class Work:
     @property
     def draw_label(self) -> str:
         """Task, number of labelled texts and seed, as part of a folder name."""
-        return f"{self.card.name}-n{self.settings.data.train_examples}-s{self.settings.seed}"
+        return f"{self.card.name}-n{self.num_labelled}-s{self.settings.seed}"
 
     def reuse(self, key: Key, what: str) -> Artifact | None:
         """A published artifact, said to be reused; `None` when it has to be made."""

@@ -1,0 +1,86 @@
+"""`pet verbalize`: label words for a task."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pet.errors import SettingsError
+
+
+@click.command()
+@click.argument("task")
+@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
+@click.option("--words", type=click.IntRange(min=1), default=3, show_default=True, help="Words for each label.")
+@click.option("--train-examples", type=int, help="Number of labelled texts.")
+@click.option(
+    "--train-file",
+    multiple=True,
+    callback=lambda context, option, paths: paths or None,
+    help="CSV of texts labelled by hand; may be repeated.",
+)
+@click.option("--seed", type=int, help="Seed of the draw.")
+@click.option("--data", help="Folder with the task's files.")
+@click.option("--pattern", default="all", show_default=True, metavar="all|K", help="All patterns together, or one.")
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
+@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--precision", help="auto, fp32, bf16.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the task card with the words.",
+)
+def verbalize(
+    task: str,
+    words: int,
+    seed: int | None,
+    pattern: str,
+    assignments: tuple[str, ...],
+    output: Path | None,
+    **flags: Any,
+) -> None:
+    """Find label words for TASK (PETAL): those that the untuned model expects in the texts of one label and not in the
+    others'.
+
+    TASK is a shipped card or the path of a task.yaml. The labelled texts are those that `pet run quick` would draw;
+    pool and test set are not looked at. A word's score is the difference, in nats, of its mean log-odds at the mask
+    between the label's texts and all others. The card must have some label words already; its labels will do.
+
+    \b
+    Examples:
+        pet verbalize bbc
+        pet verbalize bbc --train-examples 50 --pattern 2 --output bbc-auto.yaml
+        pet run --task bbc-auto.yaml --train-examples 50
+    """
+    from pet.cli.run import PLACES, flag_overrides, open_work, refuse_again
+    from pet.cli.screen import Screen
+    from pet.settings import nest
+    from pet.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
+
+    if output:
+        check_output(output)
+    overrides = flag_overrides({**flags, "task": task}, PLACES, assignments)
+    if seed is not None:
+        refuse_again(assignments, {"seed": f"--seed {seed}"})
+    if pattern != "all":
+        if not pattern.isdecimal():
+            raise SettingsError(
+                f"--pattern got {pattern!r}; expected `all` or the number of one of the card's patterns"
+            )
+        refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
+        overrides.append(nest("finetune.patterns", [int(pattern)]))
+    work = open_work(Screen(), "quick", overrides, seed, "runs")
+    found = propose(work, words)
+    for line in describe(found):
+        click.echo(line)
+    if output:
+        write_card(output, work, found)
+        data = data_folder(work, output)
+        example = ["pet", "run", "--task", str(output), *(["--data", data] if data else [])]
+        click.echo(f"{output}: the card with these words; for example: {shlex.join(example)}")
+    else:
+        click.echo(
+            "\nverbalizers:\n  auto:\n" + "".join(f"    {line}\n" for line in as_yaml(found.verbalizer).splitlines())
+        )

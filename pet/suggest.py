@@ -1,0 +1,187 @@
+"""Which pool texts are worth a person's label next, and the file that the person fills in. Trains and scores nothing:
+all it needs is in the store. The way back is `tasks.read_given_labels`.
+
+Texts are taken that the members disagree about (query by committee, Seung et al. 1992), spread over what they are
+about (Zhdanov 2019), none of which nearly repeats another one or a labelled text.
+"""
+
+import csv
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pet.artifacts import Artifact, new_file
+from pet.ensemble import Array, disagreement, soften
+from pet.errors import StoreError
+from pet.examples import Texts, concatenate
+from pet.runs import Run
+from pet.sampling import Known, derive_seed, shingles
+from pet.stages import prepare
+from pet.stages.label import load_scores
+from pet.stages.work import open_scores
+from pet.tasks import TextFile
+
+CANDIDATES = 5
+"""So many times as many texts as are wanted, those with the most disagreement, are what is spread (ours, not tuned)."""
+
+
+@dataclass(frozen=True)
+class Suggestions:
+    """Pool texts to label, n of them, the one with the most disagreement first, and what the ensemble thinks of each:
+    the most probable label, its probability, and the members' disagreement in nats (`ensemble.disagreement`)."""
+
+    texts: Texts
+    labels: list[str]
+    probabilities: list[float]
+    disagreement: list[float]
+
+
+def suggest(run: Run, count: int, method: str, seed: int) -> Suggestions:
+    """At most `count` pool texts; fewer where the pool has no more that are different from each other.
+
+    `method`: `disagreement`, or `random` as what that is compared with. `seed`: of the random order, or of where the
+    spreading starts.
+
+    Raises:
+        StoreError: there is one member only, which agrees with itself.
+        MissingArtifact: an artifact of the run is gone.
+    """
+    opinion = run.labelled.read_json("ensemble.json")["members"]
+    weights = np.asarray([one["weight"] for one in opinion])
+    if method == "disagreement" and len(weights) < 2:
+        raise StoreError(
+            f"run {run.path.name} has one member, so there is nobody to disagree with; use --method random, or make a "
+            "run with more patterns or finetune.repetitions"
+        )
+    splits = prepare.load(run.prepared)
+    apart = measure(run.members, splits.pool, weights / weights.sum())
+    if method == "random":
+        order = np.random.default_rng(derive_seed("suggest", seed)).permutation(len(apart))
+        rows, texts = first_different(splits.pool, order, count, splits.train)
+    else:
+        order = np.argsort(-apart, kind="stable")
+        rows, texts = first_different(splits.pool, order, CANDIDATES * count, splits.train)
+        places = spread(texts, apart[rows], count, seed)
+        rows, texts = rows[places], texts.take(places.tolist())
+    places = np.argsort(-apart[rows], kind="stable")
+    return with_opinion(run, rows[places], texts.take(places.tolist()), apart)
+
+
+def measure(members: Sequence[Artifact], pool: TextFile, weights: Array) -> Array:
+    """The members' disagreement on every pool text [N], a chunk of scores at a time."""
+    parts, start = [], 0
+    with ExitStack() as stack:
+        scores = [stack.enter_context(open_scores(member, "pool")) for member in members]
+        for chunk in pool.chunks():
+            rows = slice(start, start + len(chunk))
+            parts.append(disagreement(np.stack([one[rows] for one in scores]), weights))
+            start += len(chunk)
+    return np.concatenate(parts)
+
+
+def first_different(
+    pool: TextFile, order: NDArray[np.int64], most: int, labelled: Texts
+) -> tuple[NDArray[np.int64], Texts]:
+    """The first rows of `order` whose texts nearly repeat neither each other nor a labelled text, at most `most`; and
+    their texts."""
+    seen = Known(labelled.joined(row) for row in range(len(labelled)))
+    rows: list[int] = []
+    parts: list[Texts] = []
+    for start in range(0, len(order), most):
+        some = [int(row) for row in order[start : start + most]]
+        texts = pool.take(some)
+        new = list(unlike(texts, seen, most - len(rows)))
+        parts.append(texts.take(new))
+        rows += [some[place] for place in new]
+        if len(rows) == most:
+            break
+    return np.asarray(rows, dtype=np.int64), concatenate(parts)
+
+
+def unlike(texts: Texts, seen: Known, most: int) -> Iterator[int]:
+    """The places of at most `most` texts that nearly repeat none of `seen`, which they join."""
+    for place in range(len(texts)):
+        if most == 0:
+            return
+        found = shingles(texts.joined(place))
+        if not seen.like(found):
+            seen.add(found)
+            most -= 1
+            yield place
+
+
+def spread(texts: Texts, apart: Array, count: int, seed: int) -> NDArray[np.int64]:
+    """The places of `count` texts of different content: k-means over their words (tf-idf) with `count` centres, each
+    text weighted by the disagreement about it (Zhdanov 2019); of each cluster the text with the most disagreement,
+    where he takes the one nearest to its centre."""
+    if len(texts) <= count:
+        return np.arange(len(texts))
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    words = HashingVectorizer(n_features=2**16, alternate_sign=False, norm=None)
+    features = TfidfTransformer(sublinear_tf=True).fit_transform(
+        words.transform(texts.joined(row) for row in range(len(texts)))
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different texts than centres: filled up below
+        means = KMeans(count, n_init=4, random_state=derive_seed("spread", seed))
+        cluster = means.fit_predict(features, sample_weight=apart + 1e-6)  # all 0: all the same
+    order = np.argsort(-apart, kind="stable")
+    best = {int(cluster[place]): int(place) for place in order[::-1]}
+    rest = [int(place) for place in order if place not in set(best.values())]
+    return np.asarray([*best.values(), *rest][:count])
+
+
+def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) -> Suggestions:
+    """Texts with the soft label that the run gave each of them."""
+    probabilities = soften(load_scores(run.labelled, run.labels)[rows])
+    return Suggestions(
+        texts,
+        [run.labels[number] for number in probabilities.argmax(-1)],
+        probabilities.max(-1).tolist(),
+        apart[rows].tolist(),
+    )
+
+
+def write_suggestions(path: Path, found: Suggestions) -> None:
+    """Write a CSV file to be filled in: `id`, the fields, an empty `label`, and what the ensemble thinks. UTF-8 with a
+    mark that spreadsheets know it by.
+
+    Raises:
+        StoreError: there is such a file already, which may hold labels, or it cannot be written.
+    """
+    refuse_existing(path)
+    ours = ("id", "label", "suggested_label", "probability", "disagreement")
+    fields = [f"text_{name}" if name in ours else name for name in found.texts.fields]
+    rows: Iterator[tuple[Any, ...]] = zip(
+        found.texts.ids,
+        *found.texts.fields.values(),
+        [""] * len(found.texts),
+        found.labels,
+        (f"{one:.4f}" for one in found.probabilities),
+        (f"{one:.4f}" for one in found.disagreement),
+        strict=True,
+    )
+    try:
+        with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([("id", *fields, *ours[1:]), *rows])
+    except OSError as problem:
+        raise StoreError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write over a file.
+
+    Raises:
+        StoreError: it exists.
+    """
+    if path.exists():
+        raise StoreError(f"{path} exists already, and may hold labels; name a new file, or remove it")

@@ -1,0 +1,178 @@
+"""Label words found by the untuned masked LM itself, and the task card that uses them. The method is `petal`'s.
+
+Only the labelled texts are looked at, those that `pet run` would draw; nothing is written to a store.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from pet import models, packing
+from pet.artifacts import new_file
+from pet.cloze import ClozeModel
+from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
+from pet.errors import TaskError, raise_problems
+from pet.examples import Texts
+from pet.inference import computing_copy, score_rows
+from pet.patterns import PVP
+from pet.petal import Tally, words_of_labels
+from pet.stages import prepare
+from pet.stages.work import Work, label_numbers
+from pet.tasks import PatternEntry, TaskCard, find_split, load_card
+
+CHUNK = 256
+"""Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Words for each label, the best first, each with its score in nats (`petal.words_of_labels`); `patterns`: the
+    numbers of those that they are for; `texts`: how many labelled texts they were found on."""
+
+    words: dict[str, list[tuple[str, float]]]
+    patterns: tuple[int, ...]
+    texts: int
+
+    @property
+    def verbalizer(self) -> dict[str, list[str]]:
+        """Without the scores, as a task card has it."""
+        return {label: [word for word, _ in found] for label, found in self.words.items()}
+
+
+def propose(work: Work, count: int) -> Proposal:
+    """`count` words for each label, the same for all patterns of the walk (P3's joint variant; alone for one).
+
+    Raises:
+        TaskError: a label has no labelled text, or the vocabulary has too few words for the labels.
+        ModelError, SettingsError: model or patterns cannot be used.
+    """
+    labels = work.card.labels
+    train = prepare.draw_splits(work)[0].train
+    missing = [label for label in labels if label not in train.labels]
+    if missing:
+        raise TaskError(
+            f"label words are found on labelled texts, and there is none of {', '.join(map(repr, missing))}; give "
+            f"--train-examples {len(labels)} or more"
+        )
+    words, tally = count_words(work, train)
+    found, scores = words_of_labels(tally, count)
+    raise_problems(
+        TaskError,
+        f"model {work.settings.model.name!r}",
+        [
+            f"no word of its vocabulary is left for label {labels[number]!r}"
+            for number, one in enumerate(found)
+            if not one
+        ],
+    )
+    chosen = {
+        label: [(words[word], float(scores[number, word])) for word in found[number]]
+        for number, label in enumerate(labels)
+    }
+    return Proposal(chosen, tuple(pvp.number for pvp in work.pvps), len(train))
+
+
+def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
+    """Every word that could stand for a label, and what the untuned model says of it at the mask of all patterns."""
+    speller, runtime, pvps = work.speller, work.runtime, work.pvps
+    words, ids = whole_words(speller, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
+    encoders = [encoder_of(work, pvp) for pvp in pvps]
+    cloze = ClozeModel(models.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
+    model = computing_copy(cloze, runtime)
+    gold = label_numbers(train, work.card.labels)
+    tally = Tally.empty(len(work.card.labels), len(words))
+    for start in range(0, len(train), CHUNK):
+        rows = range(start, min(start + CHUNK, len(train)))
+        tokens = TokenizedTexts(speller, train.take(rows))
+        for pvp, encoder in zip(pvps, encoders, strict=True):
+            tokens_of_words = torch.tensor(ids[mask_glue(pvp.pattern)], dtype=torch.long, device=runtime.device)
+            log_p = score_rows(
+                lambda batch, asked=tokens_of_words: model.word_log_probabilities(batch, asked),  # type: ignore[misc]
+                encoder.encode(tokens),
+                packing.scoring_layout(model.lm),
+                runtime,
+                f"pattern {pvp.number}",
+            )
+            tally.add(log_p, gold[start : start + CHUNK])
+    return words, tally
+
+
+def encoder_of(work: Work, pvp: PVP) -> Encoder:
+    """As a member's."""
+    settings = work.settings
+    return Encoder(work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+
+def card_with(card: TaskCard, proposal: Proposal) -> tuple[dict[str, Any], str]:
+    """The card with one more verbalizer, which the patterns that it is for name; and what it is called."""
+    name = next(name for name in ("auto", *(f"auto-{n}" for n in range(2, 1000))) if name not in card.verbalizers)
+    values = card.model_dump(mode="json", exclude_unset=True)
+    for number in proposal.patterns:
+        entry = card.patterns[number]
+        pattern = entry.pattern if isinstance(entry, PatternEntry) else entry
+        values["patterns"][number] = {"pattern": pattern, "verbalizer": name}
+    values["verbalizers"][name] = proposal.verbalizer
+    return values, name
+
+
+def write_card(path: Path, work: Work, proposal: Proposal) -> None:
+    """Write a copy of the walk's task card that has the words and uses them; the words it had stay in it.
+
+    Raises:
+        TaskError: the path is no new YAML file, or cannot be written.
+    """
+    check_output(path)
+    values, name = card_with(work.card, proposal)
+    settings = work.settings
+    comment = (
+        f"# The card {work.card.name!r} with the label words {name!r}, found by `pet verbalize` (PETAL, Schick et al.\n"
+        f"# 2020) for {settings.model.name} on {proposal.texts} labelled texts of seed {settings.seed}. "
+        "Another model may spell\n# them in several tokens.\n"
+    )
+    try:
+        with new_file(path) as new:
+            new.write_text(comment + as_yaml(values), encoding="utf-8")
+    except OSError as problem:
+        raise TaskError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
+
+
+def data_folder(work: Work, path: Path) -> str | None:
+    """What --data a card written to `path` needs for the texts of the walk's card; `None`: nothing."""
+    if work.settings.task.data is not None:
+        return work.settings.task.data
+    card, folder = load_card(work.settings.task.name)
+    beside = card.folder.package is None if card.folder else card.files and find_split(card.files.train, folder)
+    return str(folder) if beside and not path.absolute().parent.samefile(folder) else None
+
+
+def check_output(path: Path) -> None:
+    """Refuse what is not to be a task card, before the model is asked.
+
+    Raises:
+        TaskError: it exists, or is not called .yaml.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise TaskError(f"{path} is to be a task card; give it a name that ends in .yaml")
+    if path.exists():
+        raise TaskError(f"{path} exists already; name a new file, or remove it")
+
+
+def as_yaml(values: Any) -> str:
+    """As a person would write it, lists of words on one line."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None))
+
+
+def describe(proposal: Proposal) -> Sequence[str]:
+    """A line for each label: its words with their scores."""
+    width = max(map(len, proposal.words))
+    return [
+        f"{label:{width}}  " + ", ".join(f"{word} {score:+.2f}" for word, score in found)
+        for label, found in proposal.words.items()
+    ]
