@@ -37,5 +37,20 @@ def main() -> None:
     """
 
 
-for command in (init, tasks, check, verbalize, run, ipet, table, suggest, predict, report, export, runs, pretrain, merge):
+for command in (
+    init,
+    tasks,
+    check,
+    verbalize,
+    run,
+    ipet,
+    table,
+    suggest,
+    predict,
+    report,
+    export,
+    runs,
+    pretrain,
+    merge,
+):
     main.add_command(command)
