@@ -1,6 +1,6 @@
 """Are twenty labels worth more where the members disagree than at random? The demo task, per seed:
 
-    python bench/suggest.py [--seeds 5] [--rounds 2] [--count 10] [--store FOLDER]
+    python bench/suggest.py [--seeds 0,1,2,3,4] [--rounds 2] [--count 10] [--store FOLDER]
 
 From one run with 10 labels two go on: each round, `pet suggest` names `--count` pool texts by one method, their hidden
 labels are filled in (the oracle), and `pet run` is repeated with all files so far. Printed per seed: accuracy of
@@ -31,7 +31,7 @@ HERE = Path(__file__).parents[1]
 def main() -> None:
     """Compare, print a line a run and the differences."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--store", type=Path, help="folder that keeps the runs; default: a temporary one")
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = options.store or Path(folder) / "runs"
         gains = []
-        for seed in range(options.seeds):
+        for seed in map(int, options.seeds.split(",")):
             first = walk(store, seed, [])
             print(f"seed {seed}  10 labels {scores_of(first)}", flush=True)
             ends = {
@@ -76,12 +76,13 @@ def walk(store: Path, seed: int, files: list[Path]) -> Run:
     """`pet run` of the demo with these files."""
     given = [word for file in files for word in ("--train-file", str(file))]
     command = [sys.executable, "-m", "pet", "run", "--store", str(store), "--seed", str(seed), *given]
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{done.stderr}{' '.join(command)} ended with status {done.returncode}")
-    path = next(line.removeprefix("run: ") for line in done.stdout.splitlines() if line.startswith("run: "))
-    return open_run(path, Store(store))
+    made = next(line.removeprefix("run: ") for line in done.stdout.splitlines() if line.startswith("run: "))
+    return open_run(made, Store(store))
 
 
 def accuracies(run: Run) -> dict[str, float]:
