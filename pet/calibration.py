@@ -57,12 +57,17 @@ def leave_one_out(scores: Array, weights: Array) -> tuple[Array, Array]:
     return np.concatenate(others), np.concatenate(best)
 
 
+def bin_of(confidence: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """The bin [N], 0 to BINS - 1, of each probability [N]: one holds those above its lower end up to its upper one."""
+    return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
+
+
 def expected_calibration_error(probabilities: NDArray[np.floating[Any]], gold: NDArray[np.int64]) -> float:
     """ECE in percent of probabilities [N, L] against labels [N]: texts are put into BINS by the probability of their
-    best label, a bin being open below and closed above; the mean over texts of |share that is right - mean probability|
-    of their bin (Guo et al. 2017, equation 3)."""
+    best label; the mean over texts of |share that is right - mean probability| of their bin (Guo et al. 2017,
+    equation 3)."""
     confidence = probabilities.max(-1)
     right = probabilities.argmax(-1) == gold
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = bin_of(confidence)
     gaps = np.bincount(bins, right, BINS) - np.bincount(bins, confidence, BINS)
     return float(100 * np.abs(gaps).sum() / len(gold))

@@ -65,10 +65,12 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
     texts, scores = sample(run)
     with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
         student = load(run, checkpoint)
-        # Here a calibrated temperature could be folded into the last linear map, and every program would have it.
         tokenizer = prepare_tokenizer(run)
         tokenizer.save_pretrained(draft)
         inputs = encode(tokenizer, texts, student)
+        temperature = run.temperature_of("student") or 1.0
+        fold_temperature(student, temperature, inputs)
+        scores = scores / temperature
         if form == "hf":
             student.save_pretrained(draft)
             found = [compare_to_run(run, answers(load(run, draft), inputs), scores)]
@@ -136,6 +138,26 @@ def encode(tokenizer: Any, texts: Texts, model: Any) -> dict[str, torch.Tensor]:
     found = tokenizer(first, *pair, truncation=True, padding=True, return_tensors="pt")
     known = inspect.signature(model.forward).parameters
     return {name: found[name] for name in tokenizer.model_input_names if name in found and name in known}
+
+
+def fold_temperature(model: Any, temperature: float, inputs: Inputs) -> None:
+    """Divide the last linear map by the temperature of the run's calibration, so that the softmax of the logits is what
+    `pet predict` says; `inputs`: some, to see that it did.
+
+    Raises:
+        ModelError: the model's logits do not come from a last linear map of its own.
+    """
+    before = answers(model, inputs)
+    labels = model.config.num_labels
+    heads = [one for one in model.modules() if isinstance(one, torch.nn.Linear) and one.out_features == labels]
+    with torch.no_grad():
+        for weights in heads[-1].parameters() if heads else ():
+            weights.div_(temperature)
+    if not np.allclose(temperature * answers(model, inputs), before, rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"the temperature {temperature:g} cannot be put into a {model.config.model_type} classifier, whose logits "
+            "do not come from a last linear map; use `pet predict`"
+        )
 
 
 def answers(model: Any, inputs: Inputs) -> NDArray[np.float32]:

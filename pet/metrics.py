@@ -1,5 +1,5 @@
-"""How good predictions are: accuracy or macro-F1, each with a 95 % bootstrap interval; and how sure a comparison over
-several seeds is. Arrays only."""
+"""How good predictions are: accuracy or macro-F1, each with a 95 % interval; and how sure a comparison over several
+seeds is. Arrays only."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,16 +51,20 @@ def measure(counts: NDArray[np.int64], metric: Metric) -> NDArray[np.float64]:
 def score_predictions(
     gold: NDArray[np.int64], predicted: NDArray[np.int64], num_labels: int, metric: Metric, seed: int = 0
 ) -> Score:
-    """Metric of predictions [N] against gold labels [N] with a percentile bootstrap interval over the texts.
+    """Metric of predictions [N] against gold labels [N] with its 95 % interval over the texts.
 
-    Resampling texts is resampling cells of the confusion matrix, so the bootstrap draws multinomial counts: exact for
-    any metric of the matrix, and fast.
+    Of accuracy it is Wilson's (1927), which stays honest where few texts were asked, or all were right: one right text
+    of one gives 21 to 100. Of macro-F1 it is the percentile bootstrap: resampling texts is resampling cells of the
+    confusion matrix, so it draws multinomial counts, exact for any metric of the matrix, and fast; `seed` is its own.
     """
     counts = confusion(np.asarray(gold), np.asarray(predicted), num_labels)
     total = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, size=RESAMPLES)
-    values = measure(drawn.reshape(RESAMPLES, num_labels, num_labels), metric)
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if metric == "accuracy":
+        low, high = stats.binomtest(int(np.trace(counts)), total).proportion_ci(LEVEL, method="wilson")
+    else:
+        drawn = np.random.default_rng(seed).multinomial(total, counts.ravel() / total, size=RESAMPLES)
+        values = measure(drawn.reshape(RESAMPLES, num_labels, num_labels), metric)
+        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Score(*(100 * float(value) for value in (measure(counts, metric), low, high)))
 
 

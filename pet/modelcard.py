@@ -42,7 +42,7 @@ classifier was trained on their soft labels.
 
 ## Results
 
-In percent, on the {test} test texts; the interval is where 95 % of bootstrap samples of these texts lie.
+In percent, on the {test} test texts, each with its 95 % interval.
 
 | | {metric} | 95 % interval |
 |---|---:|---:|
@@ -206,6 +206,18 @@ def score_lines(summary: Mapping[str, Any]) -> list[str]:
     return [f"| {name} | {one['value']:.1f} | {one['low']:.1f} to {one['high']:.1f} |" for name, one in found]
 
 
+def calibration(run: Run) -> str:
+    """How far its probabilities can be believed."""
+    found = run.summary.get("calibration", {}).get("student")
+    if found is None:
+        return "Its probabilities were not calibrated."
+    return (
+        f"Its logits are divided by the temperature {found['temperature']:g}, fitted on {found['fitted_on']}: the "
+        f"expected calibration error on the test set is {found['ece_after']:.1f} points with it, "
+        f"{found['ece_before']:.1f} without."
+    )
+
+
 def pattern_lines(run: Run) -> list[str]:
     """Each pattern of the members once, then the words of each label; with several sets of words, each pattern's."""
     asked = {one.manifest["settings"]["pattern"]: one.manifest["settings"]["words"] for one in run.members}
@@ -235,7 +247,7 @@ def limits(run: Run) -> list[str]:
         "the intervals do not say by how much.",
         f"The test texts come from the task's own source, and {near['test_of_pool']} of them nearly repeat an "
         f"unlabelled text, {near['test_of_train']} a labelled one; texts from elsewhere may be harder.",
-        f"Trained at temperature {settings['distill']['temperature']:g}; its probabilities were not calibrated.",
+        calibration(run),
         "Licence: unknown; it depends on the base model's and on that of the texts. State one before you publish this.",
     ]
     return found

@@ -266,6 +266,14 @@ class Plan:
         first, second = names
         return [one.replace("{text}", f"{{{first}}}").replace("{text_b}", f"{{{second}}}") for one in PAIR_PATTERNS]
 
+    @property
+    def id_column(self) -> str | None:
+        """A column called `id` in which every row has a cell of its own."""
+        others = (*self.columns.texts, self.columns.label)
+        named = next((one for one in self.table.columns if one.lower() == "id" and one not in others), None)
+        cells = [read_cell(row, named) for row in self.table.rows]
+        return named if named and all(cells) and len(set(cells)) == len(cells) else None
+
     def texts(self) -> Texts:
         """The texts as the card will have them."""
         return Texts(
@@ -361,6 +369,7 @@ def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
             f"  format: {kind}",
             f"  train: {scalar('texts.csv' if lines else data_path(plan.table.path, plan.out))}",
             f"  label: {'null  # no column has it' if label is None else scalar(label)}",
+            *([f"  id: {scalar(plan.id_column)}"] if plan.id_column else []),
             *([f"  fields: {flow(mapped)}"] if mapped else []),
             "",
         ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pet import report
 from pet.artifacts import Artifact
+from pet.calibration import BINS, bin_of, expected_calibration_error
 from pet.ensemble import pool_scores, soften
 from pet.errors import StoreError
 from pet.examples import CHUNK
@@ -26,9 +27,6 @@ from pet.stages import label, prepare
 from pet.stages.work import label_numbers, open_scores, read_scores
 
 TEMPLATE = "report.html.jinja"
-
-BINS = 15
-"""Of a reliability diagram and of ECE (Guo et al. 2017, On Calibration of Modern Neural Networks, section 5)."""
 
 HISTOGRAM_BINS = 20
 
@@ -96,7 +94,11 @@ def collect(run: Run) -> dict[str, Any]:
         "soft_labels": describe_soft_labels(run),
         "confusion": describe_confusion(confusion(gold, student.argmax(-1), len(run.labels)), run.labels),
         "reliability": [
-            {"name": report.row_name(summary, name), **reliability(gold, soften(scores))}
+            {
+                "name": report.row_name(summary, name),
+                "calibration": summary.get("calibration", {}).get(name),
+                **reliability(gold, soften(scores, run.temperature_of(name) or 1.0)),
+            }
             for name, scores in (("student", student), ("ensemble", opinion))
         ],
         "members": member_names(run),
@@ -183,14 +185,11 @@ def describe_confusion(counts: NDArray[np.int64], labels: Sequence[str]) -> list
 
 
 def reliability(gold: NDArray[np.int64], probabilities: Scores) -> dict[str, Any]:
-    """Bins of equal width over the most probable label's probability [N], and the expected calibration error: the mean
-    over texts of |accuracy - mean probability| of their bin (Guo et al. 2017, equation 3), 0 to 1.
-
-    A bin holds the probabilities above its lower end up to its upper one; empty bins are left out.
-    """
+    """The bins of the most probable label's probability, those without a text left out, and the expected calibration
+    error in percent, both of `calibration`; `probabilities`: [N, L]."""
     sure = probabilities.max(-1)
     right = probabilities.argmax(-1) == gold
-    place = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    place = bin_of(sure)
     bins = [
         {
             "low": one / BINS,
@@ -201,10 +200,9 @@ def reliability(gold: NDArray[np.int64], probabilities: Scores) -> dict[str, Any
         }
         for one in np.unique(place).tolist()
     ]
-    error = sum(one["count"] * abs(one["accuracy"] - one["probability"]) for one in bins) / len(gold)
     return {
         "bins": bins,
-        "error": error,
+        "error": expected_calibration_error(probabilities, gold),
         "texts": len(gold),
         "accuracy": float(right.mean()),
         "sure": float(sure.mean()),

@@ -161,19 +161,12 @@ def load_predictor(run: Run, kind: Kind, runtime: RuntimeSettings, reporter: Rep
         scorer = Checkpoint(run.student.path / "student", fields, run.labels, length, machine)
     else:
         scorer = members.Ensemble(run, fields, machine)
-    return Predictor(fields, run.labels, scorer, temperature_of(run, kind))
+    return Predictor(fields, run.labels, scorer, run.temperature_of(kind))
 
 
 def fields_of(run: Run) -> tuple[str, ...]:
     """The texts that a run's classifiers read, in order."""
     return tuple(run.prepared.manifest["settings"]["fields"])
-
-
-def temperature_of(run: Run, kind: Kind) -> float | None:
-    """What the run's calibration says; `None` for runs that were made before there was one."""
-    if not (run.scored.path / "calibration.json").is_file():
-        return None
-    return float(run.scored.read_json("calibration.json")[kind]["temperature"])
 
 
 def find_card(run: Run) -> TaskCard | None:

@@ -71,6 +71,13 @@ class Run:
         named = self.labelled.read_json("ensemble.json")["members"]
         return [self.by_identity("finetune", one["identity"]) for one in named]
 
+    def temperature_of(self, classifier: str) -> float | None:
+        """What the raw scores of `student` or `ensemble` are divided by for probabilities (`calibration`); `None` for
+        runs that were made before there was one."""
+        if not (self.scored.path / "calibration.json").is_file():
+            return None
+        return float(self.scored.read_json("calibration.json")[classifier]["temperature"])
+
     def input_of(self, artifact: Artifact, name: str) -> Artifact:
         """An input of an artifact of this run; `name`: as in its manifest, where it is the stage's.
 

@@ -1,4 +1,4 @@
-"""Scores against scikit-learn's, and their intervals against a bootstrap that resamples texts one by one."""
+"""Scores against scikit-learn's; intervals against Wilson's formula and a bootstrap that resamples texts one by one."""
 
 import json
 import warnings
@@ -61,9 +61,19 @@ def test_many_matrices_are_measured_at_once():
 # ---- intervals -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
+@pytest.mark.parametrize(("right", "size"), [(0, 1), (1, 1), (3, 4), (20, 20), (350, 500)])
+def test_the_interval_of_an_accuracy_is_wilsons(right, size):
+    """Where z standard deviations of a proportion p lie p from the one that was seen (Wilson 1927)."""
+    z, seen = 1.959964, right / size
+    middle = (seen + z**2 / (2 * size)) / (1 + z**2 / size)
+    reach = z / (1 + z**2 / size) * (seen * (1 - seen) / size + z**2 / (4 * size**2)) ** 0.5
+    predicted = np.array([0] * right + [1] * (size - right))
+    score = score_predictions(np.zeros(size, dtype=np.int64), predicted, 2, "accuracy")
+    assert (score.low, score.high) == pytest.approx((100 * (middle - reach), 100 * (middle + reach)), abs=1e-4)
+
+
 @pytest.mark.parametrize(("size", "right"), [(300, 0.7), (60, 0.5)])
-def test_intervals_are_those_of_resampling_the_texts(metric, size, right):
+def test_the_interval_of_macro_f1_is_that_of_resampling_the_texts(size, right):
     """Resampling cells of the confusion matrix is the same thing, faster; both have their own noise."""
     gold, predicted = invent(3, size, 3, right)
     rng = np.random.default_rng(99)
@@ -71,14 +81,12 @@ def test_intervals_are_those_of_resampling_the_texts(metric, size, right):
     for _ in range(RESAMPLES):
         rows = rng.integers(size, size=size)
         drawn, said = gold[rows], predicted[rows]
-        if metric == "accuracy":
-            values.append(100 * float((drawn == said).mean()))
-        else:  # 2 TP / (2 TP + FP + FN), label by label
-            hits = [int(((drawn == label) & (said == label)).sum()) for label in range(3)]
-            seen = [int((drawn == label).sum() + (said == label).sum()) for label in range(3)]
-            values.append(100 * sum(2 * a / b if b else 0.0 for a, b in zip(hits, seen, strict=True)) / 3)
+        # 2 TP / (2 TP + FP + FN), label by label
+        hits = [int(((drawn == label) & (said == label)).sum()) for label in range(3)]
+        seen = [int((drawn == label).sum() + (said == label).sum()) for label in range(3)]
+        values.append(100 * sum(2 * a / b if b else 0.0 for a, b in zip(hits, seen, strict=True)) / 3)
     low, high = np.quantile(values, [0.025, 0.975])
-    score = score_predictions(gold, predicted, 3, metric)
+    score = score_predictions(gold, predicted, 3, "macro-f1")
     noise = 0.15 * float(np.std(values))  # an end of the interval has a standard error of 0.06 standard deviations
     assert score.low == pytest.approx(low, abs=noise + 100 / size / 2)
     assert score.high == pytest.approx(high, abs=noise + 100 / size / 2)

@@ -181,7 +181,7 @@ def test_calibration_is_that_of_guo_et_al():
             error += len(inside) / 300 * abs(right - np.mean([max(probabilities[row]) for row in inside]))
             held.append(len(inside))
     found = page.reliability(gold, probabilities)
-    assert found["error"] == pytest.approx(error)
+    assert found["error"] == pytest.approx(100 * error)
     assert [one["count"] for one in found["bins"]] == held
 
 

@@ -1,4 +1,4 @@
-"""evaluate: every classifier of the walk on the same test set, with 95 % bootstrap intervals.
+"""evaluate: every classifier of the walk on the same test set, with 95 % intervals.
 
 Compares zero-shot (untuned patterns, pooled), the supervised baselines, every member, the ensemble before distillation
 and the student; and, where the pool's labels are known, how right the soft labels were. Writes scores.json, and

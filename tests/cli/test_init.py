@@ -276,3 +276,13 @@ def test_a_far_away_file_is_named_by_its_absolute_path(model, tmp_path):
     pet("init", "mails", "--input", source, "--model", model, "--out", out)
     assert yaml.safe_load((out / "task.yaml").read_text())["files"]["train"] == str(source.resolve())
     assert len(load_texts(*load_card(str(out)))["train"]) == 12
+
+
+@pytest.mark.parametrize(("ids", "kept"), [(True, True), (False, False)], ids=["all different", "one twice"])
+def test_a_column_of_ids_names_the_texts_if_it_tells_them_apart(ids, kept, model, tmp_path):
+    rows = [{"ID": f"t{number if ids else min(number, 10)}", **row} for number, row in enumerate(invent())]
+    source = write(tmp_path / "mails.csv", rows)
+    init(model, source)
+    card, folder = load_card(str(tmp_path / "mails"))
+    found = load_texts(card, folder)["train"].ids
+    assert (found == [row["ID"] for row in rows]) is kept
