@@ -23,10 +23,11 @@ from scipy.special import softmax
 from pet import models
 from pet.artifacts import write_folder
 from pet.errors import MissingArtifact, ModelError, StoreError
-from pet.examples import Texts
+from pet.examples import Texts, concatenate
 from pet.modelcard import model_card
 from pet.runs import Run
 from pet.settings import ModelSettings
+from pet.stages import prepare
 from pet.stages.work import read_scores
 from pet.tasks import read_texts
 
@@ -76,13 +77,12 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
             found = [compare_to_run(run, answers(load(run, draft), inputs), scores)]
         else:
             student.config.save_pretrained(draft)
-            ask = write_onnx(
-                student, encode(tokenizer, texts.take(spread(len(texts), 3)), student), draft / "model.onnx"
-            )
+            many = fill_up(run, texts)
+            ask = write_onnx(student, encode(tokenizer, many.take(spread(len(many), 3)), student), draft / "model.onnx")
             found = [
                 compare_to_run(run, ask(inputs), scores),
-                compare_to_torch(student, tokenizer, texts, ask),
-                *timings(student, tokenizer, texts, ask),
+                compare_to_torch(student, tokenizer, many, ask),
+                *timings(student, tokenizer, many, ask),
             ]
         card = model_card(run, form, list(texts.fields), list(inputs), "\n\n".join(found))
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -129,6 +129,13 @@ def sample(run: Run) -> tuple[Texts, NDArray[np.float32]]:
     order = sorted(range(len(texts)), key=lambda row: len(texts.joined(row)))
     rows = [order[place] for place in spread(len(order), min(CHECKED, len(order)))]
     return texts.take(rows), scores[rows]
+
+
+def fill_up(run: Run, texts: Texts) -> Texts:
+    """CHECKED texts where the test set has fewer: those of the pool after them."""
+    pool = prepare.load(run.prepared).pool
+    more = spread(len(pool), min(len(pool), CHECKED - len(texts))) if len(texts) < CHECKED else []
+    return concatenate([texts, pool.take(more)]) if more else texts
 
 
 def encode(tokenizer: Any, texts: Texts, model: Any) -> dict[str, torch.Tensor]:
@@ -279,8 +286,8 @@ def compare_to_torch(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> str:
             "was written, use --format hf"
         )
     return (
-        f"Onnxruntime beside torch, on batches of 1 to {count} of these texts: a probability differs by {worst:.0e} at "
-        "most."
+        f"Onnxruntime beside torch, on batches of 1 to {count} test and pool texts: a probability differs by "
+        f"{worst:.0e} at most."
     )
 
 
