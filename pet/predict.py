@@ -340,7 +340,7 @@ def check_files(source: Path, output: Path | None) -> None:
     format_of(output, "output")
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise TaskError(
-            f"output {output}: there must be a folder {output.absolute().parent}, and no folder of its name"
+            f"output {output} cannot be a file: {output.absolute().parent} must be a folder, and {output.name} none"
         )
     if output.exists() and source.exists() and output.samefile(source):
         raise TaskError(f"output {output} is the input; name another file")

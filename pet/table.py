@@ -49,12 +49,17 @@ def by_name(settings: Mapping[str, Settings]) -> dict[str, Settings]:
     """The settings of each task by its card's own name.
 
     Raises:
-        SettingsError: two cards have one name.
+        SettingsError: two cards have one name, or texts were labelled by hand, which a table's sizes do not count.
         TaskError: a card is unusable.
     """
     found: dict[str, Settings] = {}
     for chosen in settings.values():
         name = load_card(chosen.task.name)[0].name
+        if chosen.data.train_files:
+            raise SettingsError(
+                f"data.train_files of task {name!r}: a table draws its labelled texts, as many as its sizes say; leave "
+                "the setting out, or use `pet run`"
+            )
         if name in found:
             raise SettingsError(f"table.tasks: two cards are named {name!r}; change `name:` in one of them")
         found[name] = chosen

@@ -398,7 +398,10 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
     except csv.Error as problem:
         problems.append(f"line {lines.line_num}: {problem}")
     if problems and len(names) == 1:
-        problems = [f"its first line has the one column {names[0]!r}; separate columns by {lines.dialect.delimiter!r}"]
+        problems = [
+            f"its first line has the one column {names[0]!r}; separate columns by {lines.dialect.delimiter!r}, "
+            "as a spreadsheet does if told to"
+        ]
     raise_problems(TaskError, str(path), problems)
     yield from rows
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from rows import find_all, find_one, lay_ground, lively_model, pet, read_json, snapshot
+from rows import files_of, find_all, find_one, lay_ground, lively_model, pet, read_json, snapshot
 
 from pet import published, table, tabulate
 from pet.errors import StoreError
@@ -313,6 +313,14 @@ def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_fa
     second.change_card(name="topics")
     refused = pet("table", first.pipeline, "--set", f"table.tasks={json.dumps(tasks)}", code=2)
     assert "table.tasks: two cards are named 'topics'" in refused.stderr
+
+
+def test_labels_given_by_hand_are_refused_as_no_size_counts_them(made, tmp_path):
+    ground, _ = made
+    given = "data.train_files=mine.csv"
+    refused = pet("table", ground.pipeline, "--set", given, "--store", tmp_path / "s", "--out", tmp_path, code=2)
+    assert "a table draws its labelled texts, as many as its sizes say; leave the setting out" in refused.stderr
+    assert files_of(tmp_path) == set()
 
 
 @pytest.mark.parametrize(

@@ -832,5 +832,5 @@ def test_a_pattern_that_stands_twice_is_refused(tmp_path):
 def test_a_file_with_another_separator_is_told_so_once(tmp_path):
     write(tmp_path / "mine" / "t.csv", "label;body\ngood;soup, warm\nbad;rain, cold\n")
     card = write_card(tmp_path, files={"format": "csv", "train": "t.csv"})
-    with pytest.raises(TaskError, match="its first line has the one column 'label;body'; separate columns by ','"):
+    with pytest.raises(TaskError, match="its first line has the one column 'label;body'; separate columns by ',', as"):
         load_texts(*load_card(card))

@@ -108,7 +108,7 @@ def test_a_line_for_each_label_and_yaml_to_paste(ground, tmp_path, monkeypatch):
 def test_the_card_keeps_what_it_had_and_can_be_run(ground, tmp_path):
     new = ground.folder / "auto.yaml"
     said = verbalize(ground, "--output", new).stdout
-    assert f"pet run --task {new}" in said and "--data" not in said
+    assert f"pet run quick --task {new} --train-examples 12 " in said and "--data" not in said
     card, _ = load_card(str(new))
     old, _ = load_card(str(ground.card))
     assert {entry.verbalizer for entry in card.patterns} == {"auto"}

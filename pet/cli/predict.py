@@ -22,7 +22,9 @@ SHOWN_TEXT = 60
     "--text", "texts", multiple=True, help="A text, as the task's first field (others empty); may be repeated."
 )
 @click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL or Parquet file (also .gz).")
-@click.option("--output", type=click.Path(path_type=Path), help="Such a file to write; default: CSV to the screen.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Such a file to write, or to replace; default: CSV to the screen."
+)
 @click.option(
     "--from",
     "kind",

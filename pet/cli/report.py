@@ -9,7 +9,11 @@ from pet.errors import SettingsError
 
 @click.command()
 @click.argument("run")
-@click.option("--output", type=click.Path(path_type=Path), help="The page; RUN's name with .html if it is left out.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The page, replaced if it is there; RUN's name with .html if left out.",
+)
 @click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
 def report(run: str, output: Path | None, store: str) -> None:
     """Write what a RUN found as one HTML page that needs nothing else, to look at or to send.

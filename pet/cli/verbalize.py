@@ -78,7 +78,10 @@ def verbalize(
     if output:
         write_card(output, work, found)
         data = data_folder(work, output)
-        example = ["pet", "run", "--task", str(output), *(["--data", data] if data else [])]
+        sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": seed}
+        given = [word for flag, value in sizes.items() if value is not None for word in (flag, str(value))]
+        given += [word for one in assignments for word in ("--set", one)]
+        example = ["pet", "run", "quick", "--task", str(output), *given]
         click.echo(f"{output}: the card with these words; for example: {shlex.join(example)}")
     else:
         click.echo(
