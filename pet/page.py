@@ -4,7 +4,6 @@ that the summary has, and never opens the pool's hidden labels.
 Shapes: M members, N texts, L labels.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import report
-from pet.artifacts import Artifact
+from pet.artifacts import Artifact, new_file
 from pet.calibration import BINS, bin_of, expected_calibration_error
 from pet.ensemble import pool_scores, soften
 from pet.errors import StoreError
@@ -46,16 +45,13 @@ def write(run: Run, output: Path) -> None:
         StoreError: an artifact of the run is gone or damaged, or `output` cannot be written.
     """
     page = render(collect(run))
-    draft = output.with_name(f".{output.name}-{os.getpid()}")
     try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(output)
+        with new_file(output) as draft:
+            draft.write_text(page, encoding="utf-8")
     except OSError as problem:
         raise StoreError(
             f"{output} cannot be written ({problem.strerror or problem}); name another file with --output"
         ) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def render(content: dict[str, Any]) -> str:
