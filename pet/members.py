@@ -36,8 +36,7 @@ class Ensemble:
         self.runtime = runtime
         settings = [checkpoint_of(run, one) for one in self.members]
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
-        named = run.labelled.read_json("ensemble.json")["members"]
-        self.weights = np.asarray([one["weight"] for one in named])
+        self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
         self.speller = Speller(models.load_tokenizer(settings[0]), settings[0].name)
         pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]

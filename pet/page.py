@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pet import report
 from pet.artifacts import Artifact, new_file
 from pet.calibration import BINS, bin_of, expected_calibration_error
-from pet.ensemble import pool_scores, soften
+from pet.ensemble import disagreement, pool_scores, soften
 from pet.errors import StoreError
 from pet.examples import CHUNK
 from pet.metrics import confusion, measure
@@ -74,7 +74,7 @@ def collect(run: Run) -> dict[str, Any]:
     members = run.members
     gold = label_numbers(prepare.load(run.prepared).test, run.labels)
     tested = np.stack([read_scores(one)["test"] for one in members])  # [M, N, L]
-    opinion = pool_scores(tested, weights_of(run)) + label.load_shift(run.labelled, run.labels)
+    opinion = pool_scores(tested, run.weights) + label.load_shift(run.labelled, run.labels)
     student = read_scores(run.student)["test"]
     return {
         "name": run.path.name,
@@ -105,11 +105,6 @@ def collect(run: Run) -> dict[str, Any]:
     }
 
 
-def weights_of(run: Run) -> NDArray[np.float64]:
-    """Weights [M] of the members, in the order of `run.members`."""
-    return np.asarray([one["weight"] for one in run.labelled.read_json("ensemble.json")["members"]])
-
-
 # ---- patterns and members ------------------------------------------------------------------------------------------
 
 
@@ -128,7 +123,7 @@ def describe_patterns(run: Run, gold: NDArray[np.int64], tested: Scores) -> list
         asked = {"pattern": untuned.manifest["settings"]["pattern"], "words": untuned.manifest["settings"]["words"]}
         members = [
             {"name": name, "score": score(scores), "weight": float(weight), "trained": one.identity != untuned.identity}
-            for name, one, scores, weight in zip(member_names(run), run.members, tested, weights_of(run), strict=True)
+            for name, one, scores, weight in zip(member_names(run), run.members, tested, run.weights, strict=True)
             if {name: one.manifest["settings"][name] for name in asked} == asked
         ]
         found.append(
@@ -237,11 +232,11 @@ def most_disputed(members: Sequence[Artifact], num_labels: int) -> tuple[list[in
     share, spread = np.empty(0), np.empty(0)
     with ExitStack() as stack:
         files = [stack.enter_context(open_scores(one, "pool")) for one in members]
-        total = files[0].get_shape()[0]
+        total, equal = files[0].get_shape()[0], np.full(len(members), 1 / len(members))
         for start in range(0, total, CHUNK):
             part = range(start, min(start + CHUNK, total))
             scores = np.stack([one[part.start : part.stop] for one in files])
-            new_share, new_spread = disagreement(scores)
+            new_share, new_spread = pairs_that_differ(scores), disagreement(scores, equal)
             rows = np.concatenate([rows, part])
             predicted = np.concatenate([predicted, scores.argmax(-1)], axis=1)
             share, spread = np.concatenate([share, new_share]), np.concatenate([spread, new_spread])
@@ -251,21 +246,12 @@ def most_disputed(members: Sequence[Artifact], num_labels: int) -> tuple[list[in
     return rows.tolist(), predicted, share
 
 
-def disagreement(scores: Scores) -> tuple[Scores, Scores]:
-    """How far members differ on each text, from scores [M, N, L]: the share of pairs that give different labels [N], 0
-    for a single member, and, to order equal ones, the Jensen-Shannon divergence of the members' probabilities in nats
-    [N] (Lin 1991: entropy of the mean less mean of the entropies)."""
+def pairs_that_differ(scores: Scores) -> Scores:
+    """The share of pairs of members that give a text different labels [N], from scores [M, N, L]; 0 for one member."""
     num_members, _, num_labels = scores.shape
     votes = (scores.argmax(-1)[..., None] == np.arange(num_labels)).sum(0)  # [N, L]
     pairs = max(num_members * (num_members - 1), 1)
-    differ = (num_members**2 - (votes**2).sum(-1)) / pairs
-    probabilities = soften(scores)
-    return differ, entropy(probabilities.mean(0)) - entropy(probabilities).mean(0)
-
-
-def entropy(probabilities: Scores) -> Scores:
-    """In nats, over the last axis."""
-    return np.asarray(-(probabilities * np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))).sum(-1))
+    return np.asarray((num_members**2 - (votes**2).sum(-1)) / pairs)
 
 
 def shorten(text: str) -> str:

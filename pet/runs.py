@@ -6,6 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pet.artifacts import MANIFEST, Artifact, Store
 from pet.errors import MissingArtifact, StoreError
 from pet.settings import Settings, resolve_settings
@@ -68,8 +71,16 @@ class Run:
     @cached_property
     def members(self) -> list[Artifact]:
         """The members that the soft labels come from, in the order of ensemble.json."""
-        named = self.labelled.read_json("ensemble.json")["members"]
-        return [self.by_identity("finetune", one["identity"]) for one in named]
+        return [self.by_identity("finetune", one["identity"]) for one in self._named]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """The members' weights [M], 1 in sum but for rounding, in the same order."""
+        return np.asarray([one["weight"] for one in self._named])
+
+    @cached_property
+    def _named(self) -> list[dict[str, Any]]:
+        return list(self.labelled.read_json("ensemble.json")["members"])
 
     def temperature_of(self, classifier: str) -> float | None:
         """What the raw scores of `student` or `ensemble` are divided by for probabilities (`calibration`); `None` for

@@ -52,8 +52,7 @@ def suggest(run: Run, count: int, method: str, seed: int) -> Suggestions:
         StoreError: there is one member only, which agrees with itself.
         MissingArtifact: an artifact of the run is gone.
     """
-    opinion = run.labelled.read_json("ensemble.json")["members"]
-    weights = np.asarray([one["weight"] for one in opinion])
+    weights = run.weights
     if method == "disagreement" and len(weights) < 2:
         raise StoreError(
             f"run {run.path.name} has one member, so there is nobody to disagree with; use --method random, or make a "
