@@ -17,7 +17,8 @@ import transformers
 from pretraining import SHAPES
 
 from pet import models
-from pet.artifacts import Store, read_json
+from pet.artifacts import Store
+from pet.files import read_json
 from pet.runtime import open_runtime, seed_everything
 from pet.settings import ModelSettings, resolve_pretraining
 from pet.stages import pretrain

@@ -11,8 +11,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pet.artifacts import IDENTITY_LENGTH, MANIFEST, Artifact, Key, Store, digest_file
+from pet.artifacts import Artifact, Store
+from pet.drafts import MANIFEST, content_of, wrong_files
 from pet.errors import StoreError, raise_problems
+from pet.identity import IDENTITY_LENGTH, Key
 
 REMOVED = ".removed-"
 """What the name of a folder begins with that is being removed; no stage looks at it."""
@@ -223,17 +225,9 @@ def verify(shelf: Shelf, artifacts: Iterable[Artifact]) -> Iterator[tuple[Artifa
 
 def check_files(artifact: Artifact) -> Iterator[str]:
     """The files of an artifact against its manifest."""
-    there = {path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*") if path.is_file()}
-    listed = {one["path"]: one for one in artifact.manifest["files"]}
-    for name, one in listed.items():
-        path = artifact.path / name
-        if name not in there:
-            yield f"{name} is missing"
-        elif path.stat().st_size != one["size"]:
-            yield f"{name} is damaged: {path.stat().st_size:,} bytes, {one['size']:,} were written"
-        elif digest_file(path) != one["sha256"]:
-            yield f"{name} is damaged: its content has changed (sha256)"
-    for name in sorted(there - {MANIFEST, *listed}):
+    yield from wrong_files(artifact.path, artifact.manifest)
+    listed = {one["path"] for one in artifact.manifest["files"]}
+    for name in sorted(content_of(artifact.path).keys() - listed):
         yield f"{name} is not in the manifest"
 
 

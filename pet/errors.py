@@ -7,12 +7,15 @@
     +-- ModelError       a model or tokenizer that cannot be used
     +-- StoreError       the artifact store
         +-- MissingArtifact   an earlier stage has not been run
+        +-- DamagedArtifact   an artifact is not as it was written
+        +-- Busy              another process is making what is wanted
 
 Each message is one sentence for the person at the keyboard: what was given, what was expected, what to do. The command
 line prints it and exits with code 2. Mistakes of the programmer are `assert`s, not these.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class PetError(Exception):
@@ -41,6 +44,19 @@ class StoreError(PetError):
 
 class MissingArtifact(StoreError):
     """A stage needs an artifact that has not been made."""
+
+
+class DamagedArtifact(StoreError):
+    """An artifact is not as it was written. `folder`: where it lies."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(f"{folder}: {problem}; the command that made it sets it aside and makes it again")
+        self.folder = folder
+        self.problem = problem
+
+
+class Busy(StoreError):
+    """Another process is making what is wanted."""
 
 
 SHOWN_PROBLEMS = 5

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pet import models
-from pet.artifacts import write_folder
-from pet.errors import MissingArtifact, ModelError, StoreError
+from pet.errors import ModelError, StoreError
 from pet.examples import Texts, concatenate
+from pet.files import write_folder
 from pet.modelcard import model_card
 from pet.runs import Run
 from pet.settings import ModelSettings
@@ -60,9 +60,7 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
         need_packages()
     if out.resolve().is_relative_to(run.store.root.resolve()):
         raise StoreError(f"{out} lies in the store {run.store.root}, which pet alone writes; name a folder elsewhere")
-    checkpoint = run.student.path / "student"
-    if not checkpoint.is_dir():
-        raise MissingArtifact(f"{checkpoint} is not there any more; remove {run.student.path} and make the run again")
+    checkpoint = run.student.file("student")
     texts, scores = sample(run)
     with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
         student = load(run, checkpoint)
@@ -109,7 +107,7 @@ def load(run: Run, folder: Path) -> Any:
 def prepare_tokenizer(run: Run) -> Any:
     """The student's tokenizer, told to read as pet does: not more than the run's max_length, and what looks like a
     special token in a text as characters."""
-    settings = settings_of(run, run.student.path / "student")
+    settings = settings_of(run, run.student.file("student"))
     tokenizer = models.load_tokenizer(settings)
     tokenizer.model_max_length = settings.max_length
     tokenizer.split_special_tokens = True
@@ -125,7 +123,7 @@ def spread(total: int, count: int) -> list[int]:
 
 def sample(run: Run) -> tuple[Texts, NDArray[np.float32]]:
     """At most CHECKED test texts, from the shortest to the longest, and the student's scores of them [B, L]."""
-    texts, scores = read_texts(run.prepared.path / "test.parquet"), read_scores(run.student)["test"]
+    texts, scores = read_texts(run.prepared.file("test.parquet")), read_scores(run.student)["test"]
     order = sorted(range(len(texts)), key=lambda row: len(texts.joined(row)))
     rows = [order[place] for place in spread(len(order), min(CHECKED, len(order)))]
     return texts.take(rows), scores[rows]

@@ -10,7 +10,7 @@ from pet.stages import distill, draw, evaluate, finetune, label, prepare
 from pet.stages.bench import Bench
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members
-from pet.stages.work import Work
+from pet.stages.work import Work, mending
 
 ENDLESS = 10**12
 """Texts of a pool that cuts no schedule short."""
@@ -25,6 +25,11 @@ def run_ipet(work: Work) -> Artifact:
     check(work)
     for line in describe_schedule(work):
         work.runtime.reporter.say(line)
+    return mending(work.store, work.runtime, lambda: walk(work))
+
+
+def walk(work: Work) -> Artifact:
+    """As `run_ipet`; a damaged artifact is raised."""
     prepared = prepare.run(work)
     adapted = adapt_model(work, prepared, here=True)
     bench = Bench(work, prepared)

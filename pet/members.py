@@ -64,7 +64,7 @@ class Ensemble:
     @torch.no_grad()
     def _become(self, member: Artifact) -> None:
         """Give the model the weights of one member."""
-        settings, adapter = self.models[member.identity], member.path / "adapter"
+        settings = self.models[member.identity]
         if self.folded:
             self.folded.restore()
             self.folded = None
@@ -72,8 +72,8 @@ class Ensemble:
             for mine, its in zip(self.cloze.parameters(), models.load_masked_lm(settings).parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
-        if adapter.is_dir():
-            self.folded = lora.load(self.cloze.lm, adapter)
+        if member.has("adapter"):
+            self.folded = lora.load(self.cloze.lm, member.file("adapter"))
             self.folded.fold(0)
         refresh(self.twin, self.cloze)
 
@@ -100,9 +100,9 @@ def checkpoint_of(run: Run, member: Artifact) -> ModelSettings:
     """
     settings = member.manifest["settings"]
     length = settings["model"]["max_length"]
-    if (member.path / "model").is_dir():
-        return ModelSettings(name=str((member.path / "model").resolve()), max_length=length)
-    if settings["repetition"] is not None and not (member.path / "adapter").is_dir():
+    if member.has("model"):
+        return ModelSettings(name=str(member.file("model").resolve()), max_length=length)
+    if settings["repetition"] is not None and not member.has("adapter"):
         raise MissingArtifact(
             f"the weights of member {member.path.name} were not kept; use the student, or make the run in a new store "
             "with --set runtime.keep_members=true"
@@ -110,7 +110,7 @@ def checkpoint_of(run: Run, member: Artifact) -> ModelSettings:
     trained_on = str(settings["model"]["weights"])
     if trained_on.startswith("adapt-"):
         adapted = run.by_identity("adapt", trained_on.removeprefix("adapt-"))
-        return ModelSettings(name=str((adapted.path / "model").resolve()), max_length=length)
+        return ModelSettings(name=str(adapted.file("model").resolve()), max_length=length)
     start = run.settings.model
     if models.fingerprint(start) != trained_on:
         raise ModelError(

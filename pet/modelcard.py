@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pet.artifacts import environment
+from pet.drafts import environment
 from pet.errors import MissingArtifact
 from pet.models import EMBEDDED
 from pet.report import NAMES, row_name, soft_label_line

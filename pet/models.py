@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pet import delta
-from pet.artifacts import digest_file, digest_json
 from pet.errors import ModelError, SettingsError
+from pet.files import digest_file, digest_json
 from pet.runtime import Runtime
 from pet.settings import ModelSettings
 from pet.tasks import hub_reachable

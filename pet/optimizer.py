@@ -122,8 +122,12 @@ class FusedAdamW:
         for key, value in state.items():
             number, _, name = key.partition(".")
             one = parameters[int(number)]
+            mine = self.inner.state[one]
+            if name in mine:  # a captured step reads it where it is
+                mine[name].copy_(value)
+                continue
             on_host = name == "step" and not self.inner.param_groups[0]["capturable"]
-            self.inner.state[one][name] = value.clone() if on_host else value.to(one.device, copy=True)
+            mine[name] = value.clone() if on_host else value.to(one.device, copy=True)
 
     def _parameters(self) -> list[torch.Tensor]:
         return [one for group in self.inner.param_groups for one in group["params"]]

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import report
-from pet.artifacts import Artifact, new_file
+from pet.artifacts import Artifact
 from pet.calibration import BINS, bin_of, expected_calibration_error
 from pet.ensemble import disagreement, pool_scores, soften
 from pet.errors import StoreError
 from pet.examples import CHUNK
+from pet.files import new_file
 from pet.metrics import confusion, measure
 from pet.runs import Run
 from pet.stages import label, prepare
@@ -99,7 +100,7 @@ def collect(run: Run) -> dict[str, Any]:
         ],
         "members": member_names(run),
         "disputed": find_disputed(run),
-        "settings": (run.path / "settings.yaml").read_text(encoding="utf-8"),
+        "settings": run.artifact.file("settings.yaml").read_text(encoding="utf-8"),
         "manifest": run.artifact.manifest,
         "devices": sorted({name for one in summary["stages"].values() for name in one["devices"]}),
     }

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pet import models, report
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
 from pet.errors import SettingsError
+from pet.identity import Key
 from pet.settings import settings_yaml
 from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members, Plan
-from pet.stages.work import Work
+from pet.stages.work import Work, mending
 
 STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1
@@ -28,6 +30,11 @@ def run_stage(work: Work, stage: str) -> Artifact | None:
     if stage == "adapt" and not work.settings.adapt.enabled:
         raise SettingsError("--stage adapt, but the settings ask for no in-domain training; --set adapt.enabled=true")
     check(work)
+    return mending(work.store, work.runtime, lambda: walk(work, stage))
+
+
+def walk(work: Work, stage: str) -> Artifact | None:
+    """As `run_stage`; a damaged artifact is raised."""
     last = STAGES[-1] if stage == "all" else stage
     alone = stage != "all"
 
@@ -119,12 +126,8 @@ class Outcome:
 
 def publish_run(work: Work, outcome: Outcome) -> Artifact:
     """Write summary.json, summary.md and settings.yaml, or reuse the run."""
-    key = run_key(work, outcome)
-    found = work.reuse(key, "run")
-    if found:
-        return found
-    name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
-    with work.publish(key, name, seed=work.settings.seed) as draft:
+
+    def fill(draft: Draft) -> None:
         summary = report.build_summary(
             work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
         )
@@ -134,7 +137,9 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
-    return work.published(key)
+
+    name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
+    return work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)
 
 
 def run_key(work: Work, outcome: Outcome) -> Key:

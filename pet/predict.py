@@ -158,7 +158,7 @@ def load_predictor(run: Run, kind: Kind, runtime: RuntimeSettings, reporter: Rep
     scorer: Scorer
     if kind == "student":
         length = run.student.manifest["settings"]["model"]["max_length"]
-        scorer = Checkpoint(run.student.path / "student", fields, run.labels, length, machine)
+        scorer = Checkpoint(run.student.file("student"), fields, run.labels, length, machine)
     else:
         scorer = members.Ensemble(run, fields, machine)
     return Predictor(fields, run.labels, scorer, run.temperature_of(kind))

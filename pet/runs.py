@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import MANIFEST, Artifact, Store
+from pet.artifacts import Artifact, Store
+from pet.drafts import MANIFEST
 from pet.errors import MissingArtifact, StoreError
 from pet.settings import Settings, resolve_settings
 
@@ -41,7 +42,7 @@ class Run:
         Raises:
             SettingsError: its settings.yaml is not one that this version of pet can read.
         """
-        return resolve_settings(str(self.path / "settings.yaml"))
+        return resolve_settings(str(self.artifact.file("settings.yaml")))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -85,7 +86,7 @@ class Run:
     def temperature_of(self, classifier: str) -> float | None:
         """What the raw scores of `student` or `ensemble` are divided by for probabilities (`calibration`); `None` for
         runs that were made before there was one."""
-        if not (self.scored.path / "calibration.json").is_file():
+        if not self.scored.has("calibration.json"):
             return None
         return float(self.scored.read_json("calibration.json")[classifier]["temperature"])
 

@@ -271,7 +271,6 @@ class PretrainSettings(Optimisation):
     minutes: Positive | None = Field(
         None, description="stop after so many minutes of training, the learning rate at 0 by then; default: all steps"
     )
-    checkpoint_minutes: Positive = Field(5.0, description="minutes of training between checkpoints")
 
 
 Method = Literal["zero-shot", "supervised", "pet", "ipet"]
@@ -339,6 +338,11 @@ class RuntimeSettings(Concern):
         True,
         description="keep the weights of members that are models of their own, which nothing after their scores needs: "
         "1.4 GB each of RoBERTa-large; `pet table` keeps none",
+    )
+    checkpoint_minutes: NonNegative = Field(
+        5.0,
+        description="minutes of a training between two checkpoints, 0: after every step; more where it would take over "
+        "2 % of the time (measured, docs/reliability.md)",
     )
     batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
         None, description="tokens per batch when scoring, padding counted; default: 131,072 on a GPU, 2,048 on a CPU"

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, new_file
+from pet.artifacts import Artifact
 from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.examples import Texts, concatenate
+from pet.files import new_file
 from pet.runs import Run
 from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare

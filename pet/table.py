@@ -15,7 +15,7 @@ from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
 from pet.settings import Method, Settings
 from pet.stages import baseline, draw, evaluate, finetune, prepare
-from pet.stages.work import Work
+from pet.stages.work import Work, mending
 from pet.tasks import load_card
 
 Score = Mapping[str, float]
@@ -125,7 +125,8 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     for number, cell in enumerate(wanted, 1):
         runtime.reporter.say(f"table: {cell} ({number} of {len(wanted)})")
         try:
-            scores, made = RUNNERS[cell.method](open_cell(cell, settings, store, runtime))
+            walk, work = RUNNERS[cell.method], open_cell(cell, settings, store, runtime)
+            scores, made = mending(store, runtime, lambda walk=walk, work=work: walk(work))  # type: ignore[misc]
         except (PetError, RuntimeError, MemoryError) as problem:
             table.problems.append((cell, " ".join(str(problem).split()) or type(problem).__name__))
             runtime.reporter.say(f"table: failed: {table.problems[-1][1]}")

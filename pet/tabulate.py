@@ -15,8 +15,10 @@ from typing import Any
 import pandas
 
 from pet import published
-from pet.artifacts import Store, code_state, write_json
+from pet.artifacts import Store
+from pet.drafts import code_state
 from pet.errors import StoreError
+from pet.files import write_json
 from pet.metrics import holm, paired_p, spread
 from pet.runtime import Runtime
 from pet.settings import Settings

@@ -16,13 +16,14 @@ import copy
 import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet import signals
 from pet.optimizer import build_optimizer, clip_to
 from pet.runtime import Runtime, map_tensors, receive
 from pet.settings import Optimisation
@@ -47,17 +48,25 @@ class TrainingReport:
     losses: dict[str, list[float]]
 
 
+@dataclass(frozen=True)
+class State:
+    """How far a training is: steps done, the report of each member, and the losses of the steps since."""
+
+    step: int
+    reports: list[TrainingReport]
+    recent: list[Losses]
+
+
 @dataclass
 class Course:
-    """A training that may go on from an earlier one, or end before its last step. `start`: steps done already;
-    `earlier`: the losses on the way there; `way`: how many steps it counts as to have done so many, for the learning
-    rate, and to end when it is all; `after`: called after every report with the number of steps done and with what
-    gives the report up to there, for which it waits."""
+    """A training that may go on from an earlier one, be saved on its way, or end before its last step. `start`: where
+    it is already, weights and optimizer too (`None`: at its beginning); `way`: how many steps it counts as to have done
+    so many, for the learning rate, and to end when it is all; `after`: called after every step with the number of steps
+    done, what gives the state there, for which it waits, and whether the process was asked to stop."""
 
-    start: int = 0
-    earlier: TrainingReport = field(default_factory=lambda: TrainingReport([], {}))
+    start: State | None = None
     way: Callable[[int], float] = float
-    after: Callable[[int, Callable[[], TrainingReport]], None] = lambda step, report: None
+    after: Callable[[int, Callable[[], State], bool], None] = lambda step, state, stopping: None
 
 
 class Trainer(Generic[B]):
@@ -90,46 +99,54 @@ class Trainer(Generic[B]):
             self.run_step = CapturedSteps(self.step, runtime.device)
 
     def run(
-        self, batches: Iterator[B], *names: str, steps: int | None = None, course: "Course | None" = None
+        self, batches: Iterator[B], *names: str, steps: int | None = None, course: Course | None = None
     ) -> list[TrainingReport]:
         """Train in place for exactly `steps` optimizer steps (default: those of the settings) and leave the model in
         eval mode.
 
-        Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end.
-        `names`: of the members, for the tracker; one report each. `course`: where it starts and ends, if not so.
+        Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end,
+        and begins where the course does. `names`: of the members, for the tracker; one report each. `course`: where it
+        starts and ends, if not so.
+
+        Raises:
+            Stopped: a signal came; the step it came in was done, and the course was told.
         """
         settings, course = self.settings, course or Course()
         if steps is not None:
             settings = settings.model_copy(update={"steps": steps})
-        if not course.start:
+        start = course.start or State(0, [TrainingReport([], {}) for _ in names], [])
+        if not start.step:
             self.optimizer.reset()
-        reports = [copy.deepcopy(course.earlier) for _ in names]
-        recent: list[Losses] = []
+        reports, recent = copy.deepcopy(start.reports), list(start.recent)
         untold: list[Callable[[], None]] = []
 
-        def report() -> TrainingReport:
+        def tell() -> None:
             while untold:
                 untold.pop()()
-            return reports[0]
+
+        def state() -> State:
+            tell()
+            return State(step, reports, recent)
 
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
-        with self.runtime.reporter.track(title, settings.steps, "step") as advance:
-            advance(course.start)
-            for step in range(course.start + 1, settings.steps + 1):
+        with signals.deferred(), self.runtime.reporter.track(title, settings.steps, "step") as advance:
+            advance(start.step)
+            for step in range(start.step + 1, settings.steps + 1):
                 self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
                 recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                 advance(1)
                 last = course.way(step) >= settings.steps
                 if step % LOG_EVERY == 0 or last:
                     means = receive(means_of(recent, len(names)), self.runtime.device)
-                    report()  # of the steps before these, which are still being computed
+                    tell()  # of the steps before these, which are still being computed
                     untold.append(functools.partial(record, reports, names, step, means, self.runtime))
                     recent = []
-                    course.after(step, report)
-                if last:
+                stopping = signals.asked()
+                course.after(step, state, stopping)
+                if last or stopping:
                     break
-        report()
+        tell()
         self.optimizer.zero_grad()
         self.model.eval()
         return reports

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from pet import models, packing
-from pet.artifacts import new_file
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
+from pet.files import new_file
 from pet.inference import computing_copy, score_rows
 from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels

@@ -162,13 +162,18 @@ def read_json(path: Path) -> Any:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Every file below a folder, hidden ones included."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder, hidden ones included, but for a store's locks."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and is_kept(path)}
+
+
+def is_kept(path: Path) -> bool:
+    """Whether something in a store is more than a lock."""
+    return ".locks" not in path.parts
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder with its time of change and size."""
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+    """Everything below a folder with its time of change and size, but for a store's locks."""
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if is_kept(path)}
     return {name: (one.st_mtime_ns, one.st_size) for name, one in found.items()}
 
 
@@ -214,3 +219,28 @@ def finish_run(base: Path) -> Finished:
     folder = base / "finished"
     ground = lay_ground(folder / "ground", lively_model(base))
     return Finished(ground, folder / "store", pet_run(ground, folder / "store"))
+
+
+def killable(folder: Path) -> list[list[object]]:
+    """Commands that go through every stage, each saving its trainings after every step: full members and generations on
+    an adapted model; members trained together as adapters; a model trained on a corpus."""
+    from pet import artifacts, pipeline, stages  # noqa: F401 - what a run needs is there before it is forked
+    from pet.stages import pretrain  # noqa: F401
+
+    model = save_lively(folder / "model")
+    steps = {"finetune": {"steps": 22}, "distill": {"steps": 32}, "baseline": {"steps": 31}}
+    adapt = {"enabled": True, "steps": 12, "length": 16, "blocks": 4, "held_out": 0.2}
+    saving = {"checkpoint_minutes": 0, "device": "cpu", "precision": "fp32"}
+    ipet = lay_ground(folder / "ipet", model, **steps, adapt=adapt, runtime=saving, ipet={"generations": 1, "steps": 3})
+    lora = lay_ground(folder / "lora", model, **steps, runtime=saving)
+    (folder / "corpus.txt").write_text("\n".join(f"{one[1]} {one[2]}" for one in invent_rows(200, random.Random(1))))
+    settings = {"steps": 30, "length": 16, "blocks": 4, "held_out_blocks": 4, "warmup_steps": 2}
+    sets = [f"--set=pretrain.{name}={value}" for name, value in settings.items()]
+    return [
+        ["ipet", ipet.pipeline],
+        ["run", lora.pipeline, "--set=finetune.method=lora", "--set=finetune.frozen_layers=1"],
+        [
+            *("pretrain", "--corpus", folder / "corpus.txt", "--model", model, "--device", "cpu"),
+            *("--precision", "fp32", "--set=runtime.checkpoint_minutes=0", "--set=corpus.held_out=0.2", *sets),
+        ],
+    ]

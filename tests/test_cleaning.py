@@ -8,7 +8,8 @@ import pytest
 from rows import Finished, files_of, find_all, find_one, finish_run, pet, pet_run, snapshot
 
 from pet import cleaning
-from pet.artifacts import Artifact, Key, Store
+from pet.artifacts import Artifact, Store
+from pet.identity import Key
 from pet.runs import list_runs, open_run
 
 

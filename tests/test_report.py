@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pet.artifacts import Artifact, Key, Store
+from pet.artifacts import Artifact, Store
+from pet.identity import Key
 from pet.report import across_seeds, build_summary, cost_line, headline, score_rows, stage_cost, summary_markdown
 from pet.settings import resolve_settings
 

@@ -1,9 +1,11 @@
-"""Errors and interrupts, turned once into messages and exit codes: 2 for what the user can mend, 130 for Ctrl-C."""
+"""Errors and interrupts, turned once into messages and exit codes: 2 for what the user can mend, 130 for Ctrl-C, 143
+for a request to end (SIGTERM)."""
 
 from typing import Any, NoReturn
 
 import click
 
+from pet import signals
 from pet.errors import PetError
 
 
@@ -23,14 +25,17 @@ class PetGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; no traceback for what the user can mend."""
         try:
-            return super().invoke(ctx)
+            with signals.heeded():
+                return super().invoke(ctx)
         except PetError as problem:
             raise Problem(str(problem)) from None
+        except signals.Stopped as stop:
+            interrupted(ctx, stop.code)
         except KeyboardInterrupt:
-            interrupted(ctx)
+            interrupted(ctx, 130)
 
 
-def interrupted(ctx: click.Context) -> NoReturn:
+def interrupted(ctx: click.Context, code: int) -> NoReturn:
     """Say that nothing half-written is left, and how to go on."""
     click.echo("\nInterrupted. What was finished is kept; the same command goes on from there.", err=True)
-    ctx.exit(130)
+    ctx.exit(code)

@@ -30,7 +30,7 @@ def merge(member: Path, out: Path) -> None:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
     from pet import lora, models
-    from pet.artifacts import write_folder
+    from pet.files import write_folder
     from pet.settings import ModelSettings
 
     if out.exists():

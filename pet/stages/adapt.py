@@ -7,7 +7,9 @@ is published. Members, a student and a baseline that name no other model start f
 
 from collections.abc import Iterator
 
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
+from pet.identity import Key
 from pet.settings import Pretraining
 from pet.stages import corpus, prepare, pretrain
 from pet.stages.work import Work, training_settings
@@ -30,10 +32,10 @@ def check(work: Work) -> Pretraining:
 
 
 def key(work: Work, prepared: Artifact) -> Key:
-    """Depends on the pool, the model and how it is trained; not on how often it is saved."""
+    """Depends on the pool, the model and how it is trained."""
     settings = {
         "model": work.start_identity(),
-        "adapt": training_settings(work.settings.adapt, work.settings, "enabled", "checkpoint_minutes"),
+        "adapt": training_settings(work.settings.adapt, work.settings, "enabled"),
         "seed": work.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
@@ -41,15 +43,13 @@ def key(work: Work, prepared: Artifact) -> Key:
 
 def run(work: Work, prepared: Artifact) -> Artifact:
     """Train, or reuse what was trained; from here on the walk starts from it."""
-    wanted = key(work, prepared)
-    found = work.reuse(wanted, STAGE)
-    if found is None:
-        training = check(work)
+
+    def fill(draft: Draft) -> None:
         made = make_corpus(work, prepared)
-        pretrain.train(training, work.store, work.runtime, work.speller, made, wanted, label_of(work))
-        found = work.published(wanted)
-    work.adapted = found
-    return found
+        pretrain.train(check(work), work.runtime, work.speller, made, draft)
+
+    work.adapted = work.make(key(work, prepared), label_of(work), STAGE, fill, seed=work.settings.seed)
+    return work.adapted
 
 
 def need(work: Work, prepared: Artifact) -> Artifact:
@@ -73,12 +73,12 @@ def make_corpus(work: Work, prepared: Artifact) -> Artifact:
     held_out = work.settings.adapt.held_out
     content = {"model": work.start_identity(), "held_out": held_out}
     wanted = Key(corpus.STAGE, corpus.VERSION, content, {"prepare": prepared.identity})
-    found = work.reuse(wanted, "corpus")
-    if found:
-        return found
-    work.runtime.reporter.say("corpus: tokenising the pool")
-    documents = pool_documents(prepared)
-    return corpus.publish(wanted, label_of(work), work.store, work.runtime, documents, work.speller, held_out)
+
+    def fill(draft: Draft) -> None:
+        work.runtime.reporter.say("corpus: tokenising the pool")
+        corpus.write(draft, work.runtime, pool_documents(prepared), work.speller, held_out)
+
+    return work.make(wanted, label_of(work), corpus.STAGE, fill)
 
 
 def pool_documents(prepared: Artifact) -> Iterator[str]:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
+from pet.identity import Key
 from pet.losses import label_loss
 from pet.sampling import derive_seed
 from pet.stages import prepare
@@ -35,29 +37,29 @@ def key(work: Work, prepared: Artifact) -> Key:
 
 def run(work: Work, prepared: Artifact) -> Artifact:
     """Train both baselines, or reuse them. There must be labelled texts."""
-    found = work.reuse(key(work, prepared), "baseline")
-    if found:
-        return found
-    begin(work, "evaluate: training the supervised baselines")
-    splits = prepare.load(prepared)
-    gold = label_numbers(splits.train, work.card.labels)
-    with work.publish(key(work, prepared), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
+
+    def fill(draft: Draft) -> None:
+        begin(work, "evaluate: training the supervised baselines")
+        splits = prepare.load(prepared)
+        gold = label_numbers(splits.train, work.card.labels)
         probe = score_probe(work, splits, gold)
-        supervised, report = score_supervised(work, splits, gold)
+        supervised, report = score_supervised(work, splits, gold, draft)
         write_scores(draft, {"supervised": supervised, "probe": probe})
         draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
         finish(work, draft)
-    return work.published(key(work, prepared))
+
+    name = f"{work.draw_label}-{work.model_label}"
+    return work.make(key(work, prepared), name, STAGE, fill, seed=work.settings.seed)
 
 
 def score_supervised(
-    work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64]
+    work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64], draft: Draft
 ) -> tuple[NDArray[np.float32], TrainingReport]:
-    """Test scores [N, L] of a classifier fine-tuned on the labelled texts."""
+    """Test scores [N, L] of a classifier fine-tuned on the labelled texts. `draft`: keeps its checkpoint."""
     settings = work.settings.baseline
     classifier = Classifier(work, settings.model, derive_seed("baseline", work.settings.seed))
     rows = classifier.encode(splits.train)
-    report = classifier.train(rows, torch.from_numpy(gold), label_loss, settings, "supervised")
+    report = classifier.train(rows, torch.from_numpy(gold), label_loss, settings, "supervised", draft)
     return classifier.score(classifier.encode(splits.test), "supervised on test"), report
 
 

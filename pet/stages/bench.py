@@ -158,7 +158,7 @@ class Bench:
         encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
-            train = read_texts(drawn.path / "train.parquet")
+            train = read_texts(drawn.file("train.parquet"))
             tokens = tokens | {"train": TokenizedTexts(self.work.speller, train)}
         rows = {split: encoder.encode(found) for split, found in tokens.items()}
         return Asked(rows, label_numbers(train, self.work.card.labels), self.verbalizers[pvp.number])

@@ -2,6 +2,7 @@
 was saved, to be asked. No artifact here."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from pet import models, packing
+from pet.checkpoint import train_saved
 from pet.classification import ClassifierModel
+from pet.drafts import Draft
 from pet.encoding import Batch, Encoder, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
-from pet.inference import computing_copy, score_rows
+from pet.inference import computing_copy, refresh, score_rows
 from pet.runtime import Runtime, seed_everything, send
 from pet.settings import BaselineSettings, DistillSettings, ModelSettings
 from pet.stages.work import Work
@@ -48,16 +51,23 @@ class Classifier:
         return encoder.encode(TokenizedTexts(self.speller, texts))
 
     def train(
-        self, rows: Rows, targets: torch.Tensor, loss: Loss, settings: DistillSettings | BaselineSettings, name: str
+        self,
+        rows: Rows,
+        targets: torch.Tensor,
+        loss: Loss,
+        settings: DistillSettings | BaselineSettings,
+        name: str,
+        draft: Draft,
     ) -> TrainingReport:
-        """Train in place on rows with targets [N, ...] (labels or teacher scores)."""
+        """Train in place on rows with targets [N, ...] (labels or teacher scores). `draft`: keeps the checkpoint."""
         runtime = self.work.runtime
         for model in (self.model, self.twin.model):
             models.freeze_lower(model, settings.frozen_layers)
         layout = packing.training_layout(self.model, runtime)
 
-        def draw() -> Iterator[tuple[Batch, torch.Tensor]]:
-            for chosen in endless_order(len(rows), settings.batch, np.random.default_rng(self.seed)):
+        def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+            order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
+            for chosen in islice(order, steps * settings.accumulation, None):
                 yield send((rows.batch(chosen, layout), targets[torch.from_numpy(chosen)]), runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -65,7 +75,10 @@ class Classifier:
             return {"loss": loss(self.twin.logits(batch), wanted)}
 
         master = None if self.twin is self.classifier else self.classifier
-        (report,) = Trainer(self.twin, settings, losses, runtime, master=master).run(draw(), name)
+        trainer = Trainer(self.twin, settings, losses, runtime, master=master)
+        saver = self.work.saver(draft, self.classifier, trainer.optimizer, name, [name])
+        (report,) = train_saved(trainer, saver, draw, name, restored=lambda: refresh(self.twin, self.classifier))
+        draft.count_from(draft.seconds + saver.before)
         return report
 
     def score(self, rows: Rows, name: str) -> NDArray[np.float32]:

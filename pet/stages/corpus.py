@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pet import corpus
-from pet.artifacts import Artifact, Key, Store, digest_file, digest_json
+from pet.artifacts import Artifact, Store
+from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import CorpusError
+from pet.files import digest_file, digest_json
+from pet.identity import Key
 from pet.runtime import Runtime
 from pet.settings import CorpusSettings, Pretraining
+from pet.stages.work import make
 from pet.tasks import load_card, load_texts
 
 STAGE = "corpus"
@@ -42,35 +46,25 @@ def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller,
     chosen = settings.corpus
     texts = task_texts(chosen.task, chosen.data) if chosen.task else []
     wanted = key(settings, weights, texts)
-    found = store.find(wanted)
-    if found is not None:
-        runtime.reporter.say(f"corpus: reused {found.path}")
-        return found
-    runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
-    documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
-    return publish(wanted, label_of(settings), store, runtime, documents, speller, chosen.held_out)
+
+    def fill(draft: Draft) -> None:
+        runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
+        documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
+        write(draft, runtime, documents, speller, chosen.held_out)
+
+    return make(store, runtime, wanted, label_of(settings), STAGE, fill)
 
 
-def publish(
-    wanted: Key,
-    label: str,
-    store: Store,
-    runtime: Runtime,
-    documents: Iterator[str],
-    speller: Speller,
-    held_out: float,
-) -> Artifact:
+def write(draft: Draft, runtime: Runtime, documents: Iterator[str], speller: Speller, held_out: float) -> None:
     """Write documents as a corpus.
 
     Raises:
         CorpusError: too few documents.
     """
-    with store.publish(wanted, label) as draft:
-        counts = corpus.write_streams(draft.path, documents, speller, held_out)
-        draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
+    counts = corpus.write_streams(draft.path, documents, speller, held_out)
+    draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
     said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
     runtime.reporter.say(f"corpus: {said}")
-    return store.need(wanted, "corpus", "pet pretrain")
 
 
 def sources_of(settings: CorpusSettings) -> list[str]:

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from pet import models
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
+from pet.identity import Key
 from pet.losses import distillation_loss
 from pet.sampling import derive_seed
 from pet.stages import label, prepare
@@ -36,16 +38,12 @@ def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
 
 def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
     """Train the student, or reuse it."""
-    found = work.reuse(key(work, prepared, labelled), "distill")
-    if found:
-        return found
-    begin(work, "distill: training the student on the soft labels")
-    splits = prepare.load(prepared)
-    teacher = label.load_scores(labelled, work.card.labels)
-    with work.publish(
-        key(work, prepared, labelled), f"{work.draw_label}-{work.model_label}", seed=work.settings.seed
-    ) as draft:
-        student, report = train_student(work, splits, teacher)
+
+    def fill(draft: Draft) -> None:
+        begin(work, "distill: training the student on the soft labels")
+        splits = prepare.load(prepared)
+        teacher = label.load_scores(labelled, work.card.labels)
+        student, report = train_student(work, splits, teacher, draft)
         scores = student.score(student.encode(splits.test), "student on test")
         with models.quiet_transformers():
             student.model.save_pretrained(draft.path / "student")
@@ -53,7 +51,9 @@ def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
         write_scores(draft, {"test": scores})
         draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
         finish(work, draft)
-    return work.published(key(work, prepared, labelled))
+
+    name = f"{work.draw_label}-{work.model_label}"
+    return work.make(key(work, prepared, labelled), name, STAGE, fill, seed=work.settings.seed)
 
 
 def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
@@ -66,9 +66,9 @@ def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
 
 
 def train_student(
-    work: Work, splits: prepare.Splits[TextFile], teacher: NDArray[np.floating[Any]]
+    work: Work, splits: prepare.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
 ) -> tuple[Classifier, TrainingReport]:
-    """The student, trained on pool texts and the teacher's raw scores [N, L]."""
+    """The student, trained on pool texts and the teacher's raw scores [N, L]. `draft`: keeps its checkpoint."""
     settings = work.settings.distill
     student = Classifier(work, settings.model, derive_seed("distill", work.settings.seed))
 
@@ -76,4 +76,4 @@ def train_student(
         return distillation_loss(scores, wanted, settings.temperature)
 
     targets = torch.from_numpy(teacher).float()
-    return student, student.train(student.encode(splits.pool), targets, loss, settings, "student")
+    return student, student.train(student.encode(splits.pool), targets, loss, settings, "student", draft)

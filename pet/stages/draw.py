@@ -7,15 +7,18 @@ and drawn.json (who labelled, and what was found for each label). How right thos
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, Draft, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
 from pet.ensemble import pool_scores, soften
 from pet.examples import Texts, concatenate
 from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
+from pet.identity import Key
 from pet.sampling import derive_seed
 from pet.settings import Settings
 from pet.stages import label, prepare
@@ -89,17 +92,18 @@ def stream(work: Work, purpose: str, plan: Plan) -> int:
 
 def run(work: Work, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
     """Draw the training set of every member of this generation that is not in the store yet."""
-    plans, made = [], []
-    splits = None
+    plans = []
+    made: list[dict[str, Any]] = []
+    splits = cache(lambda: prepare.load(prepared))
     for plan, teachers, wanted in next_plans(work, prepared, before, generation):
-        found = work.reuse(wanted, f"draw {plan.label}")
-        if found is None:
+
+        def fill(draft: Draft, plan: Plan = plan, teachers: Members = teachers) -> None:
             begin(work, f"draw {plan.label}: {describe(teachers)} the labels")
-            splits = splits or prepare.load(prepared)
-            with work.publish(wanted, f"{work.draw_label}-{work.model_label}-{plan.label}") as draft:
-                made.append(write_set(draft, work, splits, plan, teachers))
-                finish(work, draft)
-            found = work.published(wanted)
+            made.append(write_set(draft, work, splits(), plan, teachers))
+            finish(work, draft)
+
+        name = f"{work.draw_label}-{work.model_label}-{plan.label}"
+        found = work.make(wanted, name, f"draw {plan.label}", fill)
         plans.append(Plan(plan.pvp, plan.repetition, generation, found))
     for line in remarks(work.card.labels, made):
         work.runtime.reporter.say(f"generation {generation}: {line}")

@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
 from pet.calibration import expected_calibration_error, fit_temperature, leave_one_out, one_hot
+from pet.drafts import Draft
 from pet.ensemble import even_shift, member_weights, pool_scores, soften
+from pet.identity import Key
 from pet.metrics import score_predictions
 from pet.sampling import derive_seed
 from pet.stages import baseline, label, prepare
@@ -57,16 +59,15 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
     """Train the baselines if need be, score everything, or reuse the scores."""
     base = baseline.run(work, prepared) if work.num_labelled else None
     wanted = key(work, prepared, members, labelled, student, base)
-    found = work.reuse(wanted, "evaluate")
-    if found:
-        return found
-    begin(work, "evaluate: scoring on the test set")
-    with work.publish(wanted, f"{work.draw_label}-{work.model_label}", seed=work.settings.seed) as draft:
+
+    def fill(draft: Draft) -> None:
+        begin(work, "evaluate: scoring on the test set")
         scores = score_all(work, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
         draft.write_json("calibration.json", calibrate(work, prepared, members, labelled, student))
         finish(work, draft)
-    return work.published(wanted)
+
+    return work.make(wanted, f"{work.draw_label}-{work.model_label}", STAGE, fill, seed=work.settings.seed)
 
 
 def find_baseline(work: Work, prepared: Artifact) -> Artifact | None:
@@ -176,7 +177,7 @@ def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Art
     # A few hundred texts are read faster than a large model is compiled.
     runtime = replace(work.runtime, compile=False)
     length = work.settings.model.max_length
-    asked = Checkpoint(student.path / "student", work.card.fields, labels, length, runtime)
+    asked = Checkpoint(student.file("student"), work.card.fields, labels, length, runtime)
     if len(splits.train) >= ENOUGH:
         targets = one_hot(label_numbers(splits.train, labels), len(labels))
         what = "labelled texts, which the student was not trained on"
@@ -258,7 +259,7 @@ def score_drawn(prepared: Artifact, drawn: Sequence[Artifact]) -> Entry:
     gold = dict(prepare.load_pool_gold(prepared))
     right, filled = [], Counter[str]()
     for one in drawn:
-        texts = read_texts(one.path / "train.parquet")
+        texts = read_texts(one.file("train.parquet"))
         report = one.read_json("drawn.json")
         new = range(report["labelled"], len(texts))
         right += [gold[texts.ids[row]] == texts.labels[row] for row in new if gold[texts.ids[row]] is not None]

@@ -11,8 +11,7 @@ labelled texts, losses) and, for trained members, model/ (a transformers checkpo
 `method: lora`, adapter/ (a peft adapter).
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import models
-from pet.artifacts import Artifact, Draft, Key
+from pet.artifacts import Artifact
+from pet.checkpoint import train_saved
+from pet.drafts import Draft
 from pet.encoding import Encoder, encode_verbalizers
+from pet.errors import Busy
+from pet.identity import Key
+from pet.inference import refresh
 from pet.lora import Adapters, find_targets
 from pet.patterns import PVP
 from pet.runtime import seed_everything
@@ -30,7 +34,7 @@ from pet.sampling import derive_seed
 from pet.settings import FinetuneSettings
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
-from pet.stages.work import Work, begin, finish, training_settings, write_scores
+from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores
 from pet.training import Losses, Trainer, TrainingReport
 
 STAGE = "finetune"
@@ -154,16 +158,26 @@ def make(bench: Bench, wanted: Sequence[Plan]) -> None:
     """
     work = bench.work
     missing = [plan for plan in wanted if not work.reuse(key(work, bench.prepared, plan), f"finetune {plan.label}")]
-    for plan in missing:
-        if plan.repetition is None:
-            make_untuned(bench, plan)
+    share_out(lambda plan, wait: make_untuned(bench, plan, wait), [plan for plan in missing if plan.repetition is None])
     trained = [plan for plan in missing if plan.repetition is not None]
-    if work.settings.finetune.method == "lora" and trained:
+    if work.settings.finetune.method == "lora":
         make_together(bench, trained)
-    else:
-        with models.quiet_transformers(), Aside() as aside:
-            for plan in trained:
-                make_alone(bench, plan, aside)
+        return
+    with models.quiet_transformers(), Aside() as aside:
+        share_out(lambda plan, wait: make_alone(bench, plan, aside, wait), trained)
+
+
+def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan]) -> None:
+    """Make each; those that another process is at come last and are waited for. So processes that want the same members
+    share them out among themselves."""
+    others = []
+    for plan in plans:
+        try:
+            make_one(plan, False)
+        except Busy:
+            others.append(plan)
+    for plan in others:
+        make_one(plan, True)
 
 
 def need(work: Work, prepared: Artifact) -> Members:
@@ -207,27 +221,49 @@ def splits_of(bench: Bench, plan: Plan) -> tuple[str, ...]:
     return ("train", "pool", "test")
 
 
-def make_untuned(bench: Bench, plan: Plan) -> None:
-    """Score a pattern untuned, publish."""
-    announce(bench, [plan])
-    with open_draft(bench, plan) as draft:
+def make_untuned(bench: Bench, plan: Plan, wait: bool) -> None:
+    """Score a pattern untuned, publish. `wait`: for another process that is at it.
+
+    Raises:
+        Busy: there is one, and nobody waits.
+    """
+    with open_draft(bench, plan, wait) as draft:
+        if draft is None:
+            return
+        announce(bench, [plan])
         bench.reset()
         asked = bench.ask(plan.pvp)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
         write_member(draft, bench, plan, asked, scores)
 
 
-def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
-    """Train one member as a model of its own, score everything; publish while the next one is trained."""
-    announce(bench, [plan])
+def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
+    """Train one member as a model of its own, score everything; publish while the next one is trained. `wait`: for
+    another process that is at it.
+
+    Raises:
+        Busy: there is one, and nobody waits.
+    """
     with ExitStack() as stack:
-        draft = stack.enter_context(open_draft(bench, plan))
+        draft = stack.enter_context(open_draft(bench, plan, wait))
+        if draft is None:
+            return
+        announce(bench, [plan])
         asked = bench.ask(plan.pvp, plan.drawn)
         bench.reset()
         seed = member_seed(bench.work, plan)
         seed_everything(seed)
         steps = settings_of(bench.work, plan).steps
-        (report,) = bench.trainer.run(draw_batches(bench, [asked], [seed]), plan.label, steps=steps)
+        saver = bench.work.saver(draft, bench.cloze, bench.trainer.optimizer, f"finetune {plan.label}", [plan.label])
+        (report,) = train_saved(
+            bench.trainer,
+            saver,
+            lambda done: draw_batches(bench, [asked], [seed], done),
+            plan.label,
+            steps=steps,
+            restored=lambda: refresh(bench.twin, bench.cloze),
+        )
+        draft.count_from(draft.seconds + saver.before)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
         write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
         if not bench.work.settings.runtime.keep_members:
@@ -245,7 +281,22 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside) -> None:
 
 
 def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
-    """Train members as adapters on one frozen model, all in one batch; score and publish them one by one."""
+    """Train members as adapters on one frozen model, all in one batch. They are published together, too: trained in
+    another company, a member is the same but for rounding."""
+    work = bench.work
+    while plans := [plan for plan in plans if work.store.find(key(work, bench.prepared, plan)) is None]:
+        with ExitStack() as stack:
+            # In one order whoever it is, so that no two processes wait for each other.
+            ordered = sorted(plans, key=lambda plan: key(work, bench.prepared, plan).identity)
+            drafts = {plan.label: stack.enter_context(open_draft(bench, plan)) for plan in ordered}
+            found = {label: draft for label, draft in drafts.items() if draft is not None}
+            if len(found) == len(plans):  # else somebody has made one meanwhile
+                fill_together(bench, plans, found)
+
+
+def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draft]) -> None:
+    """Train, score and write the members of these drafts, which are in the order in which they were taken; the first
+    one keeps the checkpoint."""
     announce(bench, plans)
     work, model = bench.work, bench.twin.lm
     if len(plans) > 1:
@@ -257,30 +308,33 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     settings = settings_of(work, plans[0])  # all are of one generation
     adapters = Adapters(model, bench.cloze.lm, seeds, settings)
     with adapters.installed():
-        begun = time.perf_counter()
-        batches = draw_batches(bench, asked, seeds)
-        reports = train_adapters(bench, adapters, settings, batches, [plan.label for plan in plans])
-        share = (time.perf_counter() - begun) / len(plans)
+        names = [plan.label for plan in plans]
+        first, *others = drafts.values()
+        reports, seconds = train_adapters(
+            bench, adapters, settings, lambda done: draw_batches(bench, asked, seeds, done), names, first
+        )
         for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
-            with open_draft(bench, plan) as draft:
-                draft.spent = share
-                adapters.fold(number)
-                scores = bench.score(one, splits_of(bench, plan), plan.label)
-                adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
-                together = [other.label for other in plans]
-                write_member(
-                    draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=together
-                )
+            draft = drafts[plan.label]
+            draft.count_from(seconds / len(plans))
+            adapters.fold(number)
+            scores = bench.score(one, splits_of(bench, plan), plan.label)
+            adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
+            write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
+        for draft in others:
+            draft.seal(after=first.key.identity)
+        first.seal()
 
 
 def train_adapters(
     bench: Bench,
     adapters: Adapters,
     settings: FinetuneSettings,
-    batches: Iterator[ClozeBatch],
+    batches: Callable[[int], Iterator[ClozeBatch]],
     names: Sequence[str],
-) -> list[TrainingReport]:
-    """Train installed adapters, one report each. The frozen model stays in eval mode: dropout is the adapters' own."""
+    draft: Draft,
+) -> tuple[list[TrainingReport], float]:
+    """Train installed adapters: one report each, and the seconds of all. The frozen model stays in eval mode: dropout
+    is the adapters' own. `draft`: keeps the checkpoint."""
     dtype = next(bench.twin.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
@@ -288,27 +342,33 @@ def train_adapters(
         return cloze_losses(bench.twin, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
-    reports = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip).run(batches, *names)
+    trainer = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip)
+    saver = bench.work.saver(draft, adapters, trainer.optimizer, "finetune", names)
+    reports = train_saved(trainer, saver, batches, *names, restored=lambda: None)
     adapters.close_gate()
-    return reports
+    return reports, saver.spent()
 
 
-def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int]) -> Iterator[ClozeBatch]:
-    """Micro-batches of these members for ever, each with its own random stream."""
+def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int], done: int = 0) -> Iterator[ClozeBatch]:
+    """Micro-batches of these members for ever, each with its own random stream, those after `done` steps."""
     settings, layout = bench.work.settings.finetune, bench.layout()
     shares = [
         draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed))
         for one, seed in zip(asked, seeds, strict=True)
     ]
+    for share in shares:
+        for _ in range(done * settings.accumulation):
+            next(share)
     while True:
         yield combine([next(one) for one in shares], settings, layout).to(bench.work.runtime.device)
 
 
-def open_draft(bench: Bench, plan: Plan) -> AbstractContextManager[Draft]:
-    """Where a member is written."""
+def open_draft(bench: Bench, plan: Plan, wait: bool = True) -> AbstractContextManager[Draft | None]:
+    """Where a member is written; as of `publish`."""
     work = bench.work
     label = f"{work.draw_label}-{work.model_label}-{plan.label}"
-    return work.publish(key(work, bench.prepared, plan), label, seed=work.settings.seed)
+    what, wanted = f"finetune {plan.label}", key(work, bench.prepared, plan)
+    return publish(work.store, work.runtime, wanted, label, what, work.settings.seed, wait)
 
 
 def write_member(

@@ -16,9 +16,11 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, Key
+from pet.artifacts import Artifact
+from pet.drafts import Draft
 from pet.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
 from pet.examples import TextSource
+from pet.identity import Key
 from pet.stages import prepare
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, finish, open_scores
@@ -43,16 +45,12 @@ def key(work: Work, prepared: Artifact, members: Members) -> Key:
 
 def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
     """Pool the members' scores, or reuse the soft labels."""
-    found = work.reuse(key(work, prepared, members), f"label{of(members)}")
-    if found:
-        return found
-    begin(
-        work, f"label: pooling the scores of {len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
-    )
     labels = work.card.labels
-    weights = weigh(work, members)
-    generation = f"-g{members.generation}" if members.generation else ""
-    with work.publish(key(work, prepared, members), f"{work.draw_label}-{work.model_label}{generation}") as draft:
+
+    def fill(draft: Draft) -> None:
+        many = f"{len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
+        begin(work, f"label: pooling the scores of {many}")
+        weights = weigh(work, members)
         with ExitStack() as stack:
             scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
             pool = prepare.load(prepared).pool
@@ -61,8 +59,10 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         report = describe_ensemble(labels, members, weights, shift, summary)
         draft.write_json("ensemble.json", report)
         finish(work, draft)
-    work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
-    return work.published(key(work, prepared, members))
+        work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
+
+    name = f"{work.draw_label}-{work.model_label}" + (f"-g{members.generation}" if members.generation else "")
+    return work.make(key(work, prepared, members), name, f"label{of(members)}", fill)
 
 
 def of(members: Members) -> str:
@@ -142,7 +142,7 @@ def soft_label_table(ids: list[str], labels: Sequence[str], pooled: Array) -> An
 def load_scores(artifact: Artifact, labels: tuple[str, ...]) -> NDArray[np.float64]:
     """The pooled raw scores [N, L], in the pool's order."""
     names = [f"score_{label}" for label in labels]
-    table = pyarrow.parquet.read_table(artifact.path / "soft_labels.parquet", columns=names)
+    table = pyarrow.parquet.read_table(artifact.file("soft_labels.parquet"), columns=names)
     return np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1)
 
 

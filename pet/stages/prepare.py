@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from pet.artifacts import Artifact, Draft, Key, digest_json
+from pet.artifacts import Artifact
+from pet.drafts import Draft
 from pet.errors import TaskError
 from pet.examples import Texts, TextSource
+from pet.files import digest_json
+from pet.identity import Key
 from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
 from pet.tasks import TextFile, read_texts, write_texts
@@ -58,23 +61,21 @@ def run(work: Work) -> Artifact:
     Raises:
         TaskError: the source is unusable or has too few texts for the sizes asked for.
     """
-    found = work.reuse(key(work), "prepare")
-    if found:
-        return found
-    begin(work, f"prepare: drawing the texts of {work.card.name!r}")
-    for path, (marked, skipped) in work.given_labels.counts.items():
-        unmarked = f"; {skipped} rows without one skipped" if skipped else ""
-        work.runtime.reporter.say(f"prepare: {marked} labels given by {path}{unmarked}")
-    splits, gold = draw_splits(work)
-    with work.publish(key(work), work.draw_label, seed=work.settings.seed) as draft:
+
+    def fill(draft: Draft) -> None:
+        begin(work, f"prepare: drawing the texts of {work.card.name!r}")
+        for path, (marked, skipped) in work.given_labels.counts.items():
+            unmarked = f"; {skipped} rows without one skipped" if skipped else ""
+            work.runtime.reporter.say(f"prepare: {marked} labels given by {path}{unmarked}")
+        splits, gold = draw_splits(work)
         write_splits(draft, splits, gold)
         report = describe_splits(splits)
         draft.write_json("report.json", report)
         finish(work, draft)
-    work.runtime.reporter.say(f"prepare: {summarise(report)}")
-    for line in shortages(work, report["sizes"]):
-        work.runtime.reporter.say(f"prepare: {line}")
-    return work.published(key(work))
+        for line in (summarise(report), *shortages(work, report["sizes"])):
+            work.runtime.reporter.say(f"prepare: {line}")
+
+    return work.make(key(work), work.draw_label, STAGE, fill, seed=work.settings.seed)
 
 
 def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
@@ -110,7 +111,7 @@ def expected_sizes(work: Work) -> dict[str, int]:
 
 def load(artifact: Artifact) -> Splits[TextFile]:
     """The splits of a prepare artifact."""
-    train, pool, test = (artifact.path / f"{split}.parquet" for split in ("train", "pool", "test"))
+    train, pool, test = (artifact.file(f"{split}.parquet") for split in ("train", "pool", "test"))
     return Splits(read_texts(train), TextFile(pool), read_texts(test))
 
 
@@ -121,7 +122,7 @@ def sizes(artifact: Artifact) -> dict[str, int]:
 
 def load_pool_gold(artifact: Artifact) -> list[tuple[str, str | None]]:
     """Id and hidden label of each pool text, `None` where unknown. For evaluation only."""
-    texts = read_texts(artifact.path / "pool_gold.parquet")
+    texts = read_texts(artifact.file("pool_gold.parquet"))
     return list(zip(texts.ids, texts.labels, strict=True))
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pet import corpus, delta, models, packing
-from pet.artifacts import Artifact, Key, Store
+from pet.artifacts import Artifact, Store
+from pet.checkpoint import Checkpoint, Saver
 from pet.cloze import HEADS, ClozeModel
 from pet.corpus import Blocks
+from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import ModelError, SettingsError
+from pet.identity import Key
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
@@ -33,7 +35,8 @@ from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.settings import Pretraining
 from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide
-from pet.stages.progress import Checkpoint, Watch
+from pet.stages.progress import Watch
+from pet.stages.work import make, mending
 from pet.training import Course, Losses, Trainer, TrainingReport
 
 STAGE = "pretrain"
@@ -49,11 +52,10 @@ rarer and more frequent ones too cost `mini` loss and gained it nothing (measure
 
 
 def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
-    """Depends on the corpus, the model it starts from, how it is trained and the seed; not on how often it is saved."""
-    trained = settings.pretrain.model_dump(mode="json", exclude={"checkpoint_minutes"})
+    """Depends on the corpus, the model it starts from, how it is trained and the seed."""
     content = {
         "model": weights,
-        "pretrain": {**trained, "precision": settings.runtime.precision},
+        "pretrain": {**settings.pretrain.model_dump(mode="json"), "precision": settings.runtime.precision},
         "seed": settings.seed,
     }
     return Key(STAGE, VERSION, content, {corpora.STAGE: made.identity})
@@ -66,17 +68,21 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
         CorpusError, ModelError, SettingsError, StoreError: the corpus, the model, its length or the store will not do.
     """
     store.check_writable()
+    return mending(store, runtime, lambda: train_or_reuse(settings, store, runtime))
+
+
+def train_or_reuse(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
+    """As `run`; a damaged artifact is raised."""
     speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
     settings = check(settings, speller)
     weights = models.fingerprint(settings.model)
     made = corpora.run(settings, store, runtime, speller, weights)
+
+    def fill(draft: Draft) -> None:
+        train(settings, runtime, speller, made, draft)
+
     wanted = key(settings, weights, made)
-    found = store.find(wanted)
-    if found is not None:
-        runtime.reporter.say(f"pretrain: reused {found.path}")
-        return found
-    train(settings, store, runtime, speller, made, wanted, corpora.label_of(settings))
-    return store.need(wanted, "model of these settings", "pet pretrain")
+    return make(store, runtime, wanted, corpora.label_of(settings), STAGE, fill, seed=settings.seed)
 
 
 def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pretraining:
@@ -120,33 +126,24 @@ def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pret
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def train(
-    settings: Pretraining,
-    store: Store,
-    runtime: Runtime,
-    speller: Speller,
-    made: Artifact,
-    wanted: Key,
-    label: str,
-) -> None:
-    """Train and publish as `wanted`, under the name of its stage. `made`: the corpus."""
-    chosen, stage = settings.pretrain, wanted.stage
+def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artifact, draft: Draft) -> None:
+    """Train and write, in the name of the draft's stage. `made`: the corpus."""
+    chosen, stage = settings.pretrain, draft.key.stage
 
     def say(message: str) -> None:
         runtime.reporter.say(f"{stage}: {message}")
 
     lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
-    streams = [corpus.open_blocks(made.path, corpus.TRAIN, speller, one) for one in lengths]
-    held_out = corpus.open_blocks(made.path, corpus.HELD_OUT, speller, chosen.length)
-    saved_at = store.root / stage / f".checkpoint-{wanted.identity}.safetensors"
-    with store.publish(wanted, label, seed=settings.seed) as draft, models.os_errors():
+    streams = [open_stream(made, corpus.TRAIN, speller, one) for one in lengths]
+    held_out = open_stream(made, corpus.HELD_OUT, speller, chosen.length)
+    with models.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)
         before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
         say(f"{len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
-        report, watch = learn(cloze, twin, streams, settings, runtime, speller, saved_at, stage)
+        report, watch = learn(cloze, twin, streams, settings, runtime, speller, draft)
         if report.steps and report.steps[-1] < chosen.steps:
             say(f"the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
         if chosen.logit_adjustment:
@@ -167,7 +164,11 @@ def train(
             cloze.lm.save_pretrained(draft.path / "model")
             speller.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
-    saved_at.unlink(missing_ok=True)
+
+
+def open_stream(made: Artifact, name: str, speller: Speller, length: int) -> Blocks:
+    """The blocks of one part of a corpus."""
+    return corpus.open_blocks(made.file(f"{name}.tokens").parent, name, speller, length)
 
 
 def learn(
@@ -177,22 +178,22 @@ def learn(
     settings: Pretraining,
     runtime: Runtime,
     speller: Speller,
-    saved_at: Path,
-    stage: str,
+    draft: Draft,
 ) -> tuple[TrainingReport, Watch]:
     """Train `cloze` in place, from the checkpoint if there is one."""
     with learning(cloze, twin, settings, runtime) as (weights, trainer):
-        saved = Checkpoint(saved_at, weights, trainer.optimizer)
-        start, spent, earlier = saved.restore()
-        if start:
-            runtime.reporter.say(f"{stage}: going on after step {start:,} from {saved_at}")
+        stage = draft.key.stage
+        checkpoint = Checkpoint(draft.checkpoint, weights, trainer.optimizer, runtime, [stage])
+        saver = Saver(checkpoint, settings.runtime.checkpoint_minutes, stage, runtime.reporter.say)
+        start = saver.begin()
         if weights is cloze:
             refresh(twin, cloze)
-        watch = Watch(settings.pretrain, spent, saved)
-        packed = packing.is_packed(twin.lm)
-        batches = draw_batches(streams, settings, runtime, speller, packed, start, watch.way)
-        (report,) = trainer.run(batches, stage, course=Course(start, earlier, watch.way, watch.after))
+        watch = Watch(settings.pretrain, saver)
+        packed, done = packing.is_packed(twin.lm), start.step if start else 0
+        batches = draw_batches(streams, settings, runtime, speller, packed, done, watch.way)
+        (report,) = trainer.run(batches, stage, course=Course(start, watch.way, watch.after))
         watch.stop()
+        draft.count_from(draft.seconds + saver.before)
     return report, watch
 
 

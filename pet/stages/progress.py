@@ -1,108 +1,45 @@
-"""A training of minutes to days: how far it is by the clock, when it is saved, how fast it was. What it learns is the
-business of `pretrain`.
+"""A training of minutes to days: how far it is by the clock, and how fast it was. What it learns is the business of
+`pretrain`, how it is saved of `checkpoint`.
 """
 
-import dataclasses
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from pet import models, packing
+from pet.checkpoint import Saver
 from pet.cloze import ClozeModel
-from pet.errors import StoreError
-from pet.optimizer import Optimizer
 from pet.runtime import Runtime, matmul_rate
 from pet.settings import PretrainSettings
-from pet.training import TrainingReport
-
-
-class Checkpoint:
-    """A training as it is now, in one file: weights, moments, random states, steps and seconds. `weights`: the module
-    that holds what is trained."""
-
-    def __init__(self, path: Path, weights: nn.Module, optimizer: Optimizer) -> None:
-        self.path = path
-        self.weights = weights
-        self.optimizer = optimizer
-
-    def save(self, step: int, seconds: float, report: TrainingReport) -> None:
-        """Write it beside the old one, then put it in its place."""
-        tensors = {f"model.{name}": one.detach() for name, one in self.weights.named_parameters()}
-        tensors |= {f"optimizer.{name}": one for name, one in self.optimizer.state().items()}
-        tensors["random.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
-        draft = self.path.with_suffix(".draft")
-        facts = {"progress": json.dumps({"step": step, "seconds": seconds, "report": dataclasses.asdict(report)})}
-        save_file({name: one.contiguous() for name, one in tensors.items()}, draft, facts)
-        draft.replace(self.path)
-
-    def restore(self) -> tuple[int, float, TrainingReport]:
-        """Go on from it, if there is one; steps done, seconds spent and losses on the way.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        if not self.path.is_file():
-            return 0, 0.0, TrainingReport([], {})
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                progress = json.loads(file.metadata()["progress"])
-                report = TrainingReport(**progress["report"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
-            raise StoreError(f"{self.path} is damaged ({problem}); remove it to start anew") from None
-        with torch.no_grad():
-            for name, one in self.weights.named_parameters():
-                one.copy_(tensors[f"model.{name}"])
-        prefix = "optimizer."
-        moments = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
-        self.optimizer.load(moments)
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-        return int(progress["step"]), float(progress["seconds"]), report
+from pet.training import LOG_EVERY, State
 
 
 class Watch:
-    """Tells a training by the clock how far it is, and when to save it. `spent`: seconds before this process."""
+    """Tells a training by the clock how far it is, and hands on what the saver is to be told."""
 
-    def __init__(self, settings: PretrainSettings, spent: float, saved: Checkpoint) -> None:
+    def __init__(self, settings: PretrainSettings, saver: Saver) -> None:
         self.settings = settings
-        self.saved = saved
-        self.before = spent
-        self.begun = self.last = time.perf_counter()
+        self.saver = saver
         self.marks: list[tuple[int, float]] = []
         self.seconds = 0.0
 
     def stop(self) -> None:
         """Training is over; `seconds` is what it took."""
-        self.seconds = self.spent()
-
-    def spent(self) -> float:
-        """Seconds of training so far."""
-        return self.before + time.perf_counter() - self.begun
+        self.seconds = self.saver.spent()
 
     def way(self, step: int) -> float:
         """Steps done, or what the time that is gone comes to in steps, if that is more."""
         if self.settings.minutes is None:
             return step
-        return max(step, self.settings.steps * self.spent() / (60 * self.settings.minutes))
+        return max(step, self.settings.steps * self.saver.spent() / (60 * self.settings.minutes))
 
-    def after(self, step: int, report: Callable[[], TrainingReport]) -> None:
-        """Save what has been learnt, when it is time; as of `Course`."""
-        now = time.perf_counter()
-        self.marks.append((step, now))
-        if now - self.last >= 60 * self.settings.checkpoint_minutes:
-            self.saved.save(step, self.spent(), report())
-            self.last = time.perf_counter()
+    def after(self, step: int, state: Callable[[], State], stopping: bool) -> None:
+        """As of `Course`."""
+        if step % LOG_EVERY == 0:
+            self.marks.append((step, time.perf_counter()))
+        self.saver.after(step, state, stopping)
 
     def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:
         """Tokens a second, FLOP/s and their share of the matmul rate, all of the median stretch between two reports: to

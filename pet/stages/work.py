@@ -1,22 +1,28 @@
 """What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from torch.nn import Module
 
 from pet import models
-from pet.artifacts import Artifact, Draft, Key, Store, digest_json
+from pet.artifacts import Artifact, Store
+from pet.checkpoint import Checkpoint, Saver
+from pet.drafts import Draft
 from pet.encoding import Speller
-from pet.errors import SettingsError, StoreError
+from pet.errors import DamagedArtifact, SettingsError
 from pet.examples import Texts, concatenate
+from pet.files import digest_json
+from pet.identity import Key
+from pet.optimizer import Optimizer
 from pet.patterns import PVP
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.settings import ModelSettings, Settings
@@ -115,7 +121,7 @@ class Work:
         if model in (None, base.name):
             if self.adapted is None:
                 return base
-            model = str(self.adapted.path / "model")
+            model = str(self.adapted.file("model"))
         return base.model_copy(update={"name": model, "revision": None})
 
     def model_identity(self, model: str | None = None) -> dict[str, Any]:
@@ -156,17 +162,85 @@ class Work:
             self.runtime.reporter.say(f"{what}: reused {found.path}")
         return found
 
-    @contextmanager
-    def publish(self, key: Key, label: str, seed: int | None = None) -> Iterator[Draft]:
-        """A draft in the store, as `Store.publish`, which is told by Python what safetensors says of a disk."""
-        with self.store.publish(key, label, seed=seed) as draft, models.os_errors():
-            yield draft
+    def make(self, key: Key, label: str, what: str, fill: Callable[[Draft], None], seed: int | None = None) -> Artifact:
+        """As the function `make`."""
+        return make(self.store, self.runtime, key, label, what, fill, seed)
 
-    def published(self, key: Key) -> Artifact:
-        """What has just been published."""
-        found = self.store.find(key)
+    def saver(self, draft: Draft, weights: Module, optimizer: Optimizer, title: str, names: Sequence[str]) -> Saver:
+        """Who saves a training in a draft. `title`: for what is said; else as of `Checkpoint`."""
+        checkpoint = Checkpoint(draft.checkpoint, weights, optimizer, self.runtime, names)
+        return Saver(checkpoint, self.settings.runtime.checkpoint_minutes, title, self.runtime.reporter.say)
+
+
+def make(
+    store: Store,
+    runtime: Runtime,
+    key: Key,
+    label: str,
+    what: str,
+    fill: Callable[[Draft], None],
+    seed: int | None = None,
+) -> Artifact:
+    """The artifact of an identity: found and said to be reused, or filled and published. `what`: for what is said.
+
+    Raises:
+        StoreError: the store cannot be written.
+        DamagedArtifact: it is there and is damaged.
+    """
+    found = store.find(key)
+    if found is None:
+        with publish(store, runtime, key, label, what, seed) as draft:
+            if draft is not None:
+                fill(draft)
+        if draft is not None:
+            return store.open(draft.final)
+        found = store.find(key)
         assert found is not None, key
-        return found
+    runtime.reporter.say(f"{what}: reused {found.path}")
+    return found
+
+
+@contextmanager
+def publish(
+    store: Store, runtime: Runtime, key: Key, label: str, what: str, seed: int | None = None, wait: bool = True
+) -> Iterator[Draft | None]:
+    """As `Store.publish`, which is told by Python what safetensors says of a disk; whoever is waited for is named.
+
+    Raises:
+        StoreError: the store cannot be written.
+        Busy: another process is at it, and `wait` is false.
+    """
+
+    def waiting(who: str) -> None:
+        runtime.reporter.say(f"{what}: waiting for {who}, which is making it")
+
+    with store.publish(key, label, seed=seed, waiting=waiting if wait else None) as draft, models.os_errors():
+        yield draft
+
+
+T = TypeVar("T")
+
+MENDED = 20
+"""Damaged artifacts that one walk sets aside, at most: with more of them it is the disk that needs mending."""
+
+
+def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
+    """What `go` returns, which is begun again whenever it has come upon a damaged artifact: that is set aside, and so
+    made anew. What is whole is reused.
+
+    Raises:
+        DamagedArtifact: again and again.
+    """
+    for _ in range(MENDED):
+        try:
+            return go()
+        except DamagedArtifact as damage:
+            aside = store.set_aside(damage)
+            where = f"; set aside as {aside.name}" if aside else ""
+            runtime.reporter.say(
+                f"{damage.folder.parent.name}: {damage.folder.name} is damaged ({damage.problem}){where}"
+            )
+    return go()
 
 
 def training_settings(settings: BaseModel, runtime: Settings, *left_out: str) -> dict[str, Any]:
@@ -202,10 +276,9 @@ def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
     """Read what `write_scores` wrote.
 
     Raises:
-        StoreError: the file is missing or damaged; says what to do.
+        DamagedArtifact: the file is missing or damaged.
     """
-    with readable_scores(artifact):
-        return dict(load_file(artifact.path / SCORES))
+    return dict(load_file(artifact.file(SCORES)))
 
 
 @contextmanager
@@ -213,24 +286,7 @@ def open_scores(artifact: Artifact, split: str) -> Iterator[Any]:
     """The scores of one split, to be sliced: only the rows asked for are read.
 
     Raises:
-        StoreError: the file is missing or damaged; says what to do.
+        DamagedArtifact: the file is missing or damaged.
     """
-    with ExitStack() as stack:
-        with readable_scores(artifact):
-            file = stack.enter_context(safe_open(artifact.path / SCORES, framework="numpy"))
-            found = file.get_slice(split)
-        yield found
-
-
-@contextmanager
-def readable_scores(artifact: Artifact) -> Iterator[None]:
-    """Turn what safetensors raises into one sentence.
-
-    Raises:
-        StoreError: the file is missing or damaged; says what to do.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as problem:
-        path = artifact.path / SCORES
-        raise StoreError(f"{path} cannot be read ({problem}); remove {artifact.path} and run its stage again") from None
+    with safe_open(artifact.file(SCORES), framework="numpy") as file:
+        yield file.get_slice(split)

@@ -1,0 +1,235 @@
+"""How far a training is, on disk: saved every few minutes and when the process is asked to stop, so that the next one
+goes on from there and ends as if nothing had happened. What is trained is the business of others.
+
+    <draft>/.checkpoint/
+        state-<step>.safetensors     weights, moments and step counts, random states, losses not yet reported
+        state.json                   which file, its digest, whose, steps, seconds, losses on the way; written last
+"""
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pet.files import digest_file, readable_json, sync
+from pet.optimizer import Optimizer
+from pet.runtime import Runtime
+from pet.training import Course, State, Trainer, TrainingReport
+
+B = TypeVar("B")
+
+STATE = "state.json"
+
+LEAST_RATIO = 50
+"""Seconds of training to one of saving, at the least: so it never takes more than 2 % of the time, however large the
+model and slow the disk."""
+
+
+class Checkpoint:
+    """The checkpoint of one training in a folder. `weights`: the module that holds what is trained; `names`: of the
+    members that are trained: it goes on for the same ones only."""
+
+    def __init__(
+        self, folder: Path, weights: nn.Module, optimizer: Optimizer, runtime: Runtime, names: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self.weights = weights
+        self.optimizer = optimizer
+        self.device = runtime.device
+        self.names = list(names)
+
+    def save(self, state: State, seconds: float) -> None:
+        """Write it beside the one before, which goes when it is whole.
+
+        Raises:
+            OSError, SafetensorError: the disk is full, or not to be written.
+        """
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"state-{state.step}.safetensors"
+        save_file({name: one.contiguous() for name, one in self.tensors(state).items()}, path)
+        sync(path)
+        facts = {
+            "file": path.name,
+            "sha256": digest_file(path),
+            "names": self.names,
+            "step": state.step,
+            "seconds": seconds,
+            "reports": [dataclasses.asdict(one) for one in state.reports],
+        }
+        draft = self.folder / f"{STATE}.draft"
+        draft.write_text(readable_json(facts), encoding="utf-8")
+        sync(draft)
+        draft.replace(self.folder / STATE)
+        sync(self.folder)
+        for old in self.folder.glob("state-*.safetensors"):
+            if old != path:
+                old.unlink()
+
+    def tensors(self, state: State) -> dict[str, torch.Tensor]:
+        """Everything that changes on the way."""
+        found = {f"model.{name}": one.detach() for name, one in self.trained().items()}
+        found |= {f"optimizer.{name}": one for name, one in self.optimizer.state().items()}
+        found["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            found["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        for number, losses in enumerate(state.recent):
+            found |= {f"recent.{number}.{name}": one for name, one in losses.items()}
+        return found
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights that training changes."""
+        return {name: one for name, one in self.weights.named_parameters() if one.requires_grad}
+
+    def restore(self) -> tuple[State, float] | None:
+        """Go on from it: weights, moments and random states are put where they were. How far that is, and the seconds
+        it took; `None` if there is none, or none of these members.
+
+        Raises:
+            ValueError: it is damaged; says how.
+        """
+        if not (self.folder / STATE).is_file():
+            return None
+        try:
+            facts = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+            path = self.folder / Path(facts["file"]).name
+            if facts["names"] != self.names:
+                return None
+            if digest_file(path) != facts["sha256"]:
+                raise ValueError(f"{path} has changed (sha256)")
+            tensors = load_file(path)
+            state = State(int(facts["step"]), [TrainingReport(**one) for one in facts["reports"]], recent_of(tensors))
+            self.put(tensors)
+            return dataclasses.replace(state, recent=[self.here(one) for one in state.recent]), float(facts["seconds"])
+        except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            raise ValueError(f"{self.folder / STATE} is of no use ({problem})") from None
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put everything where it was."""
+        for name, one in self.trained().items():
+            one.copy_(tensors[f"model.{name}"])
+        prefix = "optimizer."
+        self.optimizer.reset()
+        self.optimizer.load(
+            {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+        )
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+    def here(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Losses on the device."""
+        return {name: one.to(self.device) for name, one in losses.items()}
+
+    def remove(self) -> None:
+        """Forget it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def recent_of(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The losses that were not reported yet, step by step."""
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for key, one in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "recent":
+            number, _, name = rest.partition(".")
+            found.setdefault(int(number), {})[name] = one
+    return [found[number] for number in sorted(found)]
+
+
+class Saver:
+    """Begins a training from its checkpoint, and saves it on its way. `minutes`: of training between two checkpoints,
+    0: after every step; `title`: of the training, for what is said."""
+
+    def __init__(self, checkpoint: Checkpoint, minutes: float, title: str, say: Callable[[str], None]) -> None:
+        self.checkpoint = checkpoint
+        self.minutes = minutes
+        self.title = title
+        self.say = say
+        self.before = 0.0
+        self.begun = self.last = time.perf_counter()
+        self.cost = 0.0
+        self.fails = False
+
+    def begin(self) -> State | None:
+        """How far an earlier process has come, put in place; `None`: there is nothing to go on from."""
+        try:
+            found = self.checkpoint.restore()
+        except ValueError as problem:
+            self.say(f"{self.title}: the checkpoint is damaged, training starts anew: {problem}")
+            found = None
+        if found is None:
+            self.checkpoint.remove()
+            return None
+        state, self.before = found
+        self.begun = self.last = time.perf_counter()
+        self.say(f"{self.title}: going on after step {state.step:,}")
+        return state
+
+    def spent(self) -> float:
+        """Seconds of training so far, those of earlier processes among them."""
+        return self.before + time.perf_counter() - self.begun
+
+    def after(self, step: int, state: Callable[[], State], stopping: bool) -> None:
+        """Save, when it is time; as of `Course`."""
+        if stopping or self.is_due():
+            saved = self.save(state)
+            if stopping and saved:
+                self.say(f"{self.title}: saved after step {step:,}")
+
+    def is_due(self) -> bool:
+        """Whether it is time to save."""
+        wait = max(60 * self.minutes, LEAST_RATIO * self.cost) if self.minutes else 0.0
+        return time.perf_counter() - self.last >= wait
+
+    def save(self, state: Callable[[], State]) -> bool:
+        """Save now, if the disk will have it: a training goes on without. Says whether."""
+        begun = time.perf_counter()
+        try:
+            self.checkpoint.save(state(), self.spent())
+        except (OSError, SafetensorError) as problem:
+            if not self.fails:
+                self.say(f"{self.title}: no checkpoint can be saved ({problem}); the training goes on without")
+            self.fails = True
+        else:
+            self.fails = False
+        self.last = time.perf_counter()
+        self.cost = self.last - begun
+        return not self.fails
+
+
+def train_saved(
+    trainer: Trainer[B],
+    saver: Saver,
+    batches: Callable[[int], Iterator[B]],
+    *names: str,
+    steps: int | None = None,
+    restored: Callable[[], None],
+) -> list[TrainingReport]:
+    """`Trainer.run` from the checkpoint, if there is one. `batches`: those after so many steps; `restored`: is called
+    when weights were put back, before they compute.
+
+    Raises:
+        Stopped: a signal came; what was learnt is saved.
+    """
+    start = saver.begin()
+    if start is not None:
+        restored()
+    course = Course(start, after=saver.after)
+    return trainer.run(batches(start.step if start else 0), *names, steps=steps, course=course)
+
+
+def facts_of(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint says of itself, for people; `None` if there is none."""
+    try:
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
