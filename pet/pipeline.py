@@ -139,7 +139,10 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
 
     name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
-    return work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)
+    made = work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)
+    for one in ("summary.json", "summary.md", "settings.yaml"):  # what is damaged is made anew while it can be
+        made.file(one)
+    return made
 
 
 def run_key(work: Work, outcome: Outcome) -> Key:

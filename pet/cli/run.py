@@ -11,7 +11,7 @@ import click
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pet.artifacts import Artifact
+    from pet.artifacts import Artifact, Store
     from pet.pipeline import Step
     from pet.stages.work import Work
 
@@ -35,6 +35,7 @@ WALK_OPTIONS = (
     click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated."),
     click.option("--data", help="Folder with the task's files."),
     click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts."),
+    click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again."),
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", help="auto, fp32, bf16."),
     click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
@@ -83,6 +84,7 @@ def walk(
     seeds: tuple[int, ...],
     assignments: tuple[str, ...],
     store: str,
+    verify: bool,
     tracker: str,
     dry_run: bool,
     verbose: bool,
@@ -91,6 +93,7 @@ def walk(
     """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
     that; `steps`: what it would make."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pet.artifacts import Store
     from pet.cli.screen import Screen
 
     if not store:
@@ -103,7 +106,7 @@ def walk(
     screen = Screen(verbose)
     summaries = []
     for seed in require_different(seeds) or (None,):
-        work = open_work(screen, pipeline, overrides, seed, store)
+        work = open_work(screen, pipeline, overrides, seed, Store(store, verify))
         if dry_run:
             screen.show_plan(steps(work))
         elif summary := run_seed(screen, go, work, tracker):
@@ -112,15 +115,16 @@ def walk(
         screen.show_seeds(summaries)
 
 
-def open_work(screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: str) -> "Work":
+def open_work(
+    screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: "Store"
+) -> "Work":
     """What the stages are given."""
-    from pet.artifacts import Store
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
-    return Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
+    return Work(settings, store, open_runtime(settings.runtime, screen), typed_options())
 
 
 def run_seed(

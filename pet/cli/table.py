@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
 @click.option("--out", default="results", show_default=True, help="Folder for the table's own folder.")
 @click.option("--name", help="Of the table's folder.  [default: the pipeline's]")
+@click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
@@ -40,6 +41,7 @@ def table(
     store: str,
     out: str,
     name: str | None,
+    verify: bool,
     dry_run: bool,
     verbose: bool,
     **flags: Any,
@@ -87,7 +89,9 @@ def table(
     screen = Screen(verbose)
     runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
-    found = tabulate.run(settings, Store(store), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
+    found = tabulate.run(
+        settings, Store(store, verify), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])])
+    )
     plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")
