@@ -166,9 +166,15 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def logs_of(store: Path) -> list[Path]:
+    """The logs of a store, the oldest first."""
+    return sorted((store / "logs").glob("*"))
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder with its time of change and size."""
-    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+    """Everything below a folder with its time of change and size, logs apart: each call of pet begins one."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*")]
+    found = {path.as_posix(): (folder / path).stat() for path in paths if "logs" not in path.parts}
     return {name: (one.st_mtime_ns, one.st_size) for name, one in found.items()}
 
 

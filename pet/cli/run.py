@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.artifacts import Artifact
+    from pet.events import Log
     from pet.pipeline import Step
     from pet.stages.work import Work
 
@@ -92,7 +94,9 @@ def walk(
     that; `steps`: what it would make."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.cli.screen import Screen
+    from pet.tracking import check_kind
 
+    check_kind(tracker)
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, PLACES, assignments)
@@ -127,7 +131,7 @@ def run_seed(
     screen: Any, go: "Callable[[Work], Artifact | None]", work: "Work", tracker: str
 ) -> Mapping[str, Any] | None:
     """One walk; its summary if it came to that."""
-    with tracked(screen, tracker, work):
+    with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
         artifact = go(work)
         if artifact is None:
             return None
@@ -138,12 +142,22 @@ def run_seed(
         return summary
 
 
-def tracked(screen: Any, kind: str, work: Any) -> Any:
+def logged(screen: Any, work: "Work") -> "Log":
+    """A context in which what the walk says is also written to the store's logs."""
+    from pet.events import open_log
+
+    settings = work.settings.model_dump(mode="json")
+    log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
+    work.runtime = replace(work.runtime, reporter=log)
+    return log
+
+
+def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.tracking import open_tracker
 
     name = f"{work.draw_label}-{work.model_label}"
-    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, screen.warn)
+    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, warn)
     return screen.tracker
 
 
