@@ -162,8 +162,9 @@ def read_json(path: Path) -> Any:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Every file below a folder, hidden ones included."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder, hidden ones included, logs apart: each call of pet begins one."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {path.as_posix() for path in paths if "logs" not in path.parts}
 
 
 def logs_of(store: Path) -> list[Path]:
@@ -172,7 +173,7 @@ def logs_of(store: Path) -> list[Path]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder with its time of change and size, logs apart: each call of pet begins one."""
+    """Everything below a folder with its time of change and size, logs apart."""
     paths = [path.relative_to(folder) for path in folder.rglob("*")]
     found = {path.as_posix(): (folder / path).stat() for path in paths if "logs" not in path.parts}
     return {name: (one.st_mtime_ns, one.st_size) for name, one in found.items()}
