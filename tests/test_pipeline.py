@@ -235,7 +235,7 @@ def test_the_summary_adds_up_the_cost_of_each_stage_and_says_where_its_artifacts
     assert list(summary["stages"]) == list(summary["artifacts"]) == list(WALKED)
     for stage, paths in summary["artifacts"].items():
         expected = find_all(done.store, stage) + (find_all(done.store, "baseline") if stage == "evaluate" else [])
-        assert set(paths) == {str(path) for path in expected}
+        assert {done.store / path for path in paths} == set(expected)
         manifests = [read_json(path / "manifest.json") for path in expected]
         cost = summary["stages"][stage]
         assert cost["seconds"] == pytest.approx(sum(one["seconds"] for one in manifests), abs=0.051)

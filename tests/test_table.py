@@ -24,7 +24,8 @@ ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1
 def made(tmp_path_factory):
     """A ground, and the folder with the store and the results of a whole table over it. Never write into it."""
     folder = tmp_path_factory.mktemp("table")
-    ground = lay_ground(folder / "ground", lively_model(tmp_path_factory.getbasetemp()))
+    model = lively_model(tmp_path_factory.getbasetemp())
+    ground = lay_ground(folder / "ground", model, finetune={"repetitions": 1})
     pet_table(ground, folder)
     return ground, folder
 
@@ -192,12 +193,13 @@ def test_a_store_that_was_moved_serves_as_before(made, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree("store", tmp_path / "first")
     monkeypatch.chdir(tmp_path)
-    pet_table(ground, tmp_path, "--store", "first", "--seeds", "2")
+    few = ("--seeds", "2", "--sizes", "0,6", "--methods", "zero-shot,pet,ipet")
+    pet_table(ground, tmp_path, "--store", "first", *few)
     (tmp_path / "first").rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr("pet.training.Trainer.run", None)
-    pet_table(ground, tmp_path, "--store", tmp_path / "moved", "--seeds", "2")
+    pet_table(ground, tmp_path, "--store", tmp_path / "moved", *few)
     assert read_json(result(tmp_path))["failed"] == []
 
 

@@ -117,13 +117,20 @@ def walk(
 
 
 def open_work(screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: str) -> "Work":
-    """What the stages are given."""
+    """What the stages are given.
+
+    Raises:
+        SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
+    """
     from pet.artifacts import Store
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
+    if settings.table.tasks and "name" not in settings.task.model_fields_set:
+        tasks = ", ".join(settings.table.tasks)
+        raise SettingsError(f"{pipeline} is for `pet table`, over {tasks}; name one of them with --task")
     return Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
 
 
