@@ -22,7 +22,7 @@ check: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
 docs: .venv/installed
