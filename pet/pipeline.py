@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pet import models, report
+from pet import events, models, report
 from pet.artifacts import Artifact
 from pet.drafts import Draft
 from pet.errors import SettingsError
@@ -137,6 +137,7 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
+        events.save(work.runtime.reporter, draft.path, draft.final.name)
 
     name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
     made = work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)

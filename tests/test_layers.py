@@ -55,6 +55,7 @@ LAYERS = {
     "page": 7,
     "report": 7,
     "runs": 7,
+    "events": 7,
     "labelwords": 7,
     "newcard": 7,
     "check": 7,

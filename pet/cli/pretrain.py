@@ -46,6 +46,7 @@ def pretrain(
     from pet.artifacts import Store
     from pet.cli.run import flag_overrides
     from pet.cli.screen import Screen
+    from pet.events import open_log
     from pet.runtime import open_runtime
     from pet.settings import resolve_pretraining
     from pet.stages import corpus as corpora
@@ -63,8 +64,12 @@ def pretrain(
     screen = Screen(verbose)
     kept = Store(store)
     name = f"pretrain-{corpora.label_of(settings)}"
-    with open_tracker(tracker, name, settings.model_dump(mode="json"), kept.root, screen.warn) as screen.tracker:
-        made = stage.run(settings, kept, open_runtime(settings.runtime, screen))
+    given = settings.model_dump(mode="json")
+    with (
+        open_log(kept.root, name, screen, given, seed=settings.seed) as log,
+        open_tracker(tracker, name, given, kept.root, log.warn) as screen.tracker,
+    ):
+        made = stage.run(settings, kept, open_runtime(settings.runtime, log))
     click.echo(f"model: {made.path / 'model'}")
 
 

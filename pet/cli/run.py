@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.artifacts import Artifact, Store
+    from pet.events import Log
     from pet.pipeline import Step
     from pet.stages.work import Work
 
@@ -95,7 +97,9 @@ def walk(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.tracking import check_kind
 
+    check_kind(tracker)
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, PLACES, assignments)
@@ -118,12 +122,19 @@ def walk(
 def open_work(
     screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: "Store"
 ) -> "Work":
-    """What the stages are given."""
+    """What the stages are given.
+
+    Raises:
+        SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
+    """
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
+    if settings.table.tasks and "name" not in settings.task.model_fields_set:
+        tasks = ", ".join(settings.table.tasks)
+        raise SettingsError(f"{pipeline} is for `pet table`, over {tasks}; name one of them with --task")
     return Work(settings, store, open_runtime(settings.runtime, screen), typed_options())
 
 
@@ -131,7 +142,7 @@ def run_seed(
     screen: Any, go: "Callable[[Work], Artifact | None]", work: "Work", tracker: str
 ) -> Mapping[str, Any] | None:
     """One walk; its summary if it came to that."""
-    with tracked(screen, tracker, work):
+    with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
         artifact = go(work)
         if artifact is None:
             return None
@@ -142,12 +153,22 @@ def run_seed(
         return summary
 
 
-def tracked(screen: Any, kind: str, work: Any) -> Any:
+def logged(screen: Any, work: "Work") -> "Log":
+    """A context in which what the walk says is also written to the store's logs."""
+    from pet.events import open_log
+
+    settings = work.settings.model_dump(mode="json")
+    log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
+    work.runtime = replace(work.runtime, reporter=log)
+    return log
+
+
+def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.tracking import open_tracker
 
     name = f"{work.draw_label}-{work.model_label}"
-    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, screen.warn)
+    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, warn)
     return screen.tracker
 
 

@@ -64,6 +64,7 @@ def table(
     from pet import table as tables
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.events import open_log
     from pet.runtime import open_runtime
     from pet.settings import nest, resolve_tasks
 
@@ -86,13 +87,13 @@ def table(
             click.echo(str(cell))
         click.echo(f"{len(runs)} runs; nothing was run")
         return
-    screen = Screen(verbose)
-    runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
-    found = tabulate.run(
-        settings, Store(store, verify), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])])
-    )
-    plot.draw_all(folder, found)
+    kept = Store(store, verify)
+    given_all = {task: one.model_dump(mode="json") for task, one in settings.items()}
+    with open_log(kept.root, f"table-{folder.name}", Screen(verbose), given_all) as log:
+        runtime = open_runtime(next(iter(settings.values())).runtime, log)
+        found = tabulate.run(settings, kept, runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
+        plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")
     if found["failed"]:
