@@ -13,10 +13,15 @@ from pet.errors import SettingsError
 if TYPE_CHECKING:
     from pet.artifacts import Artifact
     from pet.pipeline import Step
+    from pet.settings import ModelSettings
     from pet.stages.work import Work
 
 STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
+
+TRUST_OPTION = click.option(
+    "--trust-remote-code", is_flag=True, default=None, help="Run Python code that the model brings along."
+)
 
 WALK_OPTIONS = (
     click.argument("pipeline", required=False),
@@ -38,6 +43,7 @@ WALK_OPTIONS = (
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", help="auto, fp32, bf16."),
     click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
+    TRUST_OPTION,
     click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
     click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged."),
 )
@@ -120,7 +126,15 @@ def open_work(screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], se
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
+    warn_of_code(screen, settings.model, settings.distill.model, settings.baseline.model)
     return Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
+
+
+def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
+    """Say loudly whose code is run, where any is; `others`: models that stand in for it."""
+    if model.trust_remote_code:
+        names = ", ".join(dict.fromkeys(one for one in (model.name, *others) if one is not None))
+        screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 
 def run_seed(
@@ -151,6 +165,7 @@ PLACES = {
     "task": "task.name",
     "data": "task.data",
     "model": "model.name",
+    "trust_remote_code": "model.trust_remote_code",
     "train_examples": "data.train_examples",
     "train_file": "data.train_files",
     "generations": "ipet.generations",

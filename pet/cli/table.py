@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, flag_overrides, refuse_again
+from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--name", help="Of the table's folder.  [default: the pipeline's]")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
+@TRUST_OPTION
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
 def table(
@@ -85,6 +86,8 @@ def table(
         click.echo(f"{len(runs)} runs; nothing was run")
         return
     screen = Screen(verbose)
+    for one in settings.values():
+        warn_of_code(screen, one.model, one.distill.model, one.baseline.model)
     runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
     found = tabulate.run(settings, Store(store), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
