@@ -700,11 +700,8 @@ def refuse_trust(values: Mapping[str, Any], what: str) -> None:
     """
     table = values.get("table")
     tasks = table.get("tasks") if isinstance(table, dict) else None
-    sections = (
-        [values, *(one for one in tasks.values() if isinstance(one, dict))] if isinstance(tasks, dict) else [values]
-    )
-    for one in sections:
-        model = one.get("model")
+    for one in (values, *(tasks.values() if isinstance(tasks, dict) else ())):
+        model = one.get("model") if isinstance(one, Mapping) else None
         if isinstance(model, dict) and model.get(TRUST, False) is not False:
             raise SettingsError(
                 f"{what} has model.{TRUST}, which runs code that a model brings along; leave it out of the file, and "
