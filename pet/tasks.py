@@ -608,11 +608,11 @@ def guarded(text: str) -> str:
     return GUARD + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def without_guard(row: Row, column: str, known: Container[str]) -> Row:
-    """A row whose cell is what `guarded` was given, if that is what is known."""
-    cell = row.values[column].strip()
-    bare = cell.removeprefix(GUARD)
-    return Row(row.where, {**row.values, column: bare}) if cell not in known and bare in known else row
+def as_known(cell: str, known: Container[str]) -> str:
+    """What is known by the name in a cell: as it stands there, else without what `guarded` put before it."""
+    bare = cell.strip()
+    names = (cell, bare, cell.removeprefix(GUARD), bare.removeprefix(GUARD))
+    return next((name for name in names if name in known), bare)
 
 
 @dataclass(frozen=True)
@@ -635,6 +635,7 @@ def read_given_labels(card: TaskCard, paths: Sequence[str], known: Container[str
             gives a text a second label, with its line.
     """
     source = FilesSource(format="csv", id="id")
+    columns = (("id", known), ("label", card.labels))
     labels: dict[str, str] = {}
     counts = {}
     problems = []
@@ -642,8 +643,8 @@ def read_given_labels(card: TaskCard, paths: Sequence[str], known: Container[str
         marked, skipped = 0, 0
         for row in delimited_rows(source, path, read_text(path, source.encodings)):
             try:
-                label = read_label(card, source, without_guard(row, "label", card.labels))
-                name = without_guard(row, "id", known).values["id"].strip()
+                name, written = (as_known(row.values[one], names) for one, names in columns)
+                label = read_label(card, source, Row(row.where, {"label": written}))
             except KeyError as missing:
                 raise TaskError(
                     f"{path} has no column {missing.args[0]!r} in its first line; expected `id` and `label`, as "
