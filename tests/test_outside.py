@@ -371,6 +371,14 @@ def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tm
     assert found.labels == dict(zip(odd, ["-1", "-1", "=x", "'=x", "plain", "plain", "plain"], strict=True))
 
 
+def test_a_dollar_sign_in_a_name_is_no_mathematics_in_a_picture(tmp_path):
+    from pet.plot import draw
+
+    found = {"lines": [], "tasks": {"mails": {"metric": "accuracy", "model": "a$x_{$b$"}}}
+    picture = next(path for path in draw(tmp_path, found, "mails") if path.suffix == ".svg")
+    assert "a$x_{$b$" in picture.read_text(encoding="utf-8")
+
+
 def test_limits_have_reasons():
     named = [name for name in vars(outside) if name.startswith("MAX_")]
     text = Path(outside.__file__).read_text(encoding="utf-8")
