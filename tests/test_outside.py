@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from rows import CARD, lay_ground, lively_model, pet
+from rows import CARD, finish_run, lay_ground, lively_model, pet
 
 from pet import outside, rowfiles, tasks
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
@@ -330,6 +330,12 @@ def test_no_pipeline_makes_code_of_a_model_run(tmp_path):
     assert not resolve_settings(path, {"model": {"trust_remote_code": False}}).model.trust_remote_code
     written = str(write(tmp_path / "d.yaml", settings_yaml(resolve_settings())))
     assert resolve_settings(written) == resolve_settings(), "what a run writes down is a pipeline"
+
+
+def test_nothing_in_a_store_can_run(tmp_path_factory):
+    store = finish_run(tmp_path_factory.getbasetemp()).store
+    kinds = {path.suffix for path in store.rglob("*") if path.is_file()}
+    assert kinds == {".json", ".md", ".parquet", ".safetensors", ".yaml"}
 
 
 def test_code_of_a_model_that_is_run_is_shouted(tmp_path, tmp_path_factory):
