@@ -56,13 +56,20 @@ class MissingArtifact(StoreError):
 
 def one_line(text: str) -> str:
     """A text without line breaks, its other unprintable characters written as Python escapes, cut to SHOWN."""
-    if len(text) > SHOWN:
-        text = f"{text[: SHOWN - SHOWN_END]} [...] {text[-SHOWN_END:]}"
+    text = cut(text)  # a megabyte is not looked through
     if text.isprintable():
         return text
-    return "".join(
-        one if one.isprintable() else " " if one in "\n\r\t" else one.encode("unicode_escape").decode() for one in text
+    return cut(
+        "".join(
+            one if one.isprintable() else " " if one in "\n\r\t" else one.encode("unicode_escape").decode()
+            for one in text
+        )
     )
+
+
+def cut(text: str) -> str:
+    """A text without its middle, if it is longer than SHOWN."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - SHOWN_END]} [...] {text[-SHOWN_END:]}"
 
 
 SHOWN_PROBLEM = 250

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_a_sentence_is_one_line_of_bounded_length_without_anything_that_a_termin
     assert said.startswith("begin x")
     assert said.endswith("x what to do")
     assert len(said) < SHOWN + 10
+    assert len(str(TaskError("\U000e0001" * 10**6))) < SHOWN + 10
     with pytest.raises(TaskError) as raised:
         raise_problems(TaskError, "card", ["a" * 10**6 + " end", "second"])
     assert str(raised.value).endswith("a end; second")
@@ -383,6 +385,16 @@ def test_a_dollar_sign_in_a_name_is_no_mathematics_in_a_picture(tmp_path):
     found = {"lines": [], "tasks": {"mails": {"metric": "accuracy", "model": "a$x_{$b$"}}}
     picture = next(path for path in draw(tmp_path, found, "mails") if path.suffix == ".svg")
     assert "a$x_{$b$" in picture.read_text(encoding="utf-8")
+
+
+def test_security_md_names_tests_that_exist():
+    tests = Path(__file__).parent
+    named = re.findall(r"`(test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", (tests.parent / "SECURITY.md").read_text())
+    assert len(named) > 10
+    for file, names in named:
+        source = (tests / file).read_text(encoding="utf-8")
+        for name in re.findall(r"test_\w+", names):
+            assert f"\ndef {name}(" in source, (file, name)
 
 
 def test_limits_have_reasons():

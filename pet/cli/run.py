@@ -187,7 +187,8 @@ def flag_overrides(
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
     typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}
-    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {typed[flag]}" for place, flag in given.items()})
+    words = {flag: "" if value is True else f" {value}" for flag, value in typed.items()}
+    refuse_again(assignments, {place: f"--{flag.replace('_', '-')}{words[flag]}" for place, flag in given.items()})
     return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
 
 
