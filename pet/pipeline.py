@@ -149,7 +149,8 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
     unused = {"runtime", "table", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
-    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}}  # their content is prepare's
+    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}, "model": {"trust_remote_code"}}
+    # The content of the files is prepare's, the code of a model part of its fingerprint.
     settings = work.settings.model_dump(mode="json", exclude=left_out)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:

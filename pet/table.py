@@ -18,7 +18,7 @@ from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
 from pet.settings import Method, Settings
 from pet.stages import baseline, draw, evaluate, finetune, prepare
-from pet.stages.work import Work
+from pet.stages.work import Work, mending
 from pet.tasks import load_card
 
 Score = Mapping[str, float]

@@ -16,6 +16,7 @@ ROOT = Path(pet.__file__).parent
 
 LAYERS = {
     "errors": 0,
+    "outside": 1,
     "settings": 1,
     "examples": 1,
     "patterns": 2,

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from pet.artifacts import Artifact, Store
     from pet.events import Log
     from pet.pipeline import Step
+    from pet.settings import ModelSettings
     from pet.stages.work import Work
 
 STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
+
+TRUST_OPTION = click.option(
+    "--trust-remote-code", is_flag=True, default=None, help="Run Python code that the model brings along."
+)
 
 WALK_OPTIONS = (
     click.argument("pipeline", required=False),
@@ -41,6 +46,7 @@ WALK_OPTIONS = (
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", help="auto, fp32, bf16."),
     click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
+    TRUST_OPTION,
     click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
     click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged."),
 )
@@ -135,7 +141,15 @@ def open_work(
     if settings.table.tasks and "name" not in settings.task.model_fields_set:
         tasks = ", ".join(settings.table.tasks)
         raise SettingsError(f"{pipeline} is for `pet table`, over {tasks}; name one of them with --task")
+    warn_of_code(screen, settings.model, settings.distill.model, settings.baseline.model)
     return Work(settings, store, open_runtime(settings.runtime, screen), typed_options())
+
+
+def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
+    """Say loudly whose code is run, where any is; `others`: models that stand in for it."""
+    if model.trust_remote_code:
+        names = ", ".join(dict.fromkeys(one for one in (model.name, *others) if one is not None))
+        screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 
 def run_seed(
@@ -176,6 +190,7 @@ PLACES = {
     "task": "task.name",
     "data": "task.data",
     "model": "model.name",
+    "trust_remote_code": "model.trust_remote_code",
     "train_examples": "data.train_examples",
     "train_file": "data.train_files",
     "generations": "ipet.generations",
@@ -197,7 +212,8 @@ def flag_overrides(
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
     typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}
-    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {typed[flag]}" for place, flag in given.items()})
+    words = {flag: "" if value is True else f" {value}" for flag, value in typed.items()}
+    refuse_again(assignments, {place: f"--{flag.replace('_', '-')}{words[flag]}" for place, flag in given.items()})
     return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, flag_overrides, refuse_again
+from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
+@TRUST_OPTION
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
 def table(
@@ -91,6 +92,8 @@ def table(
     kept = Store(store, verify)
     given_all = {task: one.model_dump(mode="json") for task, one in settings.items()}
     with open_log(kept.root, f"table-{folder.name}", Screen(verbose), given_all) as log:
+        for one in settings.values():
+            warn_of_code(log, one.model, one.distill.model, one.baseline.model)
         runtime = open_runtime(next(iter(settings.values())).runtime, log)
         found = tabulate.run(settings, kept, runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
         plot.draw_all(folder, found)
