@@ -295,9 +295,9 @@ def train_adapters(
 
 def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int]) -> Iterator[ClozeBatch]:
     """Micro-batches of these members for ever, each with its own random stream."""
-    settings, layout = bench.work.settings.finetune, bench.layout()
+    settings, layout, ranks = bench.work.settings.finetune, bench.layout(), bench.work.runtime.ranks
     shares = [
-        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed))
+        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed), ranks)
         for one, seed in zip(asked, seeds, strict=True)
     ]
     while True:
