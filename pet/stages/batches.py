@@ -136,10 +136,8 @@ def draw_shares(
         batch = lay_out([sources.labelled, sources.pool], [chosen, from_pool], layout)
         targets = hide_tokens(batch, len(chosen), sources, settings.mask_probability, rng)
         of_tokens = int(keys.integers(2**31)) + np.arange(len(targets)) * KEY_STEP
-        whole = ((len(targets), int((targets != IGNORED).sum())),)
-        share = Share(
-            batch, of_tokens, sources.labels[chosen], targets, sources.verbalizers, np.asarray(whole), (1.0, 1.0)
-        )
+        whole = np.asarray([[len(targets), np.count_nonzero(targets != IGNORED)]])
+        share = Share(batch, of_tokens, sources.labels[chosen], targets, sources.verbalizers, whole, (1.0, 1.0))
         yield share if ranks.size == 1 else part_of(share, ranks)
 
 
@@ -197,13 +195,13 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     """One micro-batch of all members' shares, in their order."""
     # The more rows, the more their tokens vary in number; the number of shapes should not.
     several = max(1, len(shares) // 2) if layout.token_multiple > 1 else 1
-    sizes = sum(share.sizes for share in shares)  # of all members, by rank
-    most_tokens, most_targets = (int(one) for one in np.max(sizes, 0))
-    layout = dataclasses.replace(
-        layout,
-        token_multiple=layout.token_multiple * several,
-        least_tokens=most_tokens if len(shares[0].sizes) > 1 else 0,
-    )
+    layout = dataclasses.replace(layout, token_multiple=layout.token_multiple * several)
+    weights, most_targets = None, 0
+    if len(shares[0].sizes) > 1:  # several ranks
+        sizes = np.sum([share.sizes for share in shares], 0)  # of all members [R, 2]
+        most_tokens, most_targets = sizes.max(0).tolist()
+        layout = dataclasses.replace(layout, least_tokens=most_tokens)
+        weights = torch.tensor([share.weights for share in shares]).T.contiguous()
     batch = fill(join_batches([share.batch for share in shares]), layout)
     extra = len(batch.input_ids) - sum(len(share.targets) for share in shares)
     members = np.pad(np.repeat(np.arange(len(shares)), [len(share.targets) for share in shares]), (0, extra))
@@ -216,14 +214,11 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     if layout.token_multiple > 1:
         places = pad_targets(places, settings.mask_probability * unlabelled * len(targets), most_targets)
     words, averaging = join_verbalizers([share.verbalizers for share in shares])
-    several_ranks = len(shares[0].sizes) > 1
-    weights = torch.tensor([share.weights for share in shares]).T.contiguous()
+    keys = np.concatenate([share.keys for share in shares])
     return ClozeBatch(
         batch,
         torch.from_numpy(members),
-        torch.from_numpy(
-            np.pad(np.concatenate([share.keys for share in shares]), (0, extra)).astype(np.int32)
-        ),  # wraps
+        torch.from_numpy(np.pad(keys, (0, extra)).astype(np.int32)),  # wraps
         torch.from_numpy(labels),
         batch.mask_positions[torch.from_numpy(labelled_rows)],
         torch.from_numpy(np.maximum(places, 0)),
@@ -231,7 +226,7 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
         torch.from_numpy(np.where(places < 0, IGNORED, targets[places])),
         words,
         averaging,
-        weights if several_ranks else None,
+        weights,
     )
 
 
