@@ -1,7 +1,8 @@
 """One of several processes that walk together, for `test_ranks`: it does everything that ranks share on small invented
 things, and writes down what it found. Alone it is what they are compared with.
 
-    torchrun --nproc_per_node 2 tests/walkers.py GROUND OUT
+    PYTHONPATH=tests python -c 'import sys, pathlib, walkers; walkers.build(pathlib.Path(sys.argv[1]))' GROUND
+    PYTHONPATH=tests torchrun --nproc_per_node 2 tests/walkers.py GROUND OUT cpu
 """
 
 import sys
@@ -17,7 +18,7 @@ import torch
 from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
-from pet import inference, packing, pipeline, ranks, runtime
+from pet import inference, packing, pipeline, ranks
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.examples import Texts
 from pet.inference import score_rows
@@ -35,8 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "padded": ("distilbert", {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}),
     "lively": ("bert", {}),
 }
-CPU = {"runtime": {"device": "cpu", "precision": "fp32"}}
-MEMBERS = {"steps": 4, "repetitions": 1, "learning_rate": 1e-2, **EPSILON}
+MEMBERS = {"steps": 4, "repetitions": 1, "alpha": 0.3, "learning_rate": 1e-2, **EPSILON}
 STUDENT = {"distill": {"steps": 4, "batch": 5, **EPSILON}, "baseline": {"steps": 4, "batch": 1, **EPSILON}}
 ADAPT = {"enabled": True, "steps": 4, "blocks": 5, "length": 16, "warmup_steps": 0, "held_out": 0.2, **EPSILON}
 WALKS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -71,24 +71,23 @@ def build(ground: Path) -> None:
     lay_ground(ground, ground / "still")
 
 
-def main(ground: Path, out: Path) -> None:
-    """Everything once; the numbers go to OUT/RANK.pt, each walk's store to OUT/RANK/NAME."""
-    with mock.patch.object(runtime, "CPU_BF16", frozenset()):
-        reporter = Silent()
-        machine = open_runtime(RuntimeSettings(device="cpu"), reporter)
+def main(ground: Path, out: Path, device: str = "cpu") -> None:
+    """Everything once, in fp32; the numbers go to OUT/RANK.pt, each walk's store to OUT/RANK/NAME."""
+    reporter = Silent()
+    machine = open_runtime(RuntimeSettings(device=device, precision="fp32"), reporter)
     found: dict[str, Any] = {
         "ranks": (machine.ranks.rank, machine.ranks.size),
         "main": machine.ranks.is_main,
         "talks": machine.reporter is reporter,
         "device": machine.facts()["device"],
     }
-    found |= talk(machine.ranks) | scored(machine)
+    found |= talk(machine.ranks, machine.device) | scored(machine)
     for name, (model, last, sections) in WALKS.items():
-        walk(ground, out / str(machine.ranks.rank) / name, model, last, sections)
+        walk(ground, out / str(machine.ranks.rank) / name, device, model, last, sections)
     for name, last in FEW_SHAPES.items():
         model, _, sections = WALKS[name]
         with few_shapes(), seen_shapes() as shapes:
-            walk(ground, out / str(machine.ranks.rank) / f"{name}, few shapes", model, last, sections)
+            walk(ground, out / str(machine.ranks.rank) / f"{name}, few shapes", device, model, last, sections)
         found[f"shapes of {name}"] = shapes
     torch.save(found, out / f"{machine.ranks.rank}.pt")
     machine.ranks.leave()
@@ -97,13 +96,13 @@ def main(ground: Path, out: Path) -> None:
 # ---- what they say to each other -----------------------------------------------------------------------------------
 
 
-def talk(mine: Ranks) -> dict[str, Any]:
+def talk(mine: Ranks, device: torch.device) -> dict[str, Any]:
     """The small things, each as this rank sees it."""
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    with mine.apart(torch.device("cpu")):
+    with mine.apart(device):
         apart = torch.rand(4)
-    sums = [torch.full(shape, mine.rank + 1.0, dtype=dtype) for shape, dtype in SUMMED]
+    sums = [torch.full(shape, mine.rank + 1.0, dtype=dtype, device=device) for shape, dtype in SUMMED]
     sums[0] = sums[0].T  # not contiguous
     with mock.patch.object(ranks, "BUCKET", 7):
         mine.sum_tensors(sums)
@@ -111,7 +110,7 @@ def talk(mine: Ranks) -> dict[str, Any]:
     return {
         "apart": apart,
         "random state": bool((torch.get_rng_state() == before).all()),
-        "sums": sums,
+        "sums": [one.cpu() for one in sums],
         "said": mine.broadcast({"from": mine.rank}),
         "any": mine.any_of([mine.rank == 0, mine.rank == mine.size - 1, False]),
         "none": mine.gather_rows(None, np.empty(0, np.int64), 0),
@@ -148,7 +147,7 @@ def some_rows(count: int) -> Rows:
 def checksum(batch: Any) -> torch.Tensor:
     """Two numbers of a row that are exact in fp32 [B, 2]."""
     ids = (batch.input_ids * batch.attention_mask).view(len(batch), -1)
-    return torch.stack([ids.sum(1), (ids * (1 + torch.arange(ids.shape[1]))).sum(1)], 1)
+    return torch.stack([ids.sum(1), (ids * (1 + torch.arange(ids.shape[1], device=ids.device))).sum(1)], 1)
 
 
 @contextmanager
@@ -164,10 +163,10 @@ def watch_rows(asked: list[int]) -> Iterator[None]:
 # ---- walks ---------------------------------------------------------------------------------------------------------
 
 
-def walk(ground: Path, store: Path, model: str, last: str, sections: dict[str, Any]) -> None:
+def walk(ground: Path, store: Path, device: str, model: str, last: str, sections: dict[str, Any]) -> None:
     """The stages up to `last`, into a store of this rank's own; transformers writes no models on any but the first."""
-    named = {**CPU, **sections, "model": {"name": str(ground / model)}}
-    work = open_work(Ground(ground), store, **named)
+    machine = {"device": device, "precision": "fp32"}
+    work = open_work(Ground(ground), store, runtime=machine, model={"name": str(ground / model)}, **sections)
     stages = ("prepare", "finetune", "label", "distill") if last == "distill" else ("prepare", last)
     for stage in stages:
         pipeline.run_stage(work, stage)
@@ -204,4 +203,4 @@ def seen_shapes() -> Iterator[list[int]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
