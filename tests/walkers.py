@@ -46,7 +46,11 @@ WALKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "finetune",
         {"finetune": {**MEMBERS, "labelled_batch": 1, "unlabelled_batch": 3, "accumulation": 2}},
     ),
-    "one text of each": ("padded", "distill", {"finetune": {**MEMBERS, "labelled_batch": 1, "unlabelled_batch": 1}}),
+    "one text of each": (
+        "padded",
+        "distill",
+        {"finetune": {**MEMBERS, "labelled_batch": 1, "unlabelled_batch": 1}, **STUDENT},
+    ),
     "no text of the pool": ("padded", "finetune", {"finetune": {**MEMBERS, "alpha": 0}}),
     "adapters": (
         "lively",
