@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,20 @@ TESTS = Path(__file__).parent
 SIZE = 2
 
 
-def launch(*arguments: object, size: int = SIZE) -> "subprocess.Popen[str]":
-    """So many processes of a program."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", size, *arguments]
+@contextmanager
+def launched(*arguments: object) -> Iterator[None]:
+    """Two processes of a program. Inside the context something else can be done meanwhile; they must end well."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", SIZE, *arguments]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [str(one) for one in command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = [str(one) for one in command]
+    together = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield
+        said, _ = together.communicate(timeout=300)
+        assert together.returncode == 0, said
+    finally:
+        together.terminate()  # it then ends the others
 
 
 def both(base: Path, device: str) -> tuple[list[Path], dict[str, Any], list[dict[str, Any]]]:
@@ -40,10 +48,8 @@ def both(base: Path, device: str) -> tuple[list[Path], dict[str, Any], list[dict
     outs = [base / name for name in ("one", "two")]
     for out in outs:
         out.mkdir()
-    together = launch(TESTS / "walkers.py", base / "ground", outs[1], device)
-    walkers.main(base / "ground", outs[0], device)
-    said, _ = together.communicate(timeout=300)
-    assert together.returncode == 0, said
+    with launched(TESTS / "walkers.py", base / "ground", outs[1], device):
+        walkers.main(base / "ground", outs[0], device)
     alone = torch.load(outs[0] / "0.pt", weights_only=False)
     return outs, alone, [torch.load(outs[1] / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
 
@@ -104,6 +110,15 @@ def test_both_processes_end_with_the_same_numbers_to_the_bit(found):
         assert all(torch.equal(one, first[key]) for key, one in second.items())
 
 
+def test_the_main_process_clock_ends_the_training_of_both(found):
+    (_, two), _, _ = found
+    paths = [next((two / str(rank) / "by the clock").glob("adapt/*/training.json")) for rank in range(SIZE)]
+    first, second = (json.loads(path.read_text()) for path in paths)
+    assert (first["steps"], first["losses"]) == (second["steps"], second["losses"])
+    assert first["held_out_loss"] == second["held_out_loss"]
+    assert first["steps"][-1] < 200
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 23])
 def test_each_row_is_scored_by_one_process_and_known_to_all(found, count):
     _, alone, ranks = found
@@ -153,10 +168,8 @@ def test_two_gpus_get_the_scores_of_one_with_captured_steps(tmp_path):
 def test_a_whole_run_of_two_processes_scores_as_that_of_one(tmp_path):
     model = save_lively(tmp_path / "model", **walkers.STILL)
     ground = lay_ground(tmp_path / "ground", model, runtime={"device": "cpu", "precision": "fp32"}, **CALM)
-    together = launch("-m", "pet", "run", ground.pipeline, "--store", tmp_path / "two")
-    pet_run(ground, tmp_path / "one")
-    said, _ = together.communicate(timeout=300)
-    assert together.returncode == 0, said
+    with launched("-m", "pet", "run", ground.pipeline, "--store", tmp_path / "two"):
+        pet_run(ground, tmp_path / "one")
     expected, got = (tensors_in(tmp_path / name) for name in ("one", "two"))
     assert set(got) == set(expected)
     for key, values in got.items():

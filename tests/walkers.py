@@ -63,6 +63,9 @@ WALKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name -> model, last stage, settings. Rows and blocks of a micro-batch are odd, or fewer than ranks. Only what is
 trained with `lora` has dropout: the masks are the tokens' own there."""
 
+CLOCK = {"adapt": {**ADAPT, "steps": 200, "minutes": 0.01, "last_length": 24, "last_share": 0.5}}
+"""Ends when the time is over: how many steps that were, no two processes would agree about."""
+
 FEW_SHAPES = {"members": "distill", "adapters": "finetune"}
 """Walked a second time up to this stage, with batches filled up as they are on a GPU (though to a lower number, so that
 not all of these small ones are of one shape)."""
@@ -93,6 +96,7 @@ def main(ground: Path, out: Path, device: str = "cpu") -> None:
         with few_shapes(), seen_shapes() as shapes:
             walk(ground, out / str(machine.ranks.rank) / f"{name}, few shapes", device, model, last, sections)
         found[f"shapes of {name}"] = shapes
+    walk(ground, out / str(machine.ranks.rank) / "by the clock", device, "still", "adapt", CLOCK)
     torch.save(found, out / f"{machine.ranks.rank}.pt")
     machine.ranks.leave()
 
