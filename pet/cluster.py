@@ -11,7 +11,6 @@ import importlib.util
 import logging
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -35,6 +34,10 @@ RETRIES = 5
 
 WALKS = 16
 """Walks at a time, at most: each is a process of half a gigabyte that does little but wait for its trainings."""
+
+SAME_WORKERS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+"""Ray would hide all GPUs but a task's own, and so have to end a worker after each task: CUDA looks only once. Workers
+see all, are kept with the model they have loaded, and take the one they are given (`device_of`)."""
 
 TOLD_EVERY = 0.3
 """Seconds between two words of a task about how far it is, and between two looks at what was said."""
@@ -96,7 +99,7 @@ def open_cluster(settings: RuntimeSettings) -> Iterator["Crew"]:
     import ray
 
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=SAME_WORKERS)
     except (ConnectionError, ValueError, RuntimeError) as problem:
         address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(problem).split())
         raise SettingsError(f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`") from None
@@ -144,7 +147,7 @@ class Crew:
         import ray
 
         needs = {"num_cpus": 0} if order.walks else self.resources
-        task = ray.remote(max_retries=RETRIES, scheduling_strategy="SPREAD", **needs)(obey)
+        task = ray.remote(max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD", **needs)(obey)
         return task.remote(order, replace(self, name=order.name or self.name))
 
     def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
@@ -201,8 +204,9 @@ def raised(found: Any) -> Any:
 
 # ---- in a task -----------------------------------------------------------------------------------------------------
 
-_kept: "OrderedDict[Any, tuple[Work, dict[str, Bench]]]" = OrderedDict()
-"""The walk that this worker was last told of, with its models and tokenised texts: the next member needs the same."""
+_kept: dict[Any, tuple[Work, dict[str, Bench]]] = {}
+"""The walk that this worker was last told of, with its models and tokenised texts, on each device that it was given:
+the next member needs the same."""
 
 
 def obey(order: Order, crew: Crew) -> Any:
@@ -223,32 +227,41 @@ def obey(order: Order, crew: Crew) -> Any:
 def walk(order: Order, crew: Crew) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
-    work = new_work(order, crew)
+    work = new_work(order, crew, "cpu")  # of what it computes itself, the calibration, there is little
     with events.open_log(order.root, work.draw_label, Telling(crew), settings, seed=order.settings.seed) as log:
         work.runtime = replace(work.runtime, reporter=log)
         work.executor = crew
         return order.what(work, *order.arguments)
 
 
-def new_work(order: Order, crew: Crew) -> Work:
-    """The walk of an order."""
-    settings = order.settings.runtime
-    if order.walks:  # of what it computes itself, the calibration, there is little
-        settings = settings.model_copy(update={"device": "cpu"})
-    work = Work(
-        order.settings, Store(order.root, order.verify), open_runtime(settings, Telling(crew)), order.invocation
-    )
+def new_work(order: Order, crew: Crew, device: str) -> Work:
+    """The walk of an order on a device."""
+    runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), Telling(crew))
+    work = Work(order.settings, Store(order.root, order.verify), runtime, order.invocation)
     work.adapted = order.adapted
     return work
 
 
 def work_of(order: Order, crew: Crew) -> Work:
-    """The walk of an order: the last one again, if it is the same."""
-    name = (order.settings.model_dump_json(), order.root, order.adapted and order.adapted.identity)
+    """The walk of an order on the device at hand: the last one again, if it is the same."""
+    device = device_of()
+    name = (device, order.settings.model_dump_json(), order.root, order.adapted and order.adapted.identity)
     if name not in _kept:
-        _kept.clear()
-        _kept[name] = (new_work(order, crew), {})
+        for other in [one for one in _kept if one[0] == device]:
+            del _kept[other]
+        _kept[name] = (new_work(order, crew, device), {})
     return _kept[name][0]
+
+
+def device_of() -> str:
+    """The GPU that Ray has set aside for this task, by its number among those that torch sees; or the CPU."""
+    import ray
+
+    given = ray.get_gpu_ids()
+    if not given:
+        return "cpu"
+    seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return f"cuda:{seen.index(str(given[0])) if seen else given[0]}"
 
 
 def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
