@@ -16,7 +16,9 @@ ROOT = Path(pet.__file__).parent
 
 LAYERS = {
     "errors": 0,
+    "signals": 0,
     "settings": 1,
+    "files": 1,
     "examples": 1,
     "patterns": 2,
     "sampling": 2,
@@ -25,6 +27,8 @@ LAYERS = {
     "metrics": 2,
     "calibration": 2,
     "petal": 2,
+    "identity": 2,
+    "drafts": 2,
     "artifacts": 2,
     "tasks": 3,
     "rowfiles": 3,
@@ -41,6 +45,7 @@ LAYERS = {
     "runtime": 4,
     "optimizer": 5,
     "training": 5,
+    "checkpoint": 5,
     "inference": 5,
     "stages.*": 6,
     "pipeline": 7,
