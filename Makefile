@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/pet run
 
 test: check
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=90
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n logical --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 check: .venv/installed
 	$(BIN)/ruff check
@@ -22,7 +22,7 @@ check: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
 docs: .venv/installed

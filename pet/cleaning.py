@@ -11,9 +11,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pet.artifacts import Artifact, Store
-from pet.drafts import MANIFEST, content_of, wrong_files
-from pet.errors import StoreError, raise_problems
+from pet.artifacts import DAMAGED, Artifact, Store
+from pet.checkpoint import facts_of
+from pet.drafts import CHECKPOINT, LOCKS, MANIFEST, PREFIX, content_of, is_locked, take, wrong_files
+from pet.errors import Busy, StoreError, raise_problems
 from pet.identity import IDENTITY_LENGTH, Key
 
 REMOVED = ".removed-"
@@ -211,6 +212,78 @@ def sweep(store: Store) -> None:
             shutil.rmtree(path)
             with suppress(OSError):  # the last of its stage takes the stage's folder along
                 path.parent.rmdir()
+
+
+# ---- what was left behind --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A hidden folder or file that nobody is at: `what` it was to be, or is, in words."""
+
+    path: Path
+    what: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(one.stat().st_size for one in (self.path, *self.path.rglob("*")) if one.is_file())
+
+
+def leftovers(store: Store) -> list[Leftover]:
+    """What processes that died, removals that were interrupted and damaged artifacts have left in a store.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root} is no folder; give the folder that keeps the artifacts with --store")
+    hidden = (path for path in sorted(store.root.glob("*/.*")) if path.parent.name != LOCKS)
+    return [Leftover(path, describe(path)) for path in hidden if not is_in_use(store, path)]
+
+
+def describe(path: Path) -> str:
+    """What a hidden folder is."""
+    if path.name.startswith(DAMAGED):
+        return "damaged, made again"
+    if path.name.startswith(REMOVED):
+        return "half removed"
+    state = facts_of(path / CHECKPOINT)
+    return f"begun, saved after step {state['step']:,}" if state else "begun"
+
+
+def is_in_use(store: Store, path: Path) -> bool:
+    """Whether a process is at a draft."""
+    return path.name.startswith(PREFIX) and is_locked(store.root, path.parent.name, path.name.removeprefix(PREFIX))
+
+
+def sweep_leftovers(store: Store, found: Iterable[Leftover]) -> None:
+    """Remove them, but for those that a process has taken up since.
+
+    Raises:
+        StoreError: one cannot be removed.
+    """
+    with removing(store):
+        for one in found:
+            with suppress(Busy), at(store, one.path):
+                shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def at(store: Store, path: Path) -> Iterator[None]:
+    """With the lock of a draft; of anything else there is none.
+
+    Raises:
+        Busy: a process is at it.
+    """
+    if not path.name.startswith(PREFIX):
+        yield
+        return
+    lock = take(store.root, path.parent.name, path.name.removeprefix(PREFIX), None)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ---- verification --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import itertools
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from pet.encoding import Batch, Frame, Speller
 from pet.errors import CorpusError, raise_problems
+from pet.outside import MAX_LINE, is_file, is_folder, path_of
 from pet.runtime import send
 
 CHUNK = 1024
@@ -41,10 +43,11 @@ def find_files(files: Sequence[str]) -> list[Path]:
     Raises:
         CorpusError: names all that do not exist.
     """
-    paths = [Path(name).expanduser() for name in files]
-    missing = [path for path in paths if not path.is_file()]
+    paths = [path_of(name) for name in files]
     said = [
-        f"{path} is a folder; name the files in it" if path.is_dir() else f"there is no file {path}" for path in missing
+        f"{path} is a folder; name the files in it" if is_folder(path) else f"there is no file {path}"
+        for path in paths
+        if not is_file(path)
     ]
     raise_problems(CorpusError, "corpus.files", said)
     return paths
@@ -59,15 +62,21 @@ def read_documents(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
         try:
             with open_text(path) as file:
-                yield from (line for raw in file if (line := raw.strip()))
-        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as problem:
+                while raw := file.readline(MAX_LINE):
+                    if len(raw) == MAX_LINE:
+                        raise CorpusError(
+                            f"{path} has a line of more than {MAX_LINE:,} characters; give one document a line"
+                        )
+                    if line := raw.strip():
+                        yield line
+        except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as problem:
             raise CorpusError(f"{path} cannot be read as UTF-8 text ({problem}); give a whole file of that") from None
 
 
 def open_text(path: Path) -> TextIO:
     """A text file, packed or not."""
     openers: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-    found: TextIO = openers.get(path.suffix, open)(path, "rt", encoding="utf-8")
+    found: TextIO = openers.get(path.suffix, open)(path, "rt", encoding="utf-8-sig")
     return found
 
 
@@ -103,8 +112,10 @@ def write_streams(folder: Path, documents: Iterator[str], speller: Speller, shar
     empty = [name for name, count in counts.items() if not count["documents"]]
     if empty:
         said = ", ".join(f"{count['documents']} {name.replace('_', ' ')}" for name, count in counts.items())
+        change = "lower" if TRAIN in empty else "raise"
         raise CorpusError(
-            f"the corpus has {said} documents; give more of them, or change `held_out`, the share of those"
+            f"the corpus has {said} documents; give more of them, or {change} `held_out`, the share of those, which is "
+            f"{share:g}"
         )
     return counts
 
@@ -144,9 +155,10 @@ def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Block
     blocks = Blocks(np.memmap(folder / f"{name}.tokens", stream_type(speller), "r"), speller.frames[1], length)
     if not len(blocks):
         kind = name.replace("_", " ")
+        change = "lower" if name == TRAIN else "raise"
         raise CorpusError(
             f"the {kind} part of the corpus has {len(blocks.tokens)} tokens, less than one block of {length}; give "
-            "more text, shorten `length` or change `held_out`"
+            f"more text, shorten `length` or {change} `held_out`"
         )
     return blocks
 

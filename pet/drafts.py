@@ -147,6 +147,20 @@ def take(root: Path, stage: str, identity: str, waiting: Callable[[str], None] |
     return lock
 
 
+def is_locked(root: Path, stage: str, identity: str) -> bool:
+    """Whether a process is at an identity."""
+    path = root / LOCKS / f"{stage}-{identity}"
+    if not path.is_file():
+        return False
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def holder(path: Path) -> str:
     """Who holds a lock."""
     with suppress(OSError, UnicodeDecodeError):

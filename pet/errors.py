@@ -17,9 +17,20 @@ line prints it and exits with code 2. Mistakes of the programmer are `assert`s, 
 from collections.abc import Sequence
 from pathlib import Path
 
+SHOWN = 1_600
+"""Characters of a message, most of them from its beginning: a screenful. What it repeats of somebody's file may be a
+megabyte."""
+
+SHOWN_END = 300
+"""Of them, those from its end, which says what to do."""
+
 
 class PetError(Exception):
-    """Something the user gave cannot be used; the message says what to do."""
+    """Something the user gave cannot be used; the message says what to do. It is one line, and holds no character that
+    a terminal obeys."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class SettingsError(PetError):
@@ -59,6 +70,27 @@ class Busy(StoreError):
     """Another process is making what is wanted."""
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks, its other unprintable characters written as Python escapes, cut to SHOWN."""
+    text = cut(text)  # a megabyte is not looked through
+    if text.isprintable():
+        return text
+    return cut(
+        "".join(
+            one if one.isprintable() else " " if one in "\n\r\t" else one.encode("unicode_escape").decode()
+            for one in text
+        )
+    )
+
+
+def cut(text: str) -> str:
+    """A text without its middle, if it is longer than SHOWN."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - SHOWN_END]} [...] {text[-SHOWN_END:]}"
+
+
+SHOWN_PROBLEM = 250
+"""Characters of one problem where several are listed: its file, line, what was found there and what was expected."""
+
 SHOWN_PROBLEMS = 5
 """How many problems of one input are listed before the rest is only counted."""
 
@@ -67,6 +99,12 @@ def raise_problems(kind: type[PetError], what: str, problems: Sequence[str]) -> 
     """Raise `kind` naming every problem of one input (the first few in full); do nothing when there is none."""
     if not problems:
         return
-    shown = "; ".join(problems[:SHOWN_PROBLEMS])
+    shown = "; ".join(problems[:SHOWN_PROBLEMS] if len(problems) == 1 else map(shorten, problems[:SHOWN_PROBLEMS]))
     more = len(problems) - SHOWN_PROBLEMS
     raise kind(f"{what}: {shown}" + (f"; and {more} more" if more > 0 else ""))
+
+
+def shorten(text: str) -> str:
+    """One of several problems, the middle of a long one left out."""
+    half = SHOWN_PROBLEM // 2
+    return text if len(text) <= SHOWN_PROBLEM else f"{text[:half]} [...] {text[-half:]}"

@@ -366,7 +366,10 @@ def read(folder: Path) -> Stored:
         maps = {name: (tensors.pop(f"{PREFIX}{name}{A}"), tensors.pop(f"{PREFIX}{name}{B}")) for name in names}
         base, revision = str(config["base_model_name_or_path"]), config.get("revision")
         found = Stored(base, revision, config.get("r", 0), config.get("lora_alpha", 0), maps)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as problem:
+        numbers = found.rank, found.alpha
+        if any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one < 1e9 for one in numbers):
+            raise ValueError(f"rank {found.rank!r}, alpha {found.alpha!r}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as problem:
         raise ModelError(
             f"the LoRA adapter in {folder} is damaged ({type(problem).__name__}: {problem}); make the member anew"
         ) from None

@@ -4,7 +4,9 @@
 by what `pet/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the same encoder as its
 authors trained it: no masked LM, but a strong body for a student (results/LOG.md).
 
-Everything is loaded in fp32 and never runs code from a checkpoint. What a model is asked is the business of `cloze`.
+Everything is loaded in fp32. Code from a checkpoint is run only where `model.trust_remote_code` says so; weights come
+from safetensors, or from a pickle by torch's reader that makes tensors only. What a model is asked is the business of
+`cloze`.
 """
 
 import importlib.util
@@ -23,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pet import delta
-from pet.errors import ModelError, SettingsError
+from pet.errors import ModelError, PetError, SettingsError
 from pet.files import digest_file, digest_json
+from pet.outside import is_file, is_folder, path_of
 from pet.runtime import Runtime
 from pet.settings import ModelSettings
 from pet.tasks import hub_reachable
@@ -55,7 +58,7 @@ def load_tokenizer(model: ModelSettings) -> Any:
 
     where, from_hub = locate(model)
     with readable_errors(model), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(where, **from_hub)
+        tokenizer = AutoTokenizer.from_pretrained(where, **from_hub, **trust(model))
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where files are missing
         raise ModelError(f"model {model.name!r} has no tokenizer files; put those of its base model beside its weights")
     return tokenizer
@@ -77,7 +80,7 @@ def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
         where, from_hub = locate(model)
         with readable_errors(model), quiet_transformers():
             lm, info = AutoModelForMaskedLM.from_pretrained(
-                where, dtype=torch.float32, output_loading_info=True, **from_hub
+                where, dtype=torch.float32, output_loading_info=True, weights_only=True, **from_hub, **trust(model)
             )
         body = f"{lm.base_model_prefix}."
         missing = sorted(name for name in info["missing_keys"] if not new_head or name.startswith(body))
@@ -100,8 +103,8 @@ def outline(model: ModelSettings) -> Any:
 
     where, from_hub = locate(model)
     with readable_errors(model), quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(where, **from_hub)
-        return AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        config = AutoConfig.from_pretrained(where, **from_hub, **trust(model))
+        return AutoModel.from_config(config, **trust(model))  # type: ignore[no-untyped-call]
 
 
 def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
@@ -117,10 +120,14 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     with readable_errors(model), quiet_transformers():
         names = dict(enumerate(labels))
         config = AutoConfig.from_pretrained(
-            where, id2label=names, label2id={name: number for number, name in names.items()}, **from_hub
+            where,
+            id2label=names,
+            label2id={name: number for number, name in names.items()},
+            **from_hub,
+            **trust(model),
         )
         classifier = AutoModelForSequenceClassification.from_pretrained(
-            where, config=config, dtype=torch.float32, **from_hub
+            where, config=config, dtype=torch.float32, weights_only=True, **from_hub, **trust(model)
         )
     if model.name == MINI:
         adapted = {name: value for name, value in mini_weights().items() if name.startswith("bert.")}
@@ -139,15 +146,16 @@ def fingerprint(model: ModelSettings) -> str:
         return digest_json([MINI_BASE_SHA256, MINI_DELTA_SHA256])
     if model.name == MINI_ENCODER:
         return MINI_BASE_SHA256
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
-        files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+    folder = path_of(model.name)
+    if is_folder(folder):
+        kinds = (*WEIGHT_FILES, "*.py") if model.trust_remote_code else WEIGHT_FILES
+        files = sorted({path for pattern in kinds for path in folder.glob(pattern)})
         return digest_json([[path.name, digest_file(path)] for path in files])
     from transformers import AutoConfig
 
     with readable_errors(model), quiet_transformers():
         where, from_hub = locate(model)
-        config = AutoConfig.from_pretrained(where, **from_hub)
+        config = AutoConfig.from_pretrained(where, **from_hub, **trust(model))
     return f"{model.name}@{getattr(config, '_commit_hash', None) or model.revision}"
 
 
@@ -155,16 +163,26 @@ def locate(model: ModelSettings) -> tuple[str, dict[str, Any]]:
     """Folder or hub id, and what transformers is told about the hub.
 
     Raises:
-        ModelError: the name is a path and there is no such folder.
+        ModelError: the name is a path and there is no such folder, or no model in it.
     """
     if model.name in EMBEDDED:
         return str(mini_folder()), {}
-    folder = Path(model.name).expanduser()
-    if folder.is_dir():
+    folder = path_of(model.name)
+    if is_folder(folder):
+        if not is_file(folder / "config.json"):
+            adapter = is_file(folder / "adapter_config.json")
+            what = "an adapter alone; fold it into its model with `pet merge`" if adapter else "no config.json"
+            raise ModelError(f"model {model.name!r}: this folder holds no model ({what}); give one that holds one")
         return str(folder.resolve()), {}
     if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
         raise ModelError(f"model {model.name!r}: there is no such folder; give a folder, a hub id or `{MINI}`")
     return model.name, {"revision": model.revision, "local_files_only": not hub_reachable()}
+
+
+def trust(model: ModelSettings) -> dict[str, bool]:
+    """Whether transformers may run code that the model brings along: said each time, as it asks at the keyboard
+    otherwise."""
+    return {"trust_remote_code": model.trust_remote_code}
 
 
 def lasting_name(model: ModelSettings) -> str:
@@ -181,7 +199,9 @@ def readable_errors(model: ModelSettings) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as problem:
+    except PetError:
+        raise
+    except Exception as problem:  # a folder may hold anything, and nothing in it is checked before it is used
         text = " ".join(str(problem).split())
         raise ModelError(f"model {model.name!r}{explain(text)}") from None
 
@@ -189,6 +209,13 @@ def readable_errors(model: ModelSettings) -> Iterator[None]:
 def explain(text: str) -> str:
     """Why a model could not be loaded, from the library's message, and what to do."""
     lower = text.lower()
+    if "trust_remote_code" in lower or "custom code" in lower:
+        return (
+            " brings Python code of its own, which is not run; give another model, or --trust-remote-code if you trust "
+            "whoever wrote it with all that you may do"
+        )
+    if "weights_only" in lower or "weights only load failed" in lower:
+        return " has weights in a pickle that holds more than weights, which is not read; give one with safetensors"
     if "unrecognized configuration class" in lower:
         return " is not a masked LM; give an encoder such as RoBERTa, XLM-R, BERT, ALBERT, DeBERTa or ModernBERT"
     if any(sign in lower for sign in ("couldn't connect", "offline", "local_files_only", "cannot find", "connection")):

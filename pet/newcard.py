@@ -6,6 +6,7 @@ Which label words it proposes is the business of `labelwords`; nothing here load
 import csv
 import os
 import re
+import shutil
 import statistics
 import tempfile
 from collections import Counter
@@ -19,6 +20,7 @@ import yaml
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
 from pet.labelwords import Proposal
+from pet.outside import require_file
 from pet.sampling import draw_by_seed
 from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, read_text
 
@@ -105,8 +107,7 @@ def read_input(path: Path) -> Table:
         raise TaskError(
             f"--input {str(path)!r} ends in none of {known} (or one of them with .gz); rename or convert it"
         )
-    if not path.is_file():
-        raise TaskError(f"--input {str(path)!r} is not a file; check the path")
+    require_file(path, TaskError)
     if kind == "lines":
         lines = read_text(path, ("utf-8-sig",)).splitlines()
         rows = [Row(f"{path.name}:{number}", {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
@@ -307,11 +308,13 @@ def write_card(plan: Plan, words: Mapping[str, Proposal]) -> Path:
     check_name(plan.name, plan.out)
     try:
         plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside its final place, so that a relative path to the data means the same from there.
+        # Beside its final place, so that it can be renamed to it.
         with tempfile.TemporaryDirectory(prefix=".pet-init-", dir=plan.out.absolute().parent) as above:
             draft = Path(above)
             if plan.table.kind == "lines":
-                write_lines(draft / "texts.csv", plan.table.rows)
+                write_lines(draft / data_name(plan), plan.table.rows)
+            else:
+                shutil.copyfile(plan.table.path, draft / data_name(plan))
             (draft / "task.yaml").write_text(card_text(plan, words), encoding="utf-8")
             card, folder = load_card(str(draft / "task.yaml"))
             assert list(card.labels) == list(plan.labels), card.labels
@@ -363,11 +366,11 @@ def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
             "  default:",
             *(line for one in plan.labels for line in word_lines(one, words[one], plan.model)),
             "",
-            "# Where the texts are: a path from here, or an absolute one. Rows without a label are the pool.",
+            "# Where the texts are, in this folder or the one given by --data. Rows without a label are the pool.",
             "# Without a `test:` file, half of the labelled rows, or data.test of them, are the test set.",
             "files:",
             f"  format: {kind}",
-            f"  train: {scalar('texts.csv' if lines else data_path(plan.table.path, plan.out))}",
+            f"  train: {scalar(data_name(plan))}",
             f"  label: {'null  # no column has it' if label is None else scalar(label)}",
             *([f"  id: {scalar(plan.id_column)}"] if plan.id_column else []),
             *([f"  fields: {flow(mapped)}"] if mapped else []),
@@ -388,10 +391,9 @@ def word_lines(label: str, proposal: Proposal, model: str) -> list[str]:
     return [*said[proposal.origin], f"    {scalar(label)}: {flow(list(proposal.words))}"]
 
 
-def data_path(path: Path, out: Path) -> str:
-    """How the card names the file: from its own folder where that is near, so that both can be moved; else absolute."""
-    found, above = path.resolve(), out.absolute().parent.resolve()
-    return f"../{found.relative_to(above).as_posix()}" if found.is_relative_to(above) else found.as_posix()
+def data_name(plan: Plan) -> str:
+    """What the file of the texts is called beside the card: a copy, as a card cannot name a file outside its folder."""
+    return "texts.csv" if plan.table.kind == "lines" else plan.table.path.name
 
 
 def flow(value: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pet import models, report
+from pet import events, models, report
 from pet.artifacts import Artifact
 from pet.drafts import Draft
 from pet.errors import SettingsError
@@ -137,15 +137,20 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
+        events.save(work.runtime.reporter, draft.path, draft.final.name)
 
     name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
-    return work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)
+    made = work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)
+    for one in ("summary.json", "summary.md", "settings.yaml"):  # what is damaged is made anew while it can be
+        made.file(one)
+    return made
 
 
 def run_key(work: Work, outcome: Outcome) -> Key:
     """Depends on the settings, runtime apart, and on what was scored."""
     unused = {"runtime", "table", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
-    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}}  # their content is prepare's
+    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}, "model": {"trust_remote_code"}}
+    # The content of the files is prepare's, the code of a model part of its fingerprint.
     settings = work.settings.model_dump(mode="json", exclude=left_out)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:

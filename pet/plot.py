@@ -45,7 +45,8 @@ def draw(folder: Path, found: Mapping[str, Any], task: str) -> list[Path]:
     axes.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
     axes.set_xlabel("labelled texts")
     axes.set_ylabel(f"{found['tasks'][task]['metric']} in percent, ± standard deviation")
-    axes.set_title(f"{task} on {found['tasks'][task]['model']}")
+    # A dollar sign of a name is none of matplotlib's, which would read mathematics there and fail.
+    axes.set_title(f"{task} on {found['tasks'][task]['model']}".replace("$", r"\$"))
     axes.grid(alpha=0.3)
     if lines:
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)  # below: it hides nothing

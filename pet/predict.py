@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from string import Formatter
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,12 +19,13 @@ from pet.artifacts import Store
 from pet.ensemble import soften
 from pet.errors import SHOWN_PROBLEMS, PetError, SettingsError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts
-from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of, is_unicode
+from pet.outside import is_unicode
+from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of
 from pet.runs import Run, open_run
 from pet.runtime import Reporter, open_runtime
 from pet.settings import RuntimeSettings
 from pet.stages.classifier import Checkpoint
-from pet.tasks import Row, Source, TaskCard, load_card, read_field
+from pet.tasks import Row, Source, TaskCard, columns_of, load_card, read_field
 
 Kind = Literal["student", "ensemble"]
 DECIMALS = 6
@@ -66,14 +66,14 @@ class Predictor:
         text a field. `abstain`: no label below this probability.
 
         Raises:
-            TaskError: a text that is none, or empty; all are named.
+            TaskError: a text that is none, or empty; all are named, numbered from 1.
             SettingsError: `abstain` is not from 0 to 1.
         """
         check_abstain(abstain)
         if isinstance(texts, str):
             raise TaskError("predict got one string; give a list of texts")
         filled, problems = [], []
-        for number, one in enumerate(texts):
+        for number, one in enumerate(texts, 1):
             try:
                 filled.append(check_text(self._read(one)))
             except ValueError as problem:
@@ -122,7 +122,7 @@ def check_text(filled: dict[str, str]) -> dict[str, str]:
     """A text's fields; ValueError when all are empty or one cannot be written as UTF-8, and so not tokenised."""
     if not any(one.strip() for one in filled.values()):
         raise ValueError("is empty")
-    if not is_unicode(list(filled.values())):
+    if not all(map(is_unicode, filled.values())):
         raise ValueError("has half a surrogate pair, which is no character")
     return filled
 
@@ -225,12 +225,6 @@ def fill(source: Source, fields: Sequence[str], needed: Sequence[str], row: Row)
             raise ValueError(f"has a {type(value).__name__} in {name!r}")
         values[name] = None if value != value else value  # NaN: what pandas writes where there is nothing
     return {one: read_field(one, source, Row(row.where, values)) for one in fields}
-
-
-def columns_of(source: Source, fields: Sequence[str]) -> list[str]:
-    """The columns that a source's fields are read from."""
-    templates = (source.fields.get(one, f"{{{one}}}") for one in fields)
-    return list(dict.fromkeys(name for one in templates for _, name, _, _ in Formatter().parse(one) if name))
 
 
 def open_layout(run: Run, path: Path) -> Reading:

@@ -34,7 +34,7 @@ def build_summary(
     artifacts: Mapping[str, Sequence[Artifact]],
     sizes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """summary.json: what was run, the scores, and per stage its cost and where its artifacts are."""
+    """summary.json: what was run, the scores, and per stage its cost and where in the store its artifacts are."""
     scored = artifacts["evaluate"][-1]
     return {
         "task": task,
@@ -50,8 +50,13 @@ def build_summary(
         "scores": scored.read_json("scores.json"),
         "calibration": scored.read_json("calibration.json"),
         "stages": {stage: stage_cost(found) for stage, found in artifacts.items()},
-        "artifacts": {stage: [str(one.path) for one in found] for stage, found in artifacts.items()},
+        "artifacts": {stage: [place_of(one) for one in found] for stage, found in artifacts.items()},
     }
+
+
+def place_of(artifact: Artifact) -> str:
+    """Where an artifact lies in its store, which may be moved."""
+    return "/".join(artifact.path.parts[-2:])
 
 
 def stage_cost(artifacts: Sequence[Artifact]) -> dict[str, Any]:

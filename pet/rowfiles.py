@@ -8,9 +8,9 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
-import shutil
 import sys
 import tempfile
 import zlib
@@ -18,13 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pet.errors import TaskError
 from pet.examples import CHUNK
-from pet.tasks import MAX_FIELD, Row
+from pet.outside import MAX_COLUMNS, MAX_FIELD, MAX_LINE, bounded, is_unicode, require_file
+from pet.tasks import Row, separator_of
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
+Line = TypeVar("Line", str, bytes)
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -63,8 +65,7 @@ class RowFile:
         Raises:
             TaskError: the file is missing, empty, damaged, has two columns of one name or another kind of name.
         """
-        if not path.is_file():
-            raise TaskError(f"there is no file {path}; give one that ends in {', '.join('.' + one for one in FORMATS)}")
+        require_file(path, TaskError)
         self.path = path
         self.format = format_of(path, "input")
         self.headless = headless
@@ -112,6 +113,8 @@ class RowFile:
 
     def _different(self, names: Sequence[str]) -> Sequence[str]:
         repeated = [name for number, name in enumerate(names) if name in names[:number]]
+        if len(names) > MAX_COLUMNS:
+            raise TaskError(f"{self.path} has {len(names):,} columns; leave out those without a text")
         if repeated:
             raise TaskError(
                 f"{self.path} has several columns {repeated[0]!r}; give each its own name in the first line"
@@ -125,7 +128,15 @@ class RowFile:
         """A csv reader over the file. A byte that is not UTF-8 becomes a lone surrogate, which `is_unicode` finds."""
         csv.field_size_limit(MAX_FIELD)
         with self._open() as raw, io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="") as text:
-            yield csv.reader(text, delimiter=DELIMITERS[self.format], strict=True)
+            first = text.readline(MAX_LINE)
+            separator = separator_of(first) if self.format == "csv" and not self.headless else DELIMITERS[self.format]
+            rest = iter(lambda: text.readline(MAX_LINE), "")
+            yield csv.reader(map(self._refuse_long, itertools.chain([first], rest)), delimiter=separator, strict=True)
+
+    def _refuse_long(self, line: Line) -> Line:
+        if len(line) >= MAX_LINE:
+            raise TaskError(f"{self.path} has a line of more than {MAX_LINE:,} characters; is it a file of rows?")
+        return line
 
     def _header(self) -> list[str]:
         with self._lines() as lines:
@@ -133,7 +144,7 @@ class RowFile:
                 names: list[str] = next((cells for cells in lines if cells), [])
             except csv.Error as problem:
                 raise TaskError(f"{self.path}, line {lines.line_num}: {problem}; expected the columns' names") from None
-        if not is_unicode(names):
+        if not all(map(is_unicode, names)):
             raise TaskError(f"{self.path}, line 1: not UTF-8 text; convert the file to UTF-8")
         return names
 
@@ -157,7 +168,7 @@ class RowFile:
                     awaiting_header = False
                 elif len(cells) != len(self.names):
                     yield Broken(self._place(start), f"{len(cells)} columns, expected {len(self.names)}")
-                elif not is_unicode(cells):
+                elif not all(map(is_unicode, cells)):
                     yield Broken(self._place(start), "not UTF-8 text")
                 else:
                     yield Row(self._place(start), dict(zip(self.names, cells, strict=True)))
@@ -166,8 +177,8 @@ class RowFile:
 
     def _json_rows(self) -> Iterator[Row | Broken]:
         with self._open() as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE), b""), 1):
+                if self._refuse_long(line).strip():
                     yield self._read_json(self._place(number), line)
 
     def _read_json(self, where: str, line: bytes) -> Row | Broken:
@@ -179,7 +190,7 @@ class RowFile:
             return Broken(where, f"no valid JSON ({problem})")
         if not isinstance(values, dict):
             return Broken(where, "no JSON object")
-        if b"\\u" in line and not is_unicode([json.dumps(values, ensure_ascii=False)]):
+        if b"\\u" in line and not is_unicode(json.dumps(values, ensure_ascii=False)):
             return Broken(where, "half a surrogate pair, which is no character")
         return Row(where, values)
 
@@ -203,11 +214,15 @@ class RowFile:
             raw = stack.enter_context(self._open())
             if self.path.suffix == ".gz":  # Parquet is read from its end
                 packed, raw = raw, stack.enter_context(tempfile.TemporaryFile())
-                shutil.copyfileobj(packed, raw)
+                raw.writelines(bounded(packed, self.path, TaskError))
             try:
                 with pyarrow.parquet.ParquetFile(raw) as file:
                     yield file
-            except ArrowException as problem:
+            except (
+                ArrowException,
+                ValueError,
+                OverflowError,
+            ) as problem:  # Python's own: dates, bytes that are no text
                 raise TaskError(f"{self.path} is not a Parquet file: {problem}") from None
 
     def _parquet_rows(self) -> Iterator[Row | Broken]:
@@ -218,15 +233,6 @@ class RowFile:
                     for values in batch.to_pylist():
                         number += 1
                         yield Row(self._place(number), values)
-
-
-def is_unicode(texts: Sequence[str]) -> bool:
-    """Whether these texts can be written as UTF-8."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def kind_of(value: Any) -> type:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pet.artifacts import Artifact, Store
 from pet.drafts import MANIFEST
-from pet.errors import MissingArtifact, StoreError
+from pet.errors import DamagedArtifact, MissingArtifact, StoreError, raise_problems
 from pet.settings import Settings, resolve_settings
 
 LAST = "last"
@@ -114,9 +114,23 @@ class Run:
 
 
 def list_runs(store: Store) -> list[Run]:
-    """All runs of a store, the oldest first."""
-    found = [store.open(path.parent) for path in (store.root / "run").glob(f"[!.]*/{MANIFEST}")]
+    """All runs of a store that are whole, the oldest first."""
+    found = [one for one in read_runs(store) if isinstance(one, Artifact)]
     return [Run(store, one) for one in sorted(found, key=lambda one: (str(one.manifest["created"]), one.path.name))]
+
+
+def damaged_runs(store: Store) -> list[str]:
+    """A sentence for each run that is damaged."""
+    return [str(one) for one in read_runs(store) if isinstance(one, DamagedArtifact)]
+
+
+def read_runs(store: Store) -> Iterator[Artifact | DamagedArtifact]:
+    """Every run, or what is wrong with it."""
+    for path in sorted((store.root / "run").glob(f"[!.]*/{MANIFEST}")):
+        try:
+            yield store.open(path.parent)
+        except DamagedArtifact as problem:
+            yield problem
 
 
 def open_run(given: str, store: Store) -> Run:
@@ -131,6 +145,7 @@ def open_run(given: str, store: Store) -> Run:
         return open_folder(Path(given))
     runs = list_runs(store)
     if not runs:
+        raise_problems(StoreError, "no run of the store is whole", damaged_runs(store))
         raise StoreError(f"{given!r} is no folder of a run, and {store.root} has no runs; make one with `pet run`")
     found = list(matching(given, runs))
     if len(found) == 1:

@@ -12,6 +12,7 @@ Nothing here reads a task card or knows what a stage does with a setting.
 """
 
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -20,6 +21,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pet.errors import PetError, SettingsError, raise_problems
+from pet.outside import MAX_DEPTH, MAX_YAML, is_file, leads_inside, load_yaml, path_of, read_bytes, stays_inside
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,8 +54,12 @@ class ModelSettings(Concern):
 
     name: Name = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub; default: main")
-    max_length: Annotated[int, Field(ge=8)] = Field(
+    max_length: Annotated[int, Field(ge=8, le=10**6)] = Field(
         256, description="tokens a row may have, pattern and special tokens included (P1 Tab 5: 256)"
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="run Python code that the model's folder or hub page brings along; it may do anything that you may",
     )
 
 
@@ -85,11 +91,13 @@ class Optimisation(Concern):
     steps: Count = Field(1000, description="optimizer steps, counted after accumulation")
     accumulation: Count = Field(1, description="micro-batches per optimizer step")
     learning_rate: Positive = Field(1e-5, description="peak learning rate of AdamW (P1 Tab 5)")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up before the decay to 0")
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="steps of linear warm-up before the decay to 0"
+    )
     weight_decay: NonNegative = Field(0.01, description="not applied to biases and norm weights (P1 Tab 5)")
     adam_epsilon: Positive = Field(1e-8, description="epsilon of AdamW (P1 Tab 5)")
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm (P1 Tab 5)")
-    frozen_layers: Annotated[int, Field(ge=0)] | None = Field(
+    frozen_layers: Annotated[int, Field(ge=0, le=10**6)] | None = Field(
         None,
         description="embeddings and this many lower layers are not trained; default: none of them (P1), with "
         "finetune.method=lora the lower half. Cheaper, and with ten labels no worse (measured on mini, results/LOG.md)",
@@ -128,7 +136,7 @@ class FinetuneSettings(Optimisation):
     )
     repetitions: Count = Field(3, description="members per pattern, differing in their random state (P1 section 4)")
     labelled_batch: Count = Field(4, description="labelled rows per micro-batch (P1 Tab 5: 1, accumulated 4 times)")
-    unlabelled_batch: Annotated[int, Field(ge=0)] = Field(
+    unlabelled_batch: Annotated[int, Field(ge=0, le=10**9)] = Field(
         12, description="pool rows per micro-batch for the auxiliary MLM loss (P1 Tab 5: 3, accumulated 4 times)"
     )
     alpha: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -246,10 +254,12 @@ class PretrainSettings(Optimisation):
     )
     steps: Count = Field(10_000, description="optimizer steps")
     learning_rate: Positive = Field(5e-4, description="peak learning rate of AdamW")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up before the decay to 0")
-    length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a block, special tokens included")
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        100, description="steps of linear warm-up before the decay to 0"
+    )
+    length: Annotated[int, Field(ge=8, le=10**6)] = Field(128, description="tokens of a block, special tokens included")
     blocks: Count = Field(128, description="blocks per micro-batch; a large GPU with a small model wants 512 and more")
-    last_length: Annotated[int, Field(ge=8)] | None = Field(
+    last_length: Annotated[int, Field(ge=8, le=10**6)] | None = Field(
         None, description="tokens of a block in the last steps, as many tokens in all; default: length"
     )
     last_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="share of the steps with last_length")
@@ -289,7 +299,7 @@ class TableSettings(Concern):
     tasks: dict[str, dict[str, Any]] = Field(
         {}, description="task card -> sections laid over the pipeline's for it; default: the pipeline's own task"
     )
-    sizes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(require_distinct)] = Field(
+    sizes: Annotated[tuple[Annotated[int, Field(ge=0, le=10**9)], ...], AfterValidator(require_distinct)] = Field(
         (0, 10, 50, 100, 1000), min_length=1, description="numbers of labelled texts (P1 Tab 1)"
     )
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], AfterValidator(require_distinct)] = Field(
@@ -308,9 +318,11 @@ class AdaptSettings(PretrainSettings):
     enabled: bool = Field(False, description="whether it is part of the walk")
     steps: Count = Field(50_000, description="optimizer steps (P1 Tab 5)")
     learning_rate: Positive = Field(5e-5, description="peak learning rate of AdamW (P1 Tab 5)")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up before the decay to 0")
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="steps of linear warm-up before the decay to 0"
+    )
     weight_decay: NonNegative = Field(0.0, description="not applied to biases and norm weights (P1 Tab 5)")
-    length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a block (P1 Tab 5)")
+    length: Annotated[int, Field(ge=8, le=10**6)] = Field(256, description="tokens of a block (P1 Tab 5)")
     blocks: Count = Field(12, description="blocks per micro-batch (P1 Tab 5: 2 on each of 3 GPUs, accumulated twice)")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="share of the pool that is not trained on, but measured on; chosen by its text"
@@ -344,7 +356,7 @@ class RuntimeSettings(Concern):
         description="minutes of a training between two checkpoints, 0: after every step; more where it would take over "
         "2 % of the time (measured, docs/reliability.md)",
     )
-    batch_tokens: Annotated[int, Field(ge=64)] | None = Field(
+    batch_tokens: Annotated[int, Field(ge=64, le=10**9)] | None = Field(
         None, description="tokens per batch when scoring, padding counted; default: 131,072 on a GPU, 2,048 on a CPU"
     )
 
@@ -418,10 +430,10 @@ def find_file(kind: Literal["data", "pipelines"], name: str, error: type[PetErro
     Raises:
         error: there is neither; the sentence lists the shipped names.
     """
-    given = Path(name).expanduser()
-    if kind == "data" and given.is_dir() and (given / "task.yaml").is_file():
+    given = path_of(name)
+    if kind == "data" and is_file(given / "task.yaml"):
         return given / "task.yaml"
-    if given.suffix in (".yaml", ".yml") and given.is_file():
+    if given.suffix in (".yaml", ".yml") and is_file(given):
         return given
     names = shipped_names(kind)
     if name in names:
@@ -435,21 +447,27 @@ def find_file(kind: Literal["data", "pipelines"], name: str, error: type[PetErro
 
 
 def read_yaml(path: Path, error: type[PetError]) -> dict[str, Any]:
-    """A YAML file as a dictionary; raises `error` when it cannot be read, parsed, or is no mapping."""
+    """A YAML file as a dictionary; raises `error` when it cannot be read, parsed, is beyond a limit of `outside`, or is
+    no mapping."""
+    content = read_bytes(path, error, MAX_YAML)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{path} cannot be read as UTF-8 text: {problem}") from None
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(problem, "problem", None) or "not YAML"
-        raise error(f"{path}{line} is not valid YAML ({reason}); correct it there") from None
+        found = load_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"{path} line {line} is not UTF-8 text; convert the file to UTF-8") from None
+    except ValueError as problem:
+        reason, number = problem.args
+        place = f" line {number}" if number else ""
+        raise error(f"{path}{place} is not valid YAML ({reason}); correct it there") from None
     if found is None:
-        return {}
+        raise error(f"{path} is empty; expected names and values, or {{}} for none")
     if not isinstance(found, dict):
-        raise error(f"{path} holds a {type(found).__name__}; expected a mapping of names to values")
+        raise error(f"{path} holds {kind_of(found)}; expected a mapping of names to values")
     return found
+
+
+MAX_EXTENDED = 10
+"""Files of which each extends the next; of the shipped ones it is 2."""
 
 
 def read_extended(
@@ -461,17 +479,42 @@ def read_extended(
 ) -> dict[str, Any]:
     """A YAML file laid over the one it `extends`, by `combine`. `extending`: the files that led here.
 
+    A card, which people pass on, extends a shipped one or one in its own folder; a pipeline any file.
+
     Raises:
-        error: as `read_yaml`, or a file that extends itself.
+        error: as `read_yaml`, or a file that extends itself, or what it may not extend.
     """
     if path in extending:
         raise error(f"{path} extends itself; name another file in `extends:`")
+    if len(extending) == MAX_EXTENDED:
+        raise error(f"{path} is the {MAX_EXTENDED + 1}th file of which each extends the next; put them together")
     values = read_yaml(path, error)
     base = values.pop("extends", None)
     if base is None:
         return values
-    below = read_extended(find_file(kind, str(base), error), kind, combine, error, (*extending, path))
-    return combine(below, values)
+    if not isinstance(base, str):
+        raise error(f"{path}: `extends:` is {kind_of(base)}; expected the name of a file")
+    below = find_extended(path, base, error) if kind == "data" else find_file(kind, base, error)
+    return combine(read_extended(below, kind, combine, error, (*extending, path)), values)
+
+
+def find_extended(card: Path, base: str, error: type[PetError]) -> Path:
+    """The card that a card extends: a shipped one, or a file in its own folder.
+
+    Raises:
+        error: it is neither.
+    """
+    if base in shipped_names("data"):
+        return shipped_folder("data") / base / "task.yaml"
+    found = card.parent / base
+    found = found / "task.yaml" if is_file(found / "task.yaml") else found
+    if not stays_inside(base) or not leads_inside(found, card.parent):
+        raise error(f"{card} extends {base!r}, which lies outside its folder; copy that card there")
+    if found.suffix in (".yaml", ".yml") and is_file(found):
+        return found
+    near = difflib.get_close_matches(base, shipped_names("data"), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"name one of {', '.join(shipped_names('data'))}, or such a file"
+    raise error(f"{card} extends an unknown task {base!r}, neither shipped nor a YAML file in its folder; {hint}")
 
 
 def parse_model(model: type[M], values: Mapping[str, Any], what: str, error: type[PetError]) -> M:
@@ -481,20 +524,25 @@ def parse_model(model: type[M], values: Mapping[str, Any], what: str, error: typ
     except ValidationError as invalid:
         found = invalid.errors()
     # A list without its bad entries is too short for pydantic, which is no news.
-    parts = {problem["loc"][:-1] for problem in found}
-    problems = [describe_problem(model, one) for one in found if one["type"] != "too_short" or one["loc"] not in parts]
+    bad = {problem["loc"][:depth] for problem in found for depth in range(len(problem["loc"]))}
+    problems = [describe_problem(model, one) for one in found if one["type"] != "too_short" or one["loc"] not in bad]
     raise_problems(error, what, problems)
     raise AssertionError("a validation error without a problem")
 
 
 def describe_problem(model: type[BaseModel], problem: Any) -> str:
     """One pydantic error as words: the dotted key, what is wrong, the nearest known key."""
-    key = ".".join(str(part) for part in problem["loc"])
+    # In <> what a union was taken for, which is no key.
+    key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("<"))
     if problem["type"] != "extra_forbidden":
         given = problem.get("input")
-        shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (given: {given!r})"
+        shown = "" if isinstance(given, dict) or problem["type"] == "missing" else f" (given: {show_value(given)})"
+        if problem["loc"][-1:] == ("[key]",):
+            return f"{key.removesuffix('.[key]')}: names are text; write {given} in quotes"
+        if problem["type"] in ("model_type", "dict_type"):
+            return f"{key or 'the file'}: expected names with values below it{shown}"
         # Python's word, not YAML's; and what our own checks say needs no heading.
-        said = problem["msg"].replace("tuple", "list").removeprefix("Value error, ")
+        said = problem["msg"].replace("tuple", "list").replace("Tuple", "List").removeprefix("Value error, ")
         return f"{key or 'the file'}: {said[0].lower()}{said[1:]}{shown}"
     known = known_keys(model)
     prefix, _, name = key.rpartition(".")
@@ -505,6 +553,30 @@ def describe_problem(model: type[BaseModel], problem: Any) -> str:
     listed = ", ".join(siblings.values())
     hint = f"did you mean {near[0]!r}?" if near else f"expected one of {listed}" if listed else "correct or remove it"
     return f"unknown setting {key!r}; {hint}"
+
+
+SHOWN_VALUE = 80
+"""Characters of a value that is repeated in a message."""
+
+
+def show_value(value: Any) -> str:
+    """A value of a YAML file as a message repeats it."""
+    plain = value is None or isinstance(value, str | bool | int | float)
+    text = repr(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]} ..."
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a YAML file is, as a person calls it."""
+    names = {
+        list: "a list",
+        dict: "a mapping",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        bool: "true or false",
+    }
+    return names.get(type(value), "another kind of value")
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -536,12 +608,14 @@ def lay_sections(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def parse_assignment(text: str) -> dict[str, Any]:
     """`finetune.steps=100` -> {"finetune": {"steps": 100}}; the value is read as YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    if not equals or not key.strip() or key.count(".") > MAX_DEPTH:
         raise SettingsError(f"--set got {text!r}; expected NAME=VALUE, for example --set finetune.steps=100")
     try:
-        return nest(key.strip(), yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise SettingsError(f"--set {key}: {value!r} is not a YAML value; quote it") from None
+        if len(value) > MAX_YAML:
+            raise ValueError(f"more than {MAX_YAML:,} characters", None)
+        return nest(key.strip(), load_yaml(value))
+    except ValueError:
+        raise SettingsError(f"--set {key}: {value[:SHOWN_VALUE]!r} is not a YAML value; quote it") from None
 
 
 def nest(key: str, value: Any) -> dict[str, Any]:
@@ -589,6 +663,7 @@ def resolve_tasks(pipeline: str, *overrides: Mapping[str, Any]) -> dict[str, Set
     common = resolve_settings(pipeline, *overrides)
     if not common.table.tasks:
         return {common.task.name: common}
+    refuse_trust({"table": {"tasks": common.table.tasks}}, "table.tasks")
     return {
         name: resolve_settings(pipeline, sections, nest("task.name", name), *overrides)
         for name, sections in common.table.tasks.items()
@@ -612,7 +687,30 @@ def read_pipeline(pipeline: str | None, *overrides: Mapping[str, Any]) -> tuple[
     """Pipeline file and overrides laid over each other, and what to call them in messages."""
     source = find_file("pipelines", pipeline) if pipeline is not None else None
     file = read_extended(source, "pipelines", lay_sections, SettingsError) if source else {}
+    typed = merge(*overrides).get("model")
+    if not (isinstance(typed, dict) and TRUST in typed):
+        refuse_trust(file, f"pipeline {source}")
     return lay_sections(file, *overrides), f"pipeline {source}" if source and not any(overrides) else "settings"
+
+
+TRUST = "trust_remote_code"
+
+
+def refuse_trust(values: Mapping[str, Any], what: str) -> None:
+    """A file that people pass on cannot say that code of a model is run; whoever types the command can.
+
+    Raises:
+        SettingsError: it does, for its model or for that of a task of its table.
+    """
+    table = values.get("table")
+    tasks = table.get("tasks") if isinstance(table, dict) else None
+    for one in (values, *(tasks.values() if isinstance(tasks, dict) else ())):
+        model = one.get("model") if isinstance(one, Mapping) else None
+        if isinstance(model, dict) and model.get(TRUST, False) is not False:
+            raise SettingsError(
+                f"{what} has model.{TRUST}, which runs code that a model brings along; leave it out of the file, and "
+                "give --trust-remote-code if you trust whoever wrote that code"
+            )
 
 
 def settings_yaml(settings: BaseModel) -> str:

@@ -26,7 +26,7 @@ from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare
 from pet.stages.label import load_scores
 from pet.stages.work import open_scores
-from pet.tasks import TextFile
+from pet.tasks import TextFile, guarded
 
 CANDIDATES = 5
 """So many times as many texts as are wanted, those with the most disagreement, are what is spread (ours, not tuned)."""
@@ -153,7 +153,7 @@ def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) 
 
 def write_suggestions(path: Path, found: Suggestions) -> None:
     """Write a CSV file to be filled in: `id`, the fields, an empty `label`, and what the ensemble thinks. UTF-8 with a
-    mark that spreadsheets know it by.
+    mark that spreadsheets know it by; a cell that one would calculate is `tasks.guarded`.
 
     Raises:
         StoreError: there is such a file already, which may hold labels, or it cannot be written.
@@ -162,10 +162,10 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
     ours = ("id", "label", "suggested_label", "probability", "disagreement")
     fields = [f"text_{name}" if name in ours else name for name in found.texts.fields]
     rows: Iterator[tuple[Any, ...]] = zip(
-        found.texts.ids,
-        *found.texts.fields.values(),
+        map(guarded, found.texts.ids),
+        *(map(guarded, column) for column in found.texts.fields.values()),
         [""] * len(found.texts),
-        found.labels,
+        map(guarded, found.labels),
         (f"{one:.4f}" for one in found.probabilities),
         (f"{one:.4f}" for one in found.disagreement),
         strict=True,

@@ -3,13 +3,16 @@
 What is there is reused; a run that failed is a hole that is shown. What the runs come to is the business of `tabulate`.
 """
 
+import errno
+import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pet import events
 from pet.artifacts import Artifact, Store
-from pet.errors import PetError, SettingsError
+from pet.errors import PetError, SettingsError, StoreError
 from pet.ipet import run_ipet
 from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
@@ -122,20 +125,60 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     """Run what is missing, and collect. A run that fails is told, and the next one is begun."""
     wanted = cells(settings)
     table = Table()
+    reporter = runtime.reporter
     for number, cell in enumerate(wanted, 1):
-        runtime.reporter.say(f"table: {cell} ({number} of {len(wanted)})")
-        try:
-            walk, work = RUNNERS[cell.method], open_cell(cell, settings, store, runtime)
-            scores, made = mending(store, runtime, lambda walk=walk, work=work: walk(work))  # type: ignore[misc]
-        except (PetError, RuntimeError, MemoryError) as problem:
-            table.problems.append((cell, " ".join(str(problem).split()) or type(problem).__name__))
-            runtime.reporter.say(f"table: failed: {table.problems[-1][1]}")
-            continue
-        table.artifacts |= {one.identity: one for one in made}
-        table.texts.setdefault(cell.task, []).append(prepare.sizes(made[0]))
-        for row, score in scores.items():
-            table.runs.append({"task": cell.task, "labels": cell.size, "seed": cell.seed, "row": row, **score})
+        with events.within(reporter, cell=asdict(cell)):
+            reporter.say(f"table: {cell} ({number} of {len(wanted)})")
+            problem = attempt(table, cell, open_cell(cell, settings, store, runtime))
+            events.note(reporter, **events.ending(problem))
+            if problem is None:
+                continue
+            table.problems.append((cell, tell(problem)))
+            reporter.say(f"table: failed: {table.problems[-1][1]}")
+        if is_lost(store, problem):
+            table.problems += [(one, "not begun, as the store cannot be written") for one in wanted[number:]]
+            reporter.say(f"table: the store {store.root} cannot be written, so no other run is begun")
+            break
+        del problem
+        gc.collect()  # what failed may hold memory that the next one needs
     return table
+
+
+def attempt(table: Table, cell: Cell, work: Work) -> Exception | None:
+    """Run one cell and put it down. What went wrong is returned: whatever it is, hundreds of others must not be lost
+    to it."""
+    try:
+        scores, made = mending(work.store, work.runtime, lambda: RUNNERS[cell.method](work))
+        texts = prepare.sizes(made[0])
+    except Exception as problem:
+        return problem
+    table.artifacts |= {one.identity: one for one in made}
+    table.texts.setdefault(cell.task, []).append(texts)
+    for row, score in scores.items():
+        table.runs.append({"task": cell.task, "labels": cell.size, "seed": cell.seed, "row": row, **score})
+    return None
+
+
+def tell(problem: Exception) -> str:
+    """A problem in one line; its kind, too, where the sentence is not ours."""
+    kind, said = type(problem).__name__, " ".join(str(problem).split())
+    if isinstance(problem, PetError):
+        return said or kind
+    return f"{kind}: {said}" if said else kind
+
+
+def is_lost(store: Store, problem: BaseException | None) -> bool:
+    """Whether every later run would fail, too: the disk is full, or the store cannot be written any more. On some full
+    disks a folder can still be made, so the problem itself is looked at, and what it came from."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    try:
+        store.check_writable()
+    except StoreError:
+        return True
+    return False
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------

@@ -5,35 +5,48 @@ source may be `files` (CSV, TSV, JSONL, Parquet, each also .gz), a `folder` with
 dataset. Nothing here samples, tokenises or trains.
 """
 
+import codecs
 import csv
-import gzip
 import importlib.util
 import io
 import itertools
 import json
 import os
+import re
 import socket
-import zlib
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from pet.errors import StoreError, TaskError, raise_problems
+from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts, concatenate
+from pet.outside import (
+    MAX_COLUMNS,
+    MAX_FIELD,
+    MAX_UNPACKED,
+    is_file,
+    is_folder,
+    is_unicode,
+    leads_inside,
+    path_of,
+    read_bytes,
+    stays_inside,
+)
 from pet.patterns import PVP, parse_pattern
 from pet.settings import Concern, find_file, parse_model, read_extended
 
 SPLITS = ("train", "test", "unlabelled")
 SOURCES = ("files", "folder", "hub")
 SUFFIXES = ("", ".gz")
-MAX_FIELD = 10_000_000
-"""Characters one CSV field may have; the csv module's own limit (131,072) is shorter than some reviews."""
+NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
+"""Encodings of Python that no text file has; some take time that grows with the square of its length."""
 
 
 class Source(Concern):
@@ -62,10 +75,12 @@ class FilesSource(Source):
 class FolderSource(Source):
     """One text file per example in one sub-folder per label; columns `label`, `headline` (first line), `body`."""
 
-    package: str | None = Field(
+    package: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")] | None = Field(
         None, description="installed Python package that carries the folder; it is not imported"
     )
-    install: str | None = Field(None, description="what to install when the package is missing")
+    install: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,\[\]-]*$")] | None = Field(
+        None, description="what to install when the package is missing"
+    )
     folder: str = "."
     encodings: tuple[str, ...] = ("utf-8-sig",)
 
@@ -73,7 +88,7 @@ class FolderSource(Source):
 class HubSource(Source):
     """A dataset on the Hugging Face hub, read through `datasets`."""
 
-    path: str
+    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
     config: str | None = None
     revision: str | None = None
     train: str | None = "train"
@@ -88,18 +103,24 @@ class PatternEntry(Concern):
     verbalizer: str = "default"
 
 
+Entry = Annotated[
+    Annotated[str, Tag("<line>")] | Annotated[PatternEntry, Tag("<entry>")],
+    Discriminator(lambda given: "<line>" if isinstance(given, str) else "<entry>"),
+]
+
 Verbalizer = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 
 
 class TaskCard(Concern):
     """`task.yaml`, checked: see `load_card` for what is refused."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    # What is compared with each other is counted: a card of a thousand patterns would be checked for minutes.
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]  # part of folders' names
     title: str
-    fields: Annotated[tuple[str, ...], Field(min_length=1)]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    patterns: Annotated[tuple[str | PatternEntry, ...], Field(min_length=1)]
-    verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1)]
+    fields: Annotated[tuple[str, ...], Field(min_length=1, max_length=20)]
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2, max_length=1000)]
+    patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
+    verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
     files: FilesSource | None = None
     folder: FolderSource | None = None
@@ -152,9 +173,10 @@ def card_problems(card: TaskCard) -> list[str]:
         problems.append(f"fields {list(card.fields)} must be different names other than 'mask'")
     if len(set(card.labels)) < len(card.labels):
         problems.append(f"labels {list(card.labels)} must be different")
+    known = set(card.labels)
     for name, words in card.verbalizers.items():
         missing = [label for label in card.labels if label not in words]
-        unknown = [label for label in words if label not in card.labels]
+        unknown = [label for label in words if label not in known]
         counts = Counter(word for label_words in words.values() for word in set(label_words))
         shared = [word for word, count in counts.items() if count > 1]
         if shared:
@@ -195,11 +217,57 @@ def source_problems(card: TaskCard, source: Source | None) -> list[str]:
     ]
     if isinstance(source, FilesSource | HubSource) and not (source.train or source.unlabelled):
         problems.append("a source names neither `train` nor `unlabelled` texts")
+    if isinstance(source, FilesSource | FolderSource):
+        problems += [
+            f"{name!r} lies outside the card's folder; put it there, or only name the file and give its folder by "
+            "--data"
+            for name in paths_of(source)
+            if not stays_inside(name)
+        ]
+        problems += [f"encoding {one!r} is none; try utf-8" for one in source.encodings if not is_encoding(one)]
+        problems += [] if source.encodings else ["`encodings` is empty; leave it out for UTF-8"]
+    problems += [
+        f"{template!r} is no template; write text and columns in braces, as in '{{title}} {{body}}'"
+        for template in source.fields.values()
+        if not is_template(template)
+    ]
+    if "" in source.replace:
+        problems.append("`replace` has nothing to look for in one line; write what is to be replaced")
     return problems + [
         f"a source maps {raw!r} to {label!r}, which is not a label"
         for raw, label in source.labels.items()
         if label not in card.labels
     ]
+
+
+def paths_of(source: FilesSource | FolderSource) -> list[str]:
+    """The paths that a source names."""
+    if isinstance(source, FolderSource):
+        return [source.folder]
+    return [name for split in SPLITS if (name := getattr(source, split)) is not None]
+
+
+def is_encoding(name: str) -> bool:
+    """Whether Python knows an encoding of texts by that name."""
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        return False
+    try:
+        found = codecs.lookup(name)
+        return found.name.replace("-", "_") not in NOT_TEXT and isinstance("".encode(name), bytes)
+    except LookupError:  # unknown, or of bytes to bytes
+        return False
+
+
+def is_template(template: str) -> bool:
+    """Whether it has only plain `{column}` in it: what else Python can format reads attributes, or pads to any size."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        return False
+    return all(
+        name is None or (not spec and conversion is None and re.fullmatch(r"(?!\d+$)[^][.!:{}]+", name))
+        for _, name, spec, conversion in parts
+    )
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------------
@@ -230,8 +298,8 @@ def load_texts(card: TaskCard, folder: Path, data: str | None = None) -> dict[st
 def open_source(card: TaskCard, folder: Path, data: str | None) -> tuple[Source, dict[str, Iterable[Row]]]:
     """The source that applies, and its rows per split."""
     if data is not None:
-        root = Path(data).expanduser()
-        if not root.is_dir():
+        root = path_of(data)
+        if not is_folder(root):
             raise TaskError(
                 f"--data {data!r} is not a folder; give the folder that holds the files of task {card.name!r}"
             )
@@ -263,11 +331,18 @@ def build_texts(card: TaskCard, source: Source, split: str, rows: Iterable[Row])
             if all(str(row.values[column]) == value for column, value in source.where.items()):
                 add_row(texts, card, source, row)
         except KeyError as missing:
+            headed = isinstance(source, FilesSource) and source.format in ("csv", "tsv")
+            where = row.where.rpartition(":")[0] if headed else row.where
             raise TaskError(
-                f"{row.where}: no column {missing.args[0]!r}; task {card.name!r} expects it, found {list(row.values)}"
+                f"{where}: no column {missing.args[0]!r}; task {card.name!r} expects it, found {list(row.values)}"
             ) from None
         except ValueError as problem:
             problems.append(f"{row.where}: {problem}")
+    if len(problems) > SHOWN_PROBLEMS and not texts.ids:
+        raise TaskError(
+            f"task {card.name!r}, {split} texts: none of the {len(problems):,} rows fits the card ({problems[0]}); "
+            "give the folder with the files of this task by --data, or mend the card"
+        )
     raise_problems(TaskError, f"task {card.name!r}, {split} texts", problems)
     problems = [f"id {name!r} stands in {count} rows" for name, count in Counter(texts.ids).items() if count > 1]
     raise_problems(TaskError, f"task {card.name!r}, {split} texts need different ids", problems)
@@ -282,7 +357,11 @@ def add_row(texts: Texts, card: TaskCard, source: Source, row: Row) -> None:
     filled = {field: read_field(field, source, row) for field in card.fields}
     if not any(filled.values()):
         raise ValueError("the text is empty; remove the row or fill it")
-    texts.ids.append(str(row.values[source.id]) if source.id else row.where)
+    name = str(row.values[source.id]) if source.id else row.where
+    for text in (name, *filled.values()):
+        if "\0" in text or not is_unicode(text):
+            raise ValueError("a NUL character or half a surrogate pair, which no text has; remove it")
+    texts.ids.append(name)
     texts.labels.append(label)
     for field, text in filled.items():
         texts.fields[field].append(text)
@@ -292,8 +371,7 @@ def read_label(card: TaskCard, source: Source, row: Row) -> str | None:
     """The card's label of a row; `None` when the cell is empty or the source has no labels."""
     if source.label is None:
         return None
-    raw = row.values[source.label]
-    written = "" if raw is None else str(raw).strip()
+    written = as_text(source.label, row).strip()
     if not written:
         return None
     label = source.labels.get(written, None if source.labels else written)
@@ -305,11 +383,46 @@ def read_label(card: TaskCard, source: Source, row: Row) -> str | None:
 
 def read_field(field: str, source: Source, row: Row) -> str:
     """The text of one field: its column, or its template over several, cleaned."""
-    template = source.fields.get(field, f"{{{field}}}")
-    text = template.format_map({name: "" if value is None else str(value) for name, value in row.values.items()})
+    template = source.fields.get(field)
+    if template is None:
+        parts = [as_text(field, row)]
+    else:
+        parts = [
+            one for before, name in parse_template(template) for one in (before, name and as_text(name, row)) if one
+        ]
+    if sum(map(len, parts)) > MAX_FIELD:
+        raise ValueError(f"the text has more than {MAX_FIELD:,} characters")
+    text = "".join(parts)
     for what, by in source.replace.items():
+        if len(by) > len(what) and len(text) + text.count(what) * (len(by) - len(what)) > MAX_FIELD:
+            raise ValueError(f"the text has more than {MAX_FIELD:,} characters after `replace`")
         text = text.replace(what, by)
     return text.strip()
+
+
+@cache
+def parse_template(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Text and the column after it, in turn; `None`: there is none."""
+    return tuple((before, name) for before, name, _, _ in Formatter().parse(template))
+
+
+def columns_of(source: Source, fields: Sequence[str]) -> list[str]:
+    """The columns that a source's fields are read from."""
+    read = (
+        [name for _, name in parse_template(source.fields[field]) if name] if field in source.fields else [field]
+        for field in fields
+    )
+    return list(dict.fromkeys(itertools.chain.from_iterable(read)))
+
+
+def as_text(column: str, row: Row) -> str:
+    """A cell as text; ValueError where it holds several values or bytes."""
+    value = row.values[column]
+    if isinstance(value, list | tuple | dict | bytes):
+        raise ValueError(
+            f"column {column!r} holds {'bytes' if isinstance(value, bytes) else 'several values'}, no text"
+        )
+    return "" if value is None or value != value else str(value)  # NaN: what pandas writes where there is nothing
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -319,7 +432,7 @@ def find_split(name: str | None, root: Path) -> Path | None:
     """The file of a split under `root`, gzipped or not; `None` when there is none."""
     if name is None:
         return None
-    return next((path for suffix in SUFFIXES if (path := root / (name + suffix)).is_file()), None)
+    return next((path for suffix in SUFFIXES if is_file(path := root / (name + suffix))), None)
 
 
 def file_splits(task: str, source: FilesSource, root: Path) -> dict[str, Iterable[Row]]:
@@ -332,7 +445,18 @@ def file_splits(task: str, source: FilesSource, root: Path) -> dict[str, Iterabl
             f"task {task!r} expects {' and '.join(missing)} (or .gz) in {root}; "
             "give the folder that has them with --data"
         )
+    for path in found.values():
+        refuse_outside(path, root)
     return {split: file_rows(source, path) for split, path in found.items() if path}
+
+
+def refuse_outside(path: Path | None, root: Path) -> None:
+    """
+    Raises:
+        TaskError: a file that a card names lies outside the folder in which it was looked for, by way of a link.
+    """
+    if path is not None and not leads_inside(path, root):
+        raise TaskError(f"{path} is a link that leads out of {root}; copy the file there, or give its folder by --data")
 
 
 def file_rows(source: FilesSource, path: Path) -> Iterator[Row]:
@@ -345,27 +469,24 @@ def file_rows(source: FilesSource, path: Path) -> Iterator[Row]:
     return delimited_rows(source, path, text)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz."""
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as problem:
-        raise TaskError(f"{path} cannot be read: {problem}") from None
-
-
 def read_text(path: Path, encodings: Iterable[str]) -> str:
     """A whole file decoded by the first encoding that fits.
 
     Raises:
-        TaskError: none fits; names the line of the first byte that does not.
+        TaskError: none fits; names the line of the first byte that does not. Or there is a NUL character.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, TaskError)
     tried = list(encodings)
     for encoding in tried:
         try:
-            return content.decode(encoding)
+            text = content.decode(encoding)
         except UnicodeDecodeError as problem:
             line = content.count(b"\n", 0, problem.start) + 1
+            continue
+        if (at := text.find("\0")) >= 0:
+            line = text.count("\n", 0, at) + 1
+            raise TaskError(f"{path}, line {line}: a NUL character, which no text has; convert the file to UTF-8")
+        return text
     raise TaskError(
         f"{path}, line {line}: not {' or '.join(tried).replace('utf-8-sig', 'UTF-8')} text; convert the file to UTF-8"
     )
@@ -375,12 +496,13 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
     """Rows of a CSV or TSV file.
 
     Raises:
-        TaskError: rows with another number of columns than the header or the card says, with their lines.
+        TaskError: rows with another number of columns than the header or the card says, with their lines; or two
+            columns of one name.
     """
     csv.field_size_limit(MAX_FIELD)
     lines = csv.reader(
         io.StringIO(text, newline=""),
-        delimiter="\t" if source.format == "tsv" else ",",
+        delimiter="\t" if source.format == "tsv" else "," if source.columns else separator_of(text),
         quoting=csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE,
         strict=True,
     )
@@ -390,7 +512,7 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
         for cells in lines:
             start, line = line, lines.line_num + 1
             if not names:
-                names = cells
+                names = different(cells, path)
             elif len(cells) == len(names):
                 rows.append(Row(f"{path.name}:{start}", dict(zip(names, cells, strict=True))))
             elif cells:
@@ -402,8 +524,33 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
             f"its first line has the one column {names[0]!r}; separate columns by {lines.dialect.delimiter!r}, "
             "as a spreadsheet does if told to"
         ]
+    if len(problems) > SHOWN_PROBLEMS and not rows:
+        raise TaskError(
+            f"{path}: none of its lines has the columns {', '.join(names)} ({problems[0]}); give another file"
+        )
     raise_problems(TaskError, str(path), problems)
     yield from rows
+
+
+def separator_of(text: str) -> str:
+    """What separates the columns of a CSV file: `;` where its first line has one column by commas, and several by `;`,
+    as spreadsheets write it where a comma is the decimal sign."""
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    return ";" if ";" in first and "," not in first else ","
+
+
+def different(names: Sequence[str], path: Path) -> list[str]:
+    """The names of columns; some may have none.
+
+    Raises:
+        TaskError: two have the same, or there are too many.
+    """
+    if len(names) > MAX_COLUMNS:
+        raise TaskError(f"{path} has {len(names):,} columns, more than {MAX_COLUMNS:,}; leave out those without a text")
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        raise TaskError(f"{path} has several columns {repeated[0]!r}; give each its own name in the first line")
+    return list(names)
 
 
 def jsonl_rows(path: Path, text: str, label: str | None) -> Iterator[Row]:
@@ -414,7 +561,7 @@ def jsonl_rows(path: Path, text: str, label: str | None) -> Iterator[Row]:
             continue
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if isinstance(values, dict):
             rows.append(Row(f"{path.name}:{number}", values))
@@ -430,18 +577,42 @@ def jsonl_rows(path: Path, text: str, label: str | None) -> Iterator[Row]:
 def parquet_rows(path: Path) -> Iterator[Row]:
     """Rows of a Parquet file."""
     import pyarrow.parquet
-    from pyarrow.lib import ArrowInvalid
 
-    content = pyarrow.BufferReader(read_bytes(path))
+    content = pyarrow.BufferReader(read_bytes(path, TaskError))
+    number = size = 0
     try:
-        table = pyarrow.parquet.read_table(content)
-    except (ArrowInvalid, OSError) as problem:
-        raise TaskError(f"{path} is not a Parquet file: {problem}") from None
-    for number, values in enumerate(table.to_pylist(), 1):
-        yield Row(f"{path.name}:{number}", values)
+        with pyarrow.parquet.ParquetFile(content) as file:
+            different(file.schema_arrow.names, path)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(CHUNK, row_groups=[group]):
+                    size += batch.nbytes
+                    if size > MAX_UNPACKED:
+                        raise TaskError(f"{path} has more than {MAX_UNPACKED:,} bytes unpacked, which is too much")
+                    for values in batch.to_pylist():
+                        number += 1
+                        yield Row(f"{path.name}:{number}", values)
+    except TaskError:
+        raise
+    except Exception as problem:  # pyarrow has a dozen kinds for a damaged file, and leaves times to Python
+        raise TaskError(f"{path} is not a Parquet file, or a damaged one: {problem}") from None
 
 
 # ---- labels given by hand ------------------------------------------------------------------------------------------
+
+GUARD = "'"
+"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text (OWASP, CSV injection)."""
+
+
+def guarded(text: str) -> str:
+    """A cell of a file that a person opens in a spreadsheet: none that comes from somebody's texts is calculated."""
+    return GUARD + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def as_known(cell: str, known: Container[str]) -> str:
+    """What is known by the name in a cell: as it stands there, else without what `guarded` put before it."""
+    bare = cell.strip()
+    names = (cell, bare, cell.removeprefix(GUARD), bare.removeprefix(GUARD))
+    return next((name for name in names if name in known), bare)
 
 
 @dataclass(frozen=True)
@@ -464,19 +635,20 @@ def read_given_labels(card: TaskCard, paths: Sequence[str], known: Container[str
             gives a text a second label, with its line.
     """
     source = FilesSource(format="csv", id="id")
+    columns = (("id", known), ("label", card.labels))
     labels: dict[str, str] = {}
     counts = {}
     problems = []
-    for path in map(Path, paths):
+    for path in map(path_of, paths):
         marked, skipped = 0, 0
         for row in delimited_rows(source, path, read_text(path, source.encodings)):
             try:
-                label = read_label(card, source, row)
-                name = row.values["id"].strip()
+                name, written = (as_known(row.values[one], names) for one, names in columns)
+                label = read_label(card, source, Row(row.where, {"label": written}))
             except KeyError as missing:
                 raise TaskError(
-                    f"{path} has no column {missing.args[0]!r}; expected `id` and `label`, as `pet suggest` writes "
-                    f"them, found {list(row.values)}"
+                    f"{path} has no column {missing.args[0]!r} in its first line; expected `id` and `label`, as "
+                    f"`pet suggest` writes them, found {list(row.values)}"
                 ) from None
             except ValueError as problem:
                 problems.append(f"{row.where}: {problem}")
@@ -512,7 +684,10 @@ def folder_root(card: TaskCard, source: FolderSource, beside: Path) -> Path:
     """The folder of label folders: inside an installed package (found, not imported), or beside the card."""
     if source.package is None:
         return beside
-    spec = importlib.util.find_spec(source.package)
+    try:
+        spec = importlib.util.find_spec(source.package)  # of a name with a dot it would import what is before that
+    except (ImportError, ValueError):
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise TaskError(
             f"task {card.name!r} reads texts of the package {source.package!r}, which is not installed; "
@@ -524,11 +699,13 @@ def folder_root(card: TaskCard, source: FolderSource, beside: Path) -> Path:
 def folder_rows(source: FolderSource, root: Path) -> Iterator[Row]:
     """One row per text file: its folder is the label, its first line the headline, the rest the body."""
     top = root / source.folder
-    top = top if top.is_dir() else root
+    top = top if is_folder(top) else root
     paths = sorted(top.glob("*/*.txt"))
     if not paths:
         raise TaskError(f"{top} has no text files; expected one sub-folder per label with .txt files in it")
     for path in paths:
+        if source.package is None:  # an installed package may consist of links
+            refuse_outside(path, root)
         headline, _, body = read_text(path, source.encodings).strip().partition("\n")
         where = f"{path.parent.name}/{path.name}"
         yield Row(where, {"label": path.parent.name, "headline": headline, "body": " ".join(body.split())})
@@ -544,6 +721,11 @@ def hub_splits(task: str, source: HubSource) -> dict[str, Iterable[Row]]:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read by datasets when it is imported
     import datasets
 
+    if Path(source.path).exists():  # which datasets would read instead, whatever is in it
+        raise TaskError(
+            f"dataset {source.path!r} of task {task!r} is meant to be one on the hub, and there is a file or folder "
+            "of that name here; start pet in another folder, or name it in `files:`"
+        )
     datasets.disable_progress_bars()
     found: dict[str, Iterable[Row]] = {}
     for split in SPLITS:

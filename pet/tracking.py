@@ -53,8 +53,7 @@ def open_tracker(kind: str, name: str, config: Mapping[str, Any], folder: Path, 
     Raises:
         SettingsError: unknown kind.
     """
-    if kind not in KINDS:
-        raise SettingsError(f"unknown tracker {kind!r}; expected one of {', '.join(KINDS)}")
+    check_kind(kind)
     backend: Any = None
     try:
         if kind != "none":
@@ -72,6 +71,16 @@ def open_tracker(kind: str, name: str, config: Mapping[str, Any], folder: Path, 
             "the run goes on without it"
         )
     return Tracker(backend, warn)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a tracker that is none.
+
+    Raises:
+        SettingsError: names those there are.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"unknown tracker {kind!r}; expected one of {', '.join(KINDS)}")
 
 
 def start_wandb(name: str, config: Mapping[str, Any], folder: Path, warn: Callable[[str], None]) -> Any:

@@ -1,4 +1,4 @@
-"""Runs of `pet` that are killed on their way, again and again, and what is left of them. Not a test itself: `test_kills`
+"""Runs of `pet` that are killed on their way, again and again, and what is left of them. No test itself: `test_kills`
 runs it for a short while, `python tests/killing.py --kills 200 FOLDER` for a longer one (docs/reliability.md).
 
 Everything is imported once; each run is a fork, so that one costs what it computes and no more.
@@ -16,7 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STAGES = ("prepare", "corpus", "pretrain", "adapt", "finetune", "label", "draw", "distill", "baseline", "evaluate", "run")
+STAGES = (
+    "prepare",
+    "corpus",
+    "pretrain",
+    "adapt",
+    "finetune",
+    "label",
+    "draw",
+    "distill",
+    "baseline",
+    "evaluate",
+    "run",
+)
 
 PER_STAGE = 2
 """Kills at each stage, at the most, before a run may go on to the next."""
@@ -24,8 +36,21 @@ PER_STAGE = 2
 VOLATILE = {"seconds", "created", "digest", "files", "peak_memory_bytes", "peak_gpu_memory_bytes", "code"}
 """Of a manifest: what differs between two runs that made the same."""
 
-TOLD = {"seconds", "tokens_per_second", "flops", "matmul_rate", "share_of_matmul", "cost", "artifacts", "peak_memory_bytes"}
+TOLD = {
+    "seconds",
+    "tokens_per_second",
+    "flops",
+    "matmul_rate",
+    "share_of_matmul",
+    "cost",
+    "artifacts",
+    "peak_memory_bytes",
+}
 """Of a JSON file: times, memory and places."""
+
+
+TIMES = {"events.jsonl", "summary.md"}
+"""Files that tell times throughout."""
 
 
 def start(arguments: Sequence[object], log: Path) -> int:
@@ -91,7 +116,12 @@ def published(store: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(store.glob("[!.]*/[!.]*/**/*")):
         name = path.relative_to(store).as_posix()
-        if not path.is_file() or name.startswith("logs/") or path.suffix in (".jsonl", ".md") or path.name == "settings.yaml":
+        if (
+            not path.is_file()
+            or name.startswith("logs/")
+            or path.suffix in (".jsonl", ".md")
+            or path.name == "settings.yaml"
+        ):
             continue
         if path.suffix != ".json":
             found[name] = path.read_bytes()
@@ -151,12 +181,35 @@ def run_kills(commands: Sequence[Sequence[object]], folder: Path, kills: int, se
     return {"kills": done, "runs": finished, "at_work": dict(at_work), "problems": problems}
 
 
+def crowd(command: Sequence[object], folder: Path, size: int) -> dict[str, Any]:
+    """So many processes that are given one command and one store at the same time: their exit codes, how often each
+    artifact was made, by its line in the logs, and what is not as one process leaves it."""
+    whole, store = folder / "whole-0", folder / f"crowd-{size}"
+    if not whole.exists():
+        finish(start([*command, "--store", whole], folder / "whole.log"))
+    logs = [folder / f"crowd-{size}-{number}.log" for number in range(size)]
+    codes = [finish(child) for child in [start([*command, "--store", store], log) for log in logs]]
+    lines = (line for log in logs for line in log.read_text(encoding="utf-8").splitlines())
+    made = Counter(line.partition(": ")[0] for line in lines if line.startswith("finetune ") and "{mask}" in line)
+    return {"codes": codes, "made": dict(made), "problems": differences(store, whole)}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crowd", type=int, nargs="*", default=[])
     given = parser.parse_args()
     from rows import killable
 
-    print(json.dumps(run_kills(killable(given.folder), given.folder, given.kills, given.seed), indent=1))  # noqa: T201
+    commands = killable(given.folder)
+    if given.crowd:
+        answer = {
+            f"{name}, {size}": crowd(commands[at], given.folder / name, size)
+            for at, name in ((0, "ipet"), (1, "lora"))
+            for size in given.crowd
+        }
+    else:
+        answer = run_kills(commands, given.folder, given.kills, given.seed)
+    print(json.dumps(answer, indent=1))  # noqa: T201

@@ -191,13 +191,18 @@ def read_json(path: Path) -> Any:
 
 
 def files_of(folder: Path) -> set[str]:
-    """Every file below a folder, hidden ones included, but for a store's locks."""
+    """Every file below a folder, hidden ones included, but for locks and logs, of which each call of pet begins one."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and is_kept(path)}
 
 
 def is_kept(path: Path) -> bool:
-    """Whether something in a store is more than a lock."""
-    return ".locks" not in path.parts
+    """Whether something in a store is more than a lock or a log."""
+    return not {".locks", "logs"} & set(path.parts)
+
+
+def logs_of(store: Path) -> list[Path]:
+    """The logs of a store, the oldest first."""
+    return sorted((store / "logs").glob("*"))
 
 
 def declare(folder: Path) -> None:
@@ -224,7 +229,7 @@ def hidden_in(store: Path) -> list[Path]:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder with its time of change and size, but for a store's locks."""
+    """Everything below a folder with its time of change and size, but for a store's locks and logs."""
     found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if is_kept(path)}
     return {name: (one.st_mtime_ns, one.st_size) for name, one in found.items()}
 

@@ -107,7 +107,7 @@ def test_show_names_the_student_where_it_is_now(done, store):
 
 def test_the_only_run_takes_everything_with_it(store):
     pet("runs", "rm", "last", "--yes", "--store", store)
-    assert list(store.iterdir()) == []
+    assert [path.name for path in store.iterdir()] == ["logs"], "of what was done, if not of what it came to"
 
 
 @pytest.mark.parametrize(("gone", "stays"), [("plain", "ipet"), ("ipet", "plain"), ("plain", "adapted")])

@@ -1,14 +1,15 @@
 """Drafts: what is sealed and published, what the manifest says, and what is found of a process that died."""
 
 import hashlib
+import inspect
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,33 +44,6 @@ def published(store: Store, key: Key = KEY) -> list[str]:
     return everything_in(found.path)
 
 
-def in_child(do: Callable[[], object]) -> int:
-    """Do it in another process, which is killed where it stands when it has; that process's number."""
-    child = os.fork()
-    if not child:
-        try:
-            do()
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(70)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    return child
-
-
-def die(store: Store, fill: Callable[[Draft], object], key: Key = KEY) -> Path:
-    """A process fills a draft and dies there. Where it lies."""
-
-    def begin() -> None:
-        with store.publish(key, "theirs") as draft:
-            assert draft is not None
-            fill(draft)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    in_child(begin)
-    return store.root / key.stage / f".draft-{key.identity}"
-
-
 def half_trained(draft: Draft) -> None:
     """With a checkpoint, and more."""
     draft.checkpoint.mkdir()
@@ -79,10 +53,36 @@ def half_trained(draft: Draft) -> None:
     draft.write_json("scores.json", 1)
 
 
-def finished(draft: Draft) -> None:
-    """All but published."""
+BEGIN = f"""
+import os, signal, sys
+from pet.artifacts import Store
+from pet.drafts import Draft, take
+from pet.identity import Key
+
+{inspect.getsource(half_trained)}
+KEY, OTHER = {KEY!r}, {OTHER!r}
+store = Store(sys.argv[1])
+"""
+
+
+def die(store: Store, script: str) -> None:
+    """Another process does that and is killed where it stands when it has."""
+    script = f"{BEGIN}{script}    os.kill(os.getpid(), signal.SIGKILL)\n"
+    done = subprocess.run([sys.executable, "-c", script, store.root], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+HALF_TRAINED = """
+with store.publish(KEY, "theirs") as draft:
     half_trained(draft)
-    draft.seal()
+"""
+
+FINISHED = f"{HALF_TRAINED}    draft.seal()\n"
+
+
+def draft_of(store: Store, key: Key = KEY) -> Path:
+    """Where it lies."""
+    return store.root / key.stage / f".draft-{key.identity}"
 
 
 # ---- what is published ---------------------------------------------------------------------------------------------
@@ -238,7 +238,8 @@ def test_of_a_training_that_was_stopped_the_checkpoint_stays_and_the_next_one_ha
 
 
 def test_of_a_process_that_died_the_checkpoint_is_taken_over_and_the_rest_goes(store):
-    left = die(store, half_trained)
+    die(store, HALF_TRAINED)
+    left = draft_of(store)
     assert len(everything_in(left)) == 5
     with store.publish(KEY, "mine") as draft:
         assert everything_in(draft.path) == [CHECKPOINT, f"{CHECKPOINT}/state.json"]
@@ -248,13 +249,14 @@ def test_of_a_process_that_died_the_checkpoint_is_taken_over_and_the_rest_goes(s
 
 
 def test_of_a_process_that_died_before_it_had_learnt_anything_nothing_is_taken(store):
-    die(store, lambda draft: draft.write_json("result.json", "half"))
+    die(store, HALF_TRAINED.replace("half_trained(draft)", 'draft.write_json("result.json", "half")'))
     with store.publish(KEY, "mine") as draft:
         assert everything_in(draft.path) == []
 
 
 def test_what_was_sealed_when_its_process_died_is_published_and_not_made_again(store):
-    left = die(store, finished)
+    die(store, FINISHED)
+    left = draft_of(store)
     with store.publish(KEY, "mine") as draft:
         assert draft is None
     assert published(store) == [MANIFEST, "model", "model/half", "scores.json"]
@@ -273,15 +275,16 @@ def test_what_was_sealed_when_its_process_died_is_published_and_not_made_again(s
     ids=["content", "file", "manifest", "value"],
 )
 def test_what_was_sealed_and_is_not_as_it_was_written_is_made_again(store, harm):
-    harm(die(store, finished))
+    die(store, FINISHED)
+    harm(draft_of(store))
     with store.publish(KEY, "mine") as draft:
         assert everything_in(draft.path) == [CHECKPOINT, f"{CHECKPOINT}/state.json"]
     assert published(store) == [MANIFEST]
 
 
 def test_what_was_sealed_as_something_else_is_made_again(store):
-    left = die(store, finished, OTHER)
-    left.rename(store.root / KEY.stage / f".draft-{KEY.identity}")
+    die(store, FINISHED.replace("KEY", "OTHER"))
+    draft_of(store, OTHER).rename(draft_of(store))
     with store.publish(KEY, "mine") as draft:
         assert draft is not None
 
@@ -289,31 +292,24 @@ def test_what_was_sealed_as_something_else_is_made_again(store):
 # ---- what counts only together --------------------------------------------------------------------------------------
 
 
-def die_after(store: Store, first: Callable[[Draft], object]) -> None:
-    """A process dies with two drafts, KEY's sealed after OTHER's, with which it had come so far."""
-
-    def both() -> None:
-        with store.publish(OTHER, "theirs") as one, store.publish(KEY, "theirs") as two:
-            assert one is not None and two is not None
-            two.write_json("scores.json", 2)
-            two.seal(after=OTHER.identity)
-            one.write_json("scores.json", 1)
-            first(one)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    in_child(both)
+AFTER_OTHER = """
+with store.publish(OTHER, "theirs") as one, store.publish(KEY, "theirs") as two:
+    two.write_json("scores.json", 2)
+    two.seal(after=OTHER.identity)
+    one.write_json("scores.json", 1)
+"""
 
 
 def test_a_draft_that_was_sealed_after_another_counts_for_nothing_without_it(store):
-    die_after(store, lambda first: None)
+    die(store, AFTER_OTHER)
     with store.publish(KEY, "mine") as draft:
         assert everything_in(draft.path) == []
 
 
-@pytest.mark.parametrize("first", [Draft.seal, Draft.publish], ids=["sealed", "published"])
+@pytest.mark.parametrize("first", ["seal", "publish"])
 @pytest.mark.parametrize("order", [(KEY, OTHER), (OTHER, KEY)], ids=["this one first", "the other first"])
 def test_a_draft_that_was_sealed_after_another_is_published_where_that_one_is_finished(store, first, order):
-    die_after(store, first)
+    die(store, f"{AFTER_OTHER}    one.{first}()\n")
     for key in order:
         with store.publish(key, "mine") as draft:
             assert draft is None
@@ -334,45 +330,38 @@ def test_after_what_is_no_part_of_the_artifact(store):
 # ---- locks ---------------------------------------------------------------------------------------------------------
 
 
-def hold(store: Store, until: int, ready: int) -> int:
-    """Another process holds KEY's lock until something can be read; its number."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        lock = take(store.root, KEY.stage, KEY.identity, None)
-        os.write(ready, b"1")
-        os.read(until, 1)
-        lock.release()
-    finally:
-        os._exit(0)
+HOLD = """
+lock = take(store.root, KEY.stage, KEY.identity, None)
+print("held", flush=True)
+sys.stdin.read(1)
+lock.release()
+"""
 
 
 def test_a_lock_is_waited_for_and_who_holds_it_is_named_once(store):
-    (mine, theirs), (until, end) = os.pipe(), os.pipe()
-    child = hold(store, until, theirs)
-    assert os.read(mine, 1) == b"1"
+    command = [sys.executable, "-c", BEGIN + HOLD, store.root]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
     told = []
 
     def waiting(who: str) -> None:
         told.append(who)
-        threading.Timer(0.5, os.write, (end, b"1")).start()
+        threading.Timer(0.5, child.stdin.close).start()
 
     with pytest.raises(Busy, match=f"another process is at {KEY.stage} {KEY.identity}"):
         take(store.root, KEY.stage, KEY.identity, None)
     lock = take(store.root, KEY.stage, KEY.identity, waiting)
-    os.waitpid(child, 0)
-    assert told == [f"process {child} on {socket.gethostname()}"]
+    child.wait(20)
+    assert told == [f"process {child.pid} on {socket.gethostname()}"]
     assert (store.root / LOCKS / f"{KEY.stage}-{KEY.identity}").read_text() == (
         f"process {os.getpid()} on {socket.gethostname()}"
     )
     lock.release()
-    for one in (mine, theirs, until, end):
-        os.close(one)
+    child.stdout.close()
 
 
 def test_the_lock_of_a_process_that_died_is_free(store):
-    in_child(lambda: take(store.root, KEY.stage, KEY.identity, None))
+    die(store, "if lock := take(store.root, KEY.stage, KEY.identity, None):\n")
     take(store.root, KEY.stage, KEY.identity, None).release()
 
 

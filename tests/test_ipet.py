@@ -324,6 +324,9 @@ def test_both_tables_are_on_the_screen_and_in_the_summary_for_people(done):
         assert "iPET student" in place
         assert "drawn right" in place
         assert "PET ensemble" not in place.replace("iPET", "")
+    lines = done.result.stdout.splitlines()
+    (head,) = [number for number, line in enumerate(lines) if line.startswith("generation  texts  drawn right")]
+    assert [line.split()[:2] for line in lines[head + 1 : head + 4]] == [["0", "12"], ["1", "24"], ["2", "27"]]
     rows = [line for line in text.splitlines() if line.startswith(("| 0 |", "| 1 |", "| 2 |"))]
     assert [row.split("|")[2].strip() for row in rows] == ["12", "24", "27"]
 

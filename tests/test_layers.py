@@ -17,6 +17,7 @@ ROOT = Path(pet.__file__).parent
 LAYERS = {
     "errors": 0,
     "signals": 0,
+    "outside": 1,
     "settings": 1,
     "files": 1,
     "examples": 1,
@@ -60,6 +61,7 @@ LAYERS = {
     "page": 7,
     "report": 7,
     "runs": 7,
+    "events": 7,
     "labelwords": 7,
     "newcard": 7,
     "check": 7,

@@ -23,6 +23,7 @@ from pet.models import (
     load_classifier,
     load_masked_lm,
     load_tokenizer,
+    outline,
     quiet_transformers,
 )
 from pet.settings import ModelSettings
@@ -214,7 +215,7 @@ def odd_folders(tmp_path_factory, tiny_folder) -> Path:
     [
         ("headless", "is not a masked LM: its weights lack 'cls.predictions."),
         ("left-to-right", "is not a masked LM; give an encoder such as RoBERTa"),
-        ("empty", "cannot be loaded"),
+        ("empty", "this folder holds no model (no config.json); give one that holds one"),
         ("cut-off", "cannot be loaded (Error while deserializing header"),
         ("noise", "cannot be loaded (Error while deserializing header"),
         ("no-weights", "cannot be loaded"),
@@ -360,6 +361,65 @@ def test_weights_in_the_older_format_are_loaded(tiny_folder, tmp_path):
     (folder / "model.safetensors").unlink()
     found, expected = (load_masked_lm(named(one)).state_dict() for one in (folder, tiny_folder))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+class Evil:
+    """What a pickle runs when it is read: writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "owned")
+
+
+def test_no_pickle_in_a_checkpoint_is_run(tiny_folder, tmp_path):
+    folder, proof = copy_of(tiny_folder, tmp_path / "copy"), tmp_path / "proof"
+    (folder / "model.safetensors").unlink()
+    torch.save({"bert.embeddings.word_embeddings.weight": Evil(proof)}, folder / "pytorch_model.bin")
+    for load in (load_masked_lm, lambda model: load_classifier(model, ["a", "b"])):
+        with pytest.raises(ModelError, match="a pickle that holds more than weights"):
+            load(named(folder))
+    assert not proof.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert proof.exists(), "it would have"
+
+
+def bring_code(folder: Path, proof: Path, tiny: Path) -> Path:
+    """A copy of a checkpoint whose configuration and tokenizer name a module of its own, which writes a file."""
+    copy_of(tiny, folder)
+    code = f"from pathlib import Path\nPath({str(proof)!r}).write_text('owned')\n"
+    code += "from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast\n"
+    code += "class C(BertConfig):\n    model_type = 'own'\nclass M(BertForMaskedLM):\n    config_class = C\n"
+    code += "class T(PreTrainedTokenizerFast):\n    pass\n"
+    (folder / "own.py").write_text(code)
+    for name, changes in (
+        ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForMaskedLM": "own.M"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "own.T"]}}),
+    ):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | changes))
+    return folder
+
+
+def test_code_of_a_checkpoint_is_run_only_if_the_settings_say_so(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    proof = tmp_path / "proof"
+    model = named(bring_code(tmp_path / "own", proof, tiny_folder))
+    load_tokenizer(model)  # its file needs no code, so that none is run is all there is to see
+    for load in (load_masked_lm, outline, lambda one: load_classifier(one, ["a", "b"])):
+        with pytest.raises(
+            ModelError, match=r"brings Python code of its own, which is not run; .* --trust-remote-code"
+        ):
+            load(model)
+    assert not proof.exists()
+    trusted = model.model_copy(update={"trust_remote_code": True})
+    assert type(load_masked_lm(trusted)).__name__ == "M"
+    assert proof.exists()
+    first = fingerprint(trusted)
+    with (Path(model.name) / "own.py").open("a") as file:
+        file.write("# changed")
+    assert fingerprint(trusted) != first
 
 
 def test_the_fingerprint_of_a_hub_model_is_its_commit(monkeypatch):

@@ -28,12 +28,16 @@ from rows import (
 
 from pet import page
 from pet.artifacts import Store
+from pet.modelcard import model_card
 from pet.runs import open_run
 from pet.stages.work import label_numbers, read_scores
 from pet.tasks import read_texts
 
 ODD = ["</table><script>alert(1)</script>", "sch\u00f6n & \"gut\" 'so'", "a_word_" * 12]
 """Labels of the task; the same stand in its texts."""
+
+MODEL, PATTERN = "m<script>alert(3)&$_{$", "{mask} <b> news & : {headline} {body}"
+"""Name of the model and first pattern; the same."""
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -44,8 +48,11 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 def store(tmp_path_factory):
     """A store with a run of PET and one of iPET over a task whose labels and texts are no friend of HTML."""
     folder = tmp_path_factory.mktemp("odd")
-    ground = lay_ground(folder, lively_model(tmp_path_factory.getbasetemp()), ipet={"growth": 2.0, "steps": 2})
+    model = folder / MODEL
+    model.symlink_to(lively_model(tmp_path_factory.getbasetemp()))
+    ground = lay_ground(folder, model, ipet={"growth": 2.0, "steps": 2})
     named = dict(zip(LABELS, ODD, strict=True))
+    ground.change_card(title="<script>alert(4)</script>", patterns=[PATTERN, "{headline} || {body} ( {mask} )"])
     ground.change_card(labels=ODD, verbalizers={"default": {named[one]: TOPICS[one][:2] for one in LABELS}})
     rng = random.Random(0)
     for name, size in (("train.csv", 60), ("test.csv", 20)):
@@ -128,6 +135,22 @@ def test_labels_and_texts_stand_as_they_are(pages, kind):
     for label in ODD:
         assert read.all("th").count(label) >= 3  # soft labels, row and column of the confusion matrix
     assert any("<script>alert(2)</script>" in text for text in read.all("td"))
+
+
+@pytest.mark.parametrize("kind", ["pet", "ipet"])
+def test_pattern_and_model_stand_as_they_are(pages, kind):
+    shown = " ".join(Reader(pages[kind]).texts)
+    assert PATTERN in shown
+    assert MODEL in shown
+
+
+def test_nothing_in_a_model_card_is_read_as_html_or_as_more_yaml(store):
+    run = open_run(str(plain(store)), Store(store))
+    text = model_card(run, "hf", ["headline", "body"], ["input_ids"], "")
+    _, front, body = text.split("---\n", 2)
+    assert set(yaml.safe_load(front)) == {"library_name", "pipeline_tag", "tags"}
+    assert "<script>" in body
+    assert "<" not in re.sub(r"(`+).+?\1", "", body, flags=re.DOTALL), "but in code spans"
 
 
 @pytest.mark.parametrize("kind", ["pet", "ipet"])

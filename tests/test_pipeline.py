@@ -69,7 +69,7 @@ def made_again(done, *arguments):
 def test_a_run_makes_every_artifact_and_leaves_nothing_else_in_the_store(done):
     counts = {stage: len(find_all(done.store, stage)) for stage in ALL}
     assert counts == {stage: 6 if stage == "finetune" else 1 for stage in ALL}
-    assert {path.name for path in done.store.iterdir()} == {*ALL, ".locks"}
+    assert {path.name for path in done.store.iterdir()} == {*ALL, "logs", ".locks"}
     assert hidden_in(done.store) == []
     for stage in ALL:
         assert all((folder / "manifest.json").is_file() for folder in (done.store / stage).iterdir())
@@ -218,7 +218,8 @@ def test_recipe_paper_runs_as_the_published_code_did(done, tmp_path):
 
 
 def test_the_summary_says_what_was_run_what_came_out_and_what_it_cost(done):
-    assert files_of(done.one("run")) == {"manifest.json", "summary.json", "summary.md", "settings.yaml"}
+    files = {"manifest.json", "summary.json", "summary.md", "settings.yaml", "events.jsonl"}
+    assert files_of(done.one("run")) == files
     summary = read_json(done.one("run") / "summary.json")
     facts = {"train_examples": 12, "pool": 30, "test": 20, "seed": 0, "recipe": "fixed", "metric": "accuracy"}
     assert summary["labels"] == LABELS
@@ -236,7 +237,7 @@ def test_the_summary_adds_up_the_cost_of_each_stage_and_says_where_its_artifacts
     assert list(summary["stages"]) == list(summary["artifacts"]) == list(WALKED)
     for stage, paths in summary["artifacts"].items():
         expected = find_all(done.store, stage) + (find_all(done.store, "baseline") if stage == "evaluate" else [])
-        assert set(paths) == {str(path) for path in expected}
+        assert {done.store / path for path in paths} == set(expected)
         manifests = [read_json(path / "manifest.json") for path in expected]
         cost = summary["stages"][stage]
         assert cost["seconds"] == pytest.approx(sum(one["seconds"] for one in manifests), abs=0.051)

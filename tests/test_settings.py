@@ -139,7 +139,12 @@ def test_an_override_can_set_a_value_back_to_none(tmp_path):
 def test_an_empty_section_or_file_says_nothing(tmp_path):
     pipeline = write(tmp_path / "mine.yaml", "recipe:\nfinetune:\n  # steps: 10\ndata: {test: 5}\n")
     assert resolve_settings(pipeline) == resolve_settings(None, {"data": {"test": 5}})
-    assert resolve_settings(write(tmp_path / "empty.yaml", "")) == Settings()
+    assert resolve_settings(write(tmp_path / "empty.yaml", "{}")) == Settings()
+
+
+def test_a_pipeline_without_anything_is_a_mistake_unless_it_says_so(tmp_path):
+    path = write(tmp_path / "empty.yaml", "# finetune: {steps: 3}\n")
+    assert refusal(path) == f"{path} is empty; expected names and values, or {{}} for none"
 
 
 def test_merge_changes_none_of_its_layers():
@@ -219,7 +224,7 @@ def test_an_unknown_key_is_refused_with_what_was_likely_meant(given, words):
         ({"finetune": {"steps": "many"}}, "finetune.steps: input should be a valid integer"),
         ({"finetune": {"mask_probability": 0}}, "finetune.mask_probability"),
         ({"finetune": {"patterns": [-1]}}, "finetune.patterns.0: input should be greater than or equal to 0"),
-        ({"finetune": 3}, "finetune: input should be a valid dictionary"),
+        ({"finetune": 3}, "finetune: expected names with values below it (given: 3)"),
         ({"data": {"draw": "last"}}, "data.draw: input should be 'seed' or 'first' (given: 'last')"),
         ({"model": {"max_length": 4}}, "model.max_length: input should be greater than or equal to 8"),
         ({"seed": 2**32}, "seed: input should be less than 4294967296"),
@@ -298,11 +303,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"task: {name: caf\xe9}\n")
-    assert f"{path} cannot be read as UTF-8 text" in refusal(str(path))
+    assert f"{path} line 1 is not UTF-8 text" in refusal(str(path))
 
 
 def test_a_file_that_vanished_is_refused_as_the_caller_s_kind_of_error(tmp_path):
-    with pytest.raises(TaskError, match=r"gone.yaml cannot be read"):
+    with pytest.raises(TaskError, match=r"there is no file .*gone.yaml"):
         read_yaml(tmp_path / "gone.yaml", TaskError)
 
 

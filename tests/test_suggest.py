@@ -242,11 +242,12 @@ def test_every_row_that_cannot_be_used_is_named_with_its_line(done, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "cannot be read"),
+        (None, "there is no file"),
         (b"", "gives no text a label"),
         (b"id,label\n", "gives no text a label"),
         (b"name,label\na,tech\n", "has no column 'id'"),
-        (b"id;label\na;tech\n", "has no column"),
+        (b"id|label\na|tech\n", "has no column"),
+        (b"id;label\na;tech\n", "id 'a' is of no text"),
         (b"id,label\na,tech,more\n", "line 2 has 3 columns"),
         (b"id,label\n\xff\xfe,tech\n", "convert the file to UTF-8"),
     ],

@@ -1,5 +1,6 @@
 """`pet table`: which runs it takes, what it reuses, and that the numbers in it are those of the runs."""
 
+import errno
 import json
 import shutil
 import sys
@@ -7,10 +8,11 @@ import sys
 import numpy as np
 import pandas
 import pytest
-from rows import files_of, find_all, find_one, lay_ground, lively_model, pet, read_json, snapshot
+from rows import files_of, find_all, find_one, lay_ground, lively_model, logs_of, pet, read_json, snapshot
 
 from pet import published, table, tabulate
 from pet.errors import StoreError
+from pet.events import read_events
 from pet.metrics import holm, paired_p
 from pet.settings import resolve_settings
 
@@ -22,7 +24,8 @@ ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1
 def made(tmp_path_factory):
     """A ground, and the folder with the store and the results of a whole table over it. Never write into it."""
     folder = tmp_path_factory.mktemp("table")
-    ground = lay_ground(folder / "ground", lively_model(tmp_path_factory.getbasetemp()))
+    model = lively_model(tmp_path_factory.getbasetemp())
+    ground = lay_ground(folder / "ground", model, finetune={"repetitions": 1})
     pet_table(ground, folder)
     return ground, folder
 
@@ -190,12 +193,13 @@ def test_a_store_that_was_moved_serves_as_before(made, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree("store", tmp_path / "first")
     monkeypatch.chdir(tmp_path)
-    pet_table(ground, tmp_path, "--store", "first", "--seeds", "2")
+    few = ("--seeds", "2", "--sizes", "0,6", "--methods", "zero-shot,pet,ipet")
+    pet_table(ground, tmp_path, "--store", "first", *few)
     (tmp_path / "first").rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr("pet.training.Trainer.run", None)
-    pet_table(ground, tmp_path, "--store", tmp_path / "moved", "--seeds", "2")
+    pet_table(ground, tmp_path, "--store", tmp_path / "moved", *few)
     assert read_json(result(tmp_path))["failed"] == []
 
 
@@ -240,6 +244,94 @@ def test_a_run_that_failed_is_a_hole_that_is_shown_and_filled_by_the_next_call(m
     again = read_json(result(tmp_path))
     assert again["failed"] == []
     assert again["lines"] == read_json(result(folder))["lines"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (RuntimeError("CUDA out of memory"), "RuntimeError: CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (OSError(5, "Input/output error", "/data/train.csv"), "OSError: [Errno 5] Input/output error"),
+        (KeyError("label"), "KeyError: 'label'"),
+        (AssertionError("a mistake\nof ours"), "AssertionError: a mistake of ours"),
+    ],
+)
+def test_whatever_ends_one_run_ends_no_other(problem, said, made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store", ignore=shutil.ignore_patterns("logs"))
+    few = ("--sizes", "6", "--methods", "supervised,pet")
+    runner = table.RUNNERS["supervised"]
+
+    def fail(work):
+        if work.settings.seed == 0:
+            raise problem
+        return runner(work)
+
+    monkeypatch.setitem(table.RUNNERS, "supervised", fail)
+    done = pet_table(ground, tmp_path, *few, code=1)
+    assert f"table: failed: {said}" in done.stderr
+    found = read_json(result(tmp_path))
+    assert [(one["seed"], one["method"]) for one in found["failed"]] == [(0, "supervised")]
+    assert found["failed"][0]["problem"].startswith(said)
+    assert line_of(found, 6, "supervised")["values"]["1"] is not None
+    assert line_of(found, 6, "pet")["mean"] is not None
+    (log,) = logs_of(tmp_path / "store")
+    events = read_events(log)
+    failed = [one for one in events if one["event"] == "failed"]
+    assert [one["cell"] for one in failed] == [{"task": "topics", "size": 6, "seed": 0, "method": "supervised"}]
+    assert failed[0]["type"] == type(problem).__name__
+    assert "in fail" in failed[0]["traceback"]
+    assert [one["cell"]["method"] for one in events if one["event"] == "done" and "cell" in one] == [
+        *("pet", "supervised", "pet")
+    ]
+    assert (events[-1]["event"], "cell" in events[-1]) == ("done", False)
+
+
+def full(work):
+    raise StoreError("the store cannot be written") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def take_away(work):
+    root = work.store.root
+    root.rename(root.with_name("gone"))
+    root.write_text("no folder any more")
+    raise KeyError("whatever")
+
+
+@pytest.mark.parametrize("lose", [full, take_away])
+def test_a_store_that_is_lost_ends_the_table_with_what_was_found(lose, made, tmp_path, monkeypatch):
+    ground, folder = made
+    shutil.copytree(folder / "store", tmp_path / "store")
+    few = ("--sizes", "6", "--methods", "supervised,pet")
+    with monkeypatch.context() as patch:
+        patch.setitem(table.RUNNERS, "pet", lose)
+        done = pet_table(ground, tmp_path, *few, code=1)
+    assert done.stderr.splitlines()[-1].endswith("cannot be written, so no other run is begun")
+    found = read_json(result(tmp_path))
+    assert [(one["seed"], one["method"]) for one in found["failed"]] == [(0, "pet"), (1, "supervised"), (1, "pet")]
+    assert found["failed"][-1]["problem"] == "not begun, as the store cannot be written"
+    assert line_of(found, 6, "supervised")["values"]["0"] is not None
+    assert "seed 1, pet: not begun" in result(tmp_path, "table.md").read_text()
+    if lose is full:
+        pet_table(ground, tmp_path, *few)
+        assert read_json(result(tmp_path))["failed"] == []
+
+
+def test_the_log_of_a_table_says_which_run_each_line_is_of_and_a_run_has_its_own_lines(made):
+    _, folder = made
+    (log,) = logs_of(folder / "store")
+    assert "Z-table-pipeline-" in log.name
+    events = read_events(log)
+    assert all("cell" in one for one in events if one["event"] in ("begin", "numbers", "run"))
+    assert sum(one["event"] == "done" for one in events) == 16 + 1
+    inside = {}
+    for run in find_all(folder / "store", "run"):
+        start, *rest = read_events(run / "events.jsonl")
+        assert start["event"] == "start"
+        (cell,) = {json.dumps(one["cell"]) for one in rest}
+        inside[cell] = rest[-1]["name"]
+        assert rest[-1]["name"] == run.name
+    assert len(inside) == 2 * (2 + 3)
 
 
 def test_an_interrupted_table_leaves_the_old_one_as_it_was(made, tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
+
 if TYPE_CHECKING:
     from pet.check import Answers, Check, Estimate
 
@@ -21,6 +23,7 @@ SHOWN_LABELS = 10
 @click.option("--seed", type=int, help="Of the sample and the draw.  [default: 0]")
 @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+@TRUST_OPTION
 def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...], **flags: Any) -> None:
     """Check a TASK's patterns, label words and texts against a model, before anything is trained.
 
@@ -40,7 +43,6 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.artifacts import Store
     from pet.check import check as look
-    from pet.cli.run import PLACES, flag_overrides, refuse_again
     from pet.cli.screen import Screen
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
@@ -52,6 +54,7 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
         overrides.append({"seed": seed})
     screen = Screen()
     settings = resolve_settings("quick", *overrides)
+    warn_of_code(screen, settings.model)
     work = Work(settings, Store("runs"), open_runtime(settings.runtime, screen))
     found = look(work, sample)
     show(screen, found, work.card.name, settings.model.name)

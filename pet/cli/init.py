@@ -39,9 +39,9 @@ def init(
 ) -> None:
     """Write a task card for a file of texts: NAME/task.yaml, to be looked over and then run.
 
-    The file may be CSV, TSV, JSONL or Parquet (each also .gz), or .txt with one text a line. Rows without a label are
-    the unlabelled pool. It is named in the card, not copied; only plain lines are, to texts.csv with a label column to
-    be filled. A label's words are its own name where that is one token of the model, else parts of it, else what the
+    The file may be CSV, TSV, JSONL or Parquet (each also .gz), or .txt with one text a line. Rows without a label
+    are the unlabelled pool. It is copied beside the card, plain lines to texts.csv with a label column to be
+    filled. A label's words are its own name where that is one token of the model, else parts of it, else what the
     model proposes: the card says which.
 
     \b
@@ -105,7 +105,7 @@ def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
 
 def show_commands(path: Path, plan: "Plan") -> None:
     """What to type next, with numbers that work for this file."""
-    from pet.newcard import propose_sizes
+    from pet.newcard import data_name, propose_sizes
 
     card, model = shlex.quote(str(path)), shlex.quote(plan.model)
     sizes = propose_sizes(plan.texts(), plan.labels)
@@ -113,8 +113,8 @@ def show_commands(path: Path, plan: "Plan") -> None:
     click.echo(f"\nNext:\n  pet check {card} --model {model}{wanted}")
     if sizes is None:
         click.echo(
-            "then label some rows in the file, two of each label at least: a run needs texts to learn from and others "
-            "to be tested on"
+            f"then label some rows in {path.parent / data_name(plan)}, two of each label at least: a run needs texts "
+            "to learn from and others to be tested on"
         )
         return
     more = "" if plan.model == "mini" else f" --model {model}"

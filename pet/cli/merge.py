@@ -1,6 +1,5 @@
 """`pet merge`: a LoRA member as an ordinary checkpoint."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +62,15 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
         ModelError: they differ.
     """
     from pet import models
+    from pet.artifacts import read_json
 
     manifest = member / "manifest.json"
     if not manifest.is_file():
         return
-    trained_on = json.loads(manifest.read_text(encoding="utf-8"))["settings"]["model"]["weights"]
+    try:
+        trained_on = read_json(manifest)["settings"]["model"]["weights"]
+    except (KeyError, TypeError):
+        raise ModelError(f"{manifest} is not of a member; give a member made with finetune.method=lora") from None
     if models.fingerprint(settings) != trained_on:
         raise ModelError(
             f"the weights of {settings.name!r} are not those that {member} was trained on; give back the model it had, "

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from pet.cli.run import TRUST_OPTION, flag_overrides, warn_of_code
 from pet.errors import SettingsError
 
 
@@ -23,6 +24,7 @@ from pet.errors import SettingsError
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
 @click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard.")
+@TRUST_OPTION
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses as they are logged.")
 def pretrain(
     recipe: str | None,
@@ -44,8 +46,8 @@ def pretrain(
         pet pretrain --model roberta-base --task agnews --data archives/ag_news_csv
     """
     from pet.artifacts import Store
-    from pet.cli.run import flag_overrides
     from pet.cli.screen import Screen
+    from pet.events import open_log
     from pet.runtime import open_runtime
     from pet.settings import resolve_pretraining
     from pet.stages import corpus as corpora
@@ -61,10 +63,15 @@ def pretrain(
     flags["files"] = list(files) or None
     settings = resolve_pretraining(recipe, *flag_overrides(flags, PLACES, assignments))
     screen = Screen(verbose)
+    warn_of_code(screen, settings.model)
     kept = Store(store)
     name = f"pretrain-{corpora.label_of(settings)}"
-    with open_tracker(tracker, name, settings.model_dump(mode="json"), kept.root, screen.warn) as screen.tracker:
-        made = stage.run(settings, kept, open_runtime(settings.runtime, screen))
+    given = settings.model_dump(mode="json")
+    with (
+        open_log(kept.root, name, screen, given, seed=settings.seed) as log,
+        open_tracker(tracker, name, given, kept.root, log.warn) as screen.tracker,
+    ):
+        made = stage.run(settings, kept, open_runtime(settings.runtime, log))
     click.echo(f"model: {made.path / 'model'}")
 
 
@@ -73,6 +80,7 @@ PLACES = {
     "task": "corpus.task",
     "data": "corpus.data",
     "model": "model.name",
+    "trust_remote_code": "model.trust_remote_code",
     "minutes": "pretrain.minutes",
     "seed": "seed",
     "device": "runtime.device",

@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,18 @@ import click
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pet.artifacts import Artifact
+    from pet.artifacts import Artifact, Store
+    from pet.events import Log
     from pet.pipeline import Step
+    from pet.settings import ModelSettings
     from pet.stages.work import Work
 
 STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
+
+TRUST_OPTION = click.option(
+    "--trust-remote-code", is_flag=True, default=None, help="Run Python code that the model brings along."
+)
 
 WALK_OPTIONS = (
     click.argument("pipeline", required=False),
@@ -35,9 +42,11 @@ WALK_OPTIONS = (
     click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated."),
     click.option("--data", help="Folder with the task's files."),
     click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts."),
+    click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again."),
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", help="auto, fp32, bf16."),
     click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
+    TRUST_OPTION,
     click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
     click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged."),
 )
@@ -83,6 +92,7 @@ def walk(
     seeds: tuple[int, ...],
     assignments: tuple[str, ...],
     store: str,
+    verify: bool,
     tracker: str,
     dry_run: bool,
     verbose: bool,
@@ -91,8 +101,11 @@ def walk(
     """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
     that; `steps`: what it would make."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.tracking import check_kind
 
+    check_kind(tracker)
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, PLACES, assignments)
@@ -103,7 +116,7 @@ def walk(
     screen = Screen(verbose)
     summaries = []
     for seed in require_different(seeds) or (None,):
-        work = open_work(screen, pipeline, overrides, seed, store)
+        work = open_work(screen, pipeline, overrides, seed, Store(store, verify))
         if dry_run:
             screen.show_plan(steps(work))
         elif summary := run_seed(screen, go, work, tracker):
@@ -112,22 +125,38 @@ def walk(
         screen.show_seeds(summaries)
 
 
-def open_work(screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: str) -> "Work":
-    """What the stages are given."""
-    from pet.artifacts import Store
+def open_work(
+    screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: "Store"
+) -> "Work":
+    """What the stages are given.
+
+    Raises:
+        SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
+    """
     from pet.runtime import open_runtime
     from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
-    return Work(settings, Store(store), open_runtime(settings.runtime, screen), typed_options())
+    if settings.table.tasks and "name" not in settings.task.model_fields_set:
+        tasks = ", ".join(settings.table.tasks)
+        raise SettingsError(f"{pipeline} is for `pet table`, over {tasks}; name one of them with --task")
+    warn_of_code(screen, settings.model, settings.distill.model, settings.baseline.model)
+    return Work(settings, store, open_runtime(settings.runtime, screen), typed_options())
+
+
+def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
+    """Say loudly whose code is run, where any is; `others`: models that stand in for it."""
+    if model.trust_remote_code:
+        names = ", ".join(dict.fromkeys(one for one in (model.name, *others) if one is not None))
+        screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 
 def run_seed(
     screen: Any, go: "Callable[[Work], Artifact | None]", work: "Work", tracker: str
 ) -> Mapping[str, Any] | None:
     """One walk; its summary if it came to that."""
-    with tracked(screen, tracker, work):
+    with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
         artifact = go(work)
         if artifact is None:
             return None
@@ -138,12 +167,22 @@ def run_seed(
         return summary
 
 
-def tracked(screen: Any, kind: str, work: Any) -> Any:
+def logged(screen: Any, work: "Work") -> "Log":
+    """A context in which what the walk says is also written to the store's logs."""
+    from pet.events import open_log
+
+    settings = work.settings.model_dump(mode="json")
+    log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
+    work.runtime = replace(work.runtime, reporter=log)
+    return log
+
+
+def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.tracking import open_tracker
 
     name = f"{work.draw_label}-{work.model_label}"
-    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, screen.warn)
+    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, warn)
     return screen.tracker
 
 
@@ -151,6 +190,7 @@ PLACES = {
     "task": "task.name",
     "data": "task.data",
     "model": "model.name",
+    "trust_remote_code": "model.trust_remote_code",
     "train_examples": "data.train_examples",
     "train_file": "data.train_files",
     "generations": "ipet.generations",
@@ -172,7 +212,8 @@ def flag_overrides(
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
     typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}
-    refuse_again(assignments, {place: f"--{flag.replace('_', '-')} {typed[flag]}" for place, flag in given.items()})
+    words = {flag: "" if value is True else f" {value}" for flag, value in typed.items()}
+    refuse_again(assignments, {place: f"--{flag.replace('_', '-')}{words[flag]}" for place, flag in given.items()})
     return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
 
 

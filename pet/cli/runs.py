@@ -33,18 +33,26 @@ def runs(ctx: click.Context, store: str) -> None:
         pet runs show last
         pet runs rm bbc-n10-s0-mini-f0b1ce6464a739b1 --dry-run
         pet runs verify
+        pet runs gc --dry-run
     """
     ctx.obj = store
     if ctx.invoked_subcommand is None:
-        from pet.artifacts import Store
-        from pet.runs import list_runs
+        show_runs(store)
 
-        found = list_runs(Store(store))
-        if not found:
-            click.echo(f"{store} has no runs; make one with `pet run`")
-            return
-        head = ("run", "task", "labels", "model", "seed", "student, 95 % interval", "made (UTC)")
-        click.echo(align([head, *map(describe, found)]))
+
+def show_runs(store: str) -> None:
+    """A line a run; what is damaged is named and passed over."""
+    from pet.artifacts import Store
+    from pet.runs import damaged_runs, list_runs
+
+    found = list_runs(Store(store))
+    for problem in damaged_runs(Store(store)):
+        click.echo(f"Warning: {problem}", err=True)
+    if not found:
+        click.echo(f"{store} has no runs; make one with `pet run`")
+        return
+    head = ("run", "task", "labels", "model", "seed", "student, 95 % interval", "made (UTC)")
+    click.echo(align([head, *map(describe, found)]))
 
 
 @runs.command()
@@ -107,6 +115,50 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
         sys.exit(1)
     remove(found.store, gone)
     click.echo(f"removed {count(gone)}, {total}")
+
+
+@runs.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed and stop.")
+@store_option
+@click.pass_obj
+def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
+    """Remove what killed processes and damaged artifacts have left in the store.
+
+    What a process is at is left alone. A training that was begun and saved would be gone on with by the command that
+    began it: removed, it starts anew.
+
+    \b
+    Example:
+        pet runs gc --dry-run
+    """
+    from pet.artifacts import Store
+    from pet.cleaning import leftovers, sweep_leftovers
+
+    place = Store(store or default)
+    found = leftovers(place)
+    if not found:
+        click.echo(f"nothing is left behind in {place.root}")
+        return
+    rows = [(f"{one.path.parent.name}/{one.path.name}", show_bytes(one.size), one.what) for one in found]
+    click.echo(align([("left behind", "size", ""), *rows]))
+    if dry_run:
+        click.echo("nothing was removed")
+        return
+    if not yes and not click.confirm("Remove?"):
+        click.echo("nothing was removed")
+        sys.exit(1)
+    total = show_bytes(sum(one.size for one in found))
+    sweep_leftovers(place, found)
+    click.echo(f"removed {total}")
+
+
+@runs.command("list")
+@store_option
+@click.pass_obj
+def list_all(default: str, store: str | None) -> None:
+    """List the runs, as `pet runs` alone does."""
+    show_runs(store or default)
 
 
 @runs.command()
@@ -181,7 +233,11 @@ def show_size(artifacts: "Sequence[Artifact]") -> str:
     """Their size together."""
     from pet.cleaning import size_of
 
-    size = sum(map(size_of, artifacts))
+    return show_bytes(sum(map(size_of, artifacts)))
+
+
+def show_bytes(size: int) -> str:
+    """A size for people."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 

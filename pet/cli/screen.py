@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -81,15 +82,15 @@ class Screen:
             self.out.print(report.calibration_line(summary))
         if "generations" in summary:
             self.show_generations(summary)
-        self.out.print(
-            f"{report.cost_line(summary)}\nrun: {path}\nstudent: {summary['artifacts']['distill'][0]}/student"
-        )
+        # The store may have been moved, and older runs name artifacts by where they lay before: the last part is good.
+        (student,) = (Path(path).parents[1] / "distill" / Path(one).name for one in summary["artifacts"]["distill"])
+        self.out.print(f"cost of making it: {report.cost_line(summary)}\nrun: {path}\nstudent: {student / 'student'}")
 
     def show_generations(self, summary: Mapping[str, Any]) -> None:
         """The table of iPET's generations."""
-        table = Table()
+        table = Table(box=None, pad_edge=False)  # no lines: it must fit 80 columns
         for name in report.GENERATION_COLUMNS:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=name != "furthest label")
         for row in report.generation_rows(summary):
             table.add_row(*row)
         self.out.print(table)

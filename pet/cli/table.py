@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, flag_overrides, refuse_again
+from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 @click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
 @click.option("--out", default="results", show_default=True, help="Folder for the table's own folder.")
 @click.option("--name", help="Of the table's folder.  [default: the pipeline's]")
+@click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
+@TRUST_OPTION
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
 def table(
@@ -40,6 +42,7 @@ def table(
     store: str,
     out: str,
     name: str | None,
+    verify: bool,
     dry_run: bool,
     verbose: bool,
     **flags: Any,
@@ -62,6 +65,7 @@ def table(
     from pet import table as tables
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.events import open_log
     from pet.runtime import open_runtime
     from pet.settings import nest, resolve_tasks
 
@@ -84,11 +88,15 @@ def table(
             click.echo(str(cell))
         click.echo(f"{len(runs)} runs; nothing was run")
         return
-    screen = Screen(verbose)
-    runtime = open_runtime(next(iter(settings.values())).runtime, screen)
     folder = place(out, Path(pipeline).stem if name is None else name)
-    found = tabulate.run(settings, Store(store), runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
-    plot.draw_all(folder, found)
+    kept = Store(store, verify)
+    given_all = {task: one.model_dump(mode="json") for task, one in settings.items()}
+    with open_log(kept.root, f"table-{folder.name}", Screen(verbose), given_all) as log:
+        for one in settings.values():
+            warn_of_code(log, one.model, one.distill.model, one.baseline.model)
+        runtime = open_runtime(next(iter(settings.values())).runtime, log)
+        found = tabulate.run(settings, kept, runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
+        plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")
     if found["failed"]:

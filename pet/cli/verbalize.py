@@ -54,6 +54,7 @@ def verbalize(
         pet verbalize bbc --train-examples 50 --pattern 2 --output bbc-auto.yaml
         pet run --task bbc-auto.yaml --train-examples 50
     """
+    from pet.artifacts import Store
     from pet.cli.run import PLACES, flag_overrides, open_work, refuse_again
     from pet.cli.screen import Screen
     from pet.settings import nest
@@ -71,7 +72,7 @@ def verbalize(
             )
         refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
         overrides.append(nest("finetune.patterns", [int(pattern)]))
-    work = open_work(Screen(), "quick", overrides, seed, "runs")
+    work = open_work(Screen(), "quick", overrides, seed, Store("runs"))
     found = propose(work, words)
     for line in describe(found):
         click.echo(line)

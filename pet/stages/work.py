@@ -1,5 +1,6 @@
 """What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -220,8 +221,8 @@ def publish(
 
 T = TypeVar("T")
 
-MENDED = 20
-"""Damaged artifacts that one walk sets aside, at most: with more of them it is the disk that needs mending."""
+MENDED = 3
+"""Times that one artifact is set aside by a walk, at most: after that it is the disk that needs mending."""
 
 
 def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
@@ -229,18 +230,20 @@ def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
     made anew. What is whole is reused.
 
     Raises:
-        DamagedArtifact: again and again.
+        DamagedArtifact: one is damaged again and again.
     """
-    for _ in range(MENDED):
+    times: Counter[Path] = Counter()
+    while True:
         try:
             return go()
         except DamagedArtifact as damage:
+            times[damage.folder] += 1
+            if times[damage.folder] > MENDED:
+                raise
             aside = store.set_aside(damage)
             where = f"; set aside as {aside.name}" if aside else ""
-            runtime.reporter.say(
-                f"{damage.folder.parent.name}: {damage.folder.name} is damaged ({damage.problem}){where}"
-            )
-    return go()
+            name = f"{damage.folder.parent.name}/{damage.folder.name}"
+            runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
 
 
 def training_settings(settings: BaseModel, runtime: Settings, *left_out: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def test_every_kind_of_file_becomes_a_card_with_the_same_texts(name, model, tmp_
     assert texts["train"].labels == [one["topic"] for one in invent()]
     assert sorted(card.labels) == sorted(LABELS)
     assert len(card.pvps()) == 3
-    assert files_of(source.parent) == {name, "mails/task.yaml"}, "the file is named, not copied"
+    assert files_of(source.parent) == {name, "mails/task.yaml", f"mails/{name}"}
+    assert (source.parent / "mails" / name).read_bytes() == source.read_bytes()
     for said in (
         "'message' is taken for the text",
         "'topic' is taken for the label",
@@ -267,15 +268,16 @@ def test_it_overwrites_nothing_and_wants_a_name_a_card_can_have(tmp_path):
     assert "exists already" in init("mini", source, code=2).stderr
     assert not any((tmp_path / "mails").iterdir())
     assert "'My Task' is not usable" in pet("init", "My Task", "--input", source, code=2).stderr
-    assert "is not a file" in init("mini", tmp_path / "b.csv", "--out", tmp_path / "c", code=2).stderr
+    assert "there is no file" in init("mini", tmp_path / "b.csv", "--out", tmp_path / "c", code=2).stderr
 
 
-def test_a_far_away_file_is_named_by_its_absolute_path(model, tmp_path):
+def test_a_card_and_its_texts_can_be_moved_together(model, tmp_path):
     source = write(tmp_path / "a.csv", invent())
     out = tmp_path / "deep" / "mails"
     pet("init", "mails", "--input", source, "--model", model, "--out", out)
-    assert yaml.safe_load((out / "task.yaml").read_text())["files"]["train"] == str(source.resolve())
-    assert len(load_texts(*load_card(str(out)))["train"]) == 12
+    assert yaml.safe_load((out / "task.yaml").read_text())["files"]["train"] == "a.csv"
+    source.unlink()
+    assert len(load_texts(*load_card(str(out.rename(tmp_path / "elsewhere"))))["train"]) == 12
 
 
 @pytest.mark.parametrize(("ids", "kept"), [(True, True), (False, False)], ids=["all different", "one twice"])

@@ -240,7 +240,7 @@ def test_columns_that_the_card_s_own_source_maps_are_read_as_it_reads_them(done,
     [
         ([], "give either --text TEXT or --input FILE"),
         (["--text", "goal", "--output", "x.csv"], "go with --input"),
-        (["--text", " "], "text 0 is empty"),
+        (["--text", " "], "text 1 is empty"),
         (["--text", "goal", "--abstain", "70"], "from 0 to 1"),
         (["--text", "goal", "--device", "cuda:99"], "device 'cuda:99' is not to be had"),
         (["--input", "missing.csv"], "there is no file missing.csv"),
@@ -290,7 +290,7 @@ def test_texts_may_be_strings_tuples_or_dictionaries(done: Finished):
 
 def test_what_is_no_text_is_named(done: Finished):
     predictor = package.load(done.one("run"))
-    with pytest.raises(TaskError, match=r"text 1 is empty; text 2 .*text 3 has the fields \['x'\].*text 4 "):
+    with pytest.raises(TaskError, match=r"text 2 is empty; text 3 .*text 4 has the fields \['x'\].*text 5 "):
         predictor.predict(["goal", "", ("one",), {"x": "y"}, None])
     with pytest.raises(TaskError, match="give a list"):
         predictor.predict("goal")

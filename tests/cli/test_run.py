@@ -80,6 +80,12 @@ def test_without_anything_the_demo_is_run():
     assert lines[0].split()[2] == "bbc-n10-s0"
 
 
+def test_a_pipeline_of_a_table_over_several_tasks_wants_one_of_them_by_name(tmp_path):
+    said = pet("ipet", "table-1", "--dry-run", "--store", tmp_path, code=2).stderr
+    assert "table-1 is for `pet table`, over yelp-full, agnews, " in said
+    assert said.rstrip().endswith("name one of them with --task")
+
+
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +94,7 @@ def test_the_table_goes_to_standard_output_and_messages_to_standard_error(done):
     for name in ("zero-shot", "linear probe", "fine-tuned", "pattern 1, repetition 1", "PET ensemble", "PET student"):
         assert name in table, name
     assert f"run: {done.one('run')}" in table.splitlines()
-    assert "peak memory" in table
+    assert "cost of making it: prepare " in table and "peak memory" in table
     assert "prepare: 12 labelled, 30 pool, 20 test texts" in messages
     assert "label: pooling the scores of 4 members" in messages
     assert "finetune p1-r0: {headline} || {body} ( {mask} )" in messages

@@ -93,7 +93,7 @@ def test_the_run_says_that_the_model_was_adapted(adapted):
     _, store, result = adapted
     summary = read_json(find_one(store, "run") / "summary.json")
     assert list(summary["stages"])[:2] == ["prepare", "adapt"]
-    assert summary["artifacts"]["adapt"] == [str(find_one(store, "adapt"))]
+    assert summary["artifacts"]["adapt"] == [f"adapt/{find_one(store, 'adapt').name}"]
     assert "lively, adapted to the pool: 12 labels" in " ".join(result.stdout.split())
 
 

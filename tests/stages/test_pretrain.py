@@ -354,11 +354,11 @@ def test_the_model_can_be_named_by_a_task(ground, stores, tmp_path, tiny_folder)
 
 def test_again_nothing_is_trained_and_no_file_changes(ground, stores, tmp_path):
     shutil.copytree(stores["bert"], tmp_path / "store")
-    before = {path: digest(path) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    before = {name: digest(tmp_path / "store" / name) for name in files_of(tmp_path / "store")}
     done = run(ground, tmp_path / "store")
     assert "corpus: reused" in done.stderr
     assert "pretrain: reused" in done.stderr
-    assert {path: digest(path) for path in (tmp_path / "store").rglob("*") if path.is_file()} == before
+    assert {name: digest(tmp_path / "store" / name) for name in files_of(tmp_path / "store")} == before
 
 
 def test_another_rate_trains_anew_on_the_same_corpus(ground, stores, tmp_path):
