@@ -44,6 +44,7 @@ class Checkpoint:
         self.weights = weights
         self.optimizer = optimizer
         self.device = runtime.device
+        self.ranks = runtime.ranks
         self.names = list(names)
 
     def save(self, state: State, seconds: float) -> None:
@@ -172,8 +173,10 @@ class Saver:
         except ValueError as problem:
             self.say(f"{self.title}: the checkpoint is of no use, training starts anew: {problem}")
             found = None
+        self.checkpoint.ranks.barrier()
         if found is None:
-            self.checkpoint.remove()
+            if self.checkpoint.ranks.is_main:
+                self.checkpoint.remove()
             return None
         state, self.before = found
         self.begun = self.last = time.perf_counter()
@@ -185,7 +188,9 @@ class Saver:
         return self.before + time.perf_counter() - self.begun
 
     def after(self, step: int, state: Callable[[], State], stopping: bool) -> None:
-        """Save, when it is time; as of `Course`."""
+        """Save, when it is time; as of `Course`. Of several ranks the main one does: all have the same weights."""
+        if not self.checkpoint.ranks.is_main:
+            return
         if stopping or self.is_due():
             saved = self.save(state)
             if stopping and saved:

@@ -59,8 +59,10 @@ class Draft:
     """A folder being filled, whose identity this process alone is at. `note` adds facts (device, peak memory, ...) that
     go into the manifest."""
 
-    def __init__(self, root: Path, key: Key, label: str, seed: int | None, lock: FileLock) -> None:
+    def __init__(self, root: Path, key: Key, label: str, seed: int | None, lock: FileLock | None) -> None:
         self.path = folder_of(root, key)
+        self.checkpoint = self.path / CHECKPOINT
+        """The folder for what a training that was stopped goes on from."""
         self.final = root / key.stage / f"{label}-{key.identity}"
         self.key, self.label, self.seed = key, label, seed
         self.notes: dict[str, Any] = {}
@@ -76,11 +78,6 @@ class Draft:
     def count_from(self, spent: float) -> None:
         """Count the seconds that the result takes from now on, on top of those `spent` before."""
         self._begun = time.perf_counter() - spent
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder for what a training that was stopped goes on from."""
-        return self.path / CHECKPOINT
 
     def note(self, **facts: Any) -> None:
         """Record facts about how the result was made; none of them is part of the identity."""
@@ -117,7 +114,8 @@ class Draft:
         try:
             clear(self.path)
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
 
 def folder_of(root: Path, key: Key) -> Path:

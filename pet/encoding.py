@@ -242,12 +242,14 @@ class Batch:
 class Layout:
     """How rows become a batch. `padded`: every row is padded to the batch's width, for models that need it; otherwise
     they lie end to end. `width`: this one, for all batches; else the longest row's, rounded up to `width_multiple`.
-    `token_multiple`: N is brought to a multiple of it (not where rows are padded), so that few shapes occur."""
+    `token_multiple`: N is brought to a multiple of it (not where rows are padded), so that few shapes occur;
+    `least_tokens`: and to no less than this, so that the ranks' parts of one batch are of one shape."""
 
     padded: bool
     width: int | None = None
     width_multiple: int = 1
     token_multiple: int = 1
+    least_tokens: int = 0
 
     def width_of(self, lengths: NDArray[np.int64]) -> int:
         """Width of a batch of rows of these lengths."""
@@ -346,14 +348,40 @@ def join_batches(parts: Sequence[Batch]) -> Batch:
     )
 
 
+def take_rows(batch: Batch, chosen: NDArray[np.int64]) -> tuple[Batch, NDArray[np.int64]]:
+    """Some rows of a batch (not filled up) as a batch of the same width, and which of the N tokens theirs are."""
+    begin = batch.starts.numpy().astype(np.int64)
+    sizes = np.diff(begin)[chosen]
+    row_of, places = ragged(sizes)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    tokens = begin[chosen][row_of] + places
+    masks = batch.mask_positions.numpy()[chosen]
+    kept = torch.from_numpy(tokens)
+    part = Batch(
+        batch.input_ids[kept],
+        None if batch.token_type_ids is None else batch.token_type_ids[kept],
+        torch.from_numpy(places),
+        torch.from_numpy(row_of),
+        torch.from_numpy(starts.astype(np.int32)),
+        torch.from_numpy(np.where(masks < 0, -1, masks - begin[chosen] + starts[:-1])),
+        batch.width,
+        None if batch.attention_mask is None else batch.attention_mask[kept],
+    )
+    return part, tokens
+
+
 def fill(batch: Batch, layout: Layout) -> Batch:
     """The batch with more rows, of token 0 and at most FILLER of them, that bring N to a multiple of
-    `layout.token_multiple`. Their number does not vary; most are of length 0."""
+    `layout.token_multiple`; where it is to have `least_tokens`, with two more of at most its width for each of its own,
+    which is enough where another rank has at most twice as many. Their number does not vary; most are of length 0."""
     if layout.padded or layout.token_multiple == 1:
         return batch
     size = len(batch.input_ids)
-    total = round_up(size, layout.token_multiple)
-    ends = np.minimum(size + FILLER * np.arange(1, 1 + round_up(layout.token_multiple, FILLER) // FILLER), total)
+    total = round_up(max(size, layout.least_tokens), layout.token_multiple)
+    rooms = [FILLER] * (round_up(layout.token_multiple, FILLER) // FILLER)
+    if layout.least_tokens:
+        rooms += [batch.width] * (2 * len(batch))
+    ends = np.minimum(size + np.cumsum(rooms), total)
     row_of, places = ragged(np.diff(ends, prepend=size))
     nothing = torch.zeros(total - size, dtype=torch.long)
     return Batch(

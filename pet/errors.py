@@ -16,6 +16,7 @@ line prints it and exits with code 2. Mistakes of the programmer are `assert`s, 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SHOWN = 1_600
 """Characters of a message, most of them from its beginning: a screenful. What it repeats of somebody's file may be a
@@ -64,6 +65,9 @@ class DamagedArtifact(StoreError):
         super().__init__(f"{folder}: {problem}; the command that made it sets it aside and makes it again")
         self.folder = folder
         self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.problem)
 
 
 class Busy(StoreError):

@@ -1,7 +1,7 @@
 """Scoring many rows: sorted by length, cut into batches of equal size in tokens, results in the rows' own order; and
-the copy of a model that computes. Where bf16 is the faster precision, the copy's encoder holds its weights in it, and
-so are its hidden states: half the memory traffic of autocast. Heads stay in fp32, so scores are not rounded to three
-digits.
+the copy of a model that computes. Of several ranks each scores its share. Where bf16 is the faster precision, the
+copy's encoder holds its weights in it, and so are its hidden states: half the memory traffic of autocast. Heads stay in
+fp32, so scores are not rounded to three digits.
 """
 
 import copy
@@ -17,6 +17,7 @@ from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, Rows, round_up
 from pet.losses import compiled_token_losses
+from pet.ranks import ALONE, Ranks
 from pet.runtime import Runtime
 
 Float = NDArray[np.float32]
@@ -30,7 +31,7 @@ WINDOW = 65_536
 def score_rows(
     score: Callable[[Batch], torch.Tensor], rows: Rows, layout: Layout, runtime: Runtime, name: str
 ) -> Float:
-    """Apply `score` (a batch of B rows -> [B, D]) to all rows and return [len(rows), D] in their order.
+    """Apply `score` (a batch of B rows -> [B, D]) to all rows and return [len(rows), D] in their order, on every rank.
 
     In which precision is the model's own affair: see `computing_copy`.
 
@@ -54,24 +55,30 @@ def score_window(
     runtime: Runtime,
     advance: Callable[[int], None],
 ) -> Float:
-    """The scores of one stretch of rows."""
-    order, found = [], []
-    for chosen in token_batches(rows.lengths(window), runtime.batch_tokens, layout):
+    """The scores of one stretch of rows. Of R ranks each takes every R-th in the order of their lengths: as many rows
+    and, to some, as many tokens."""
+    order, found, ranks = [np.empty(0, dtype=np.int64)], [], runtime.ranks
+    count = left = window.stop - window.start
+    for chosen in token_batches(rows.lengths(window), runtime.batch_tokens, layout, ranks):
         order.append(chosen)
         found.append(score(rows.batch(window.start + chosen, layout).to(runtime.device)).float())
-        advance(len(chosen))
-    result = torch.cat(found).cpu().numpy()
-    back = np.empty(len(result), dtype=np.int64)
-    back[np.concatenate(order)] = np.arange(len(result))
-    return np.asarray(result[back])
+        done = min(left, ranks.size * len(chosen))  # the others are as far
+        advance(done)
+        left -= done
+    result = torch.cat(found).cpu().numpy() if found else None
+    advance(left)
+    return ranks.gather_rows(result, np.concatenate(order), count)
 
 
-def token_batches(lengths: NDArray[np.int64], budget: int, layout: Layout) -> Iterator[NDArray[np.int64]]:
-    """Row numbers in batches of at most `budget` tokens (at least one row), padding counted, the longest rows first.
+def token_batches(
+    lengths: NDArray[np.int64], budget: int, layout: Layout, ranks: Ranks = ALONE
+) -> Iterator[NDArray[np.int64]]:
+    """Row numbers in batches of at most `budget` tokens (at least one row), padding counted, the longest rows first;
+    those of this rank.
 
     Sorted by length, so that little is padding; the longest first, so that memory runs out at once or never.
     """
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-lengths, kind="stable")[ranks.rank :: ranks.size]
     start = 0
     while start < len(order):
         width = round_up(int(lengths[order[start]]), layout.width_multiple)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pet.errors import SettingsError
+from pet.ranks import ALONE, Ranks, join_ranks
 from pet.settings import RuntimeSettings
 
 BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
@@ -73,8 +74,9 @@ class Silent:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device, dtype of matrix products (`None`: fp32), tokens per scoring batch, reporter, and, on a GPU, whether
-    training steps are captured as CUDA graphs and layers compiled (`None`: those of large models)."""
+    """Device, dtype of matrix products (`None`: fp32), tokens per scoring batch, reporter, on a GPU whether training
+    steps are captured as CUDA graphs and layers compiled (`None`: those of large models), and this process among those
+    that work together."""
 
     device: torch.device
     dtype: torch.dtype | None
@@ -82,6 +84,7 @@ class Runtime:
     reporter: Reporter
     capture: bool = True
     compile: bool | None = None
+    ranks: Ranks = ALONE
 
     @property
     def captures(self) -> bool:
@@ -96,21 +99,23 @@ class Runtime:
     def facts(self) -> dict[str, str]:
         """Device and precision, for a manifest."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        name = name if self.ranks.size == 1 else f"{self.ranks.size} x {name}"
         return {"device": name, "precision": "fp32" if self.dtype is None else "bf16"}
 
 
 def open_runtime(settings: RuntimeSettings, reporter: Reporter | None = None) -> Runtime:
-    """Resolve `auto` and check that the device exists.
+    """Resolve `auto` and check that the device exists. Of several processes only the main one tells the reporter.
 
     Raises:
-        SettingsError: no such device here.
+        SettingsError: no such device here, or, as of `join_ranks`, none for each of several processes.
     """
+    ranks = join_ranks(settings.device)
     device = choose_device(settings.device)
     wants_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and is_bf16_faster(device))
     tokens = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    return Runtime(
-        device, torch.bfloat16 if wants_bf16 else None, tokens, reporter or Silent(), settings.capture, settings.compile
-    )
+    dtype = torch.bfloat16 if wants_bf16 else None
+    told = reporter if reporter and ranks.is_main else Silent()
+    return Runtime(device, dtype, tokens, told, settings.capture, settings.compile, ranks)
 
 
 def choose_device(name: str) -> torch.device:

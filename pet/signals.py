@@ -67,6 +67,12 @@ def deferred() -> Iterator[None]:
     heed()
 
 
+def ask(number: int = signal.SIGTERM) -> None:
+    """As if a signal had come: it came to another process of the same work."""
+    if _State.asked is None:
+        _State.asked = number
+
+
 def asked() -> bool:
     """Whether a signal is waiting to be heeded."""
     return _State.asked is not None

@@ -9,6 +9,10 @@ A loss is a scalar, or one value for each of M members that are trained in one b
 On a GPU a small model is fast enough that starting its kernels one by one takes most of a step. So the whole step is
 captured once per batch shape as a CUDA graph (`CapturedSteps`) and replayed; the numbers are the same. Nothing here
 knows of patterns, soft labels or files.
+
+Several ranks share the rows of each micro-batch: a rank's loss is its rows' part of that of all, gradients and losses
+are summed over the ranks before the gradient is clipped, so the step is that of one process. But for dropout: a rank's
+random numbers are its own (those of `lora` are the tokens', and stay).
 """
 
 import contextlib
@@ -92,6 +96,8 @@ class Trainer(Generic[B]):
         self.settings = settings
         self.losses = losses
         self.runtime = runtime
+        self.trained = [one for one in model.parameters() if one.requires_grad]
+        self.summed: list[torch.nn.Parameter] | None = None
         self.optimizer = build_optimizer(model, master, settings, runtime.device, held)
         self.clip = clip or (lambda max_norm: clip_to(model, self.optimizer, max_norm))
         self.run_step: Callable[[list[B]], Losses] = self.step
@@ -130,7 +136,12 @@ class Trainer(Generic[B]):
 
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
-        with signals.deferred(), self.runtime.reporter.track(title, settings.steps, "step") as advance:
+        ranks, device = self.runtime.ranks, self.runtime.device
+        with (
+            signals.deferred(),
+            ranks.apart(device),
+            self.runtime.reporter.track(title, settings.steps, "step") as advance,
+        ):
             advance(start.step)
             for step in range(start.step + 1, settings.steps + 1):
                 self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
@@ -142,7 +153,7 @@ class Trainer(Generic[B]):
                     tell()  # of the steps before these, which are still being computed
                     untold.append(functools.partial(record, reports, names, step, means, self.runtime))
                     recent = []
-                stopping = signals.asked()
+                stopping = self.is_stopping(step)
                 course.after(step, state, stopping)
                 if last or stopping:
                     break
@@ -150,6 +161,15 @@ class Trainer(Generic[B]):
         self.optimizer.zero_grad()
         self.model.eval()
         return reports
+
+    def is_stopping(self, step: int) -> bool:
+        """Whether the process was asked to stop; several ranks agree on it, every LOG_EVERY steps."""
+        if self.runtime.ranks.size == 1:
+            return signals.asked()
+        stopping = step % LOG_EVERY == 0 and self.runtime.ranks.any_of([signals.asked()])[0]
+        if stopping:
+            signals.ask()
+        return stopping
 
     def step(self, micro_batches: Sequence[B]) -> Losses:
         """One optimizer step; the mean of each loss over its micro-batches."""
@@ -161,9 +181,23 @@ class Trainer(Generic[B]):
             for key, value in found.items():
                 share = value.detach().float() / len(micro_batches)
                 total[key] = total[key] + share if key in total else share
+        if self.runtime.ranks.size > 1:
+            self.sum_over_ranks(total)
         self.clip(self.settings.max_grad_norm)
         self.optimizer.step()
         return total
+
+    def sum_over_ranks(self, losses: Losses) -> None:
+        """Sum gradients and losses over all ranks, in place: of the same parameters on each, those that had a gradient
+        on any of them in the first step."""
+        ranks = self.runtime.ranks
+        if self.summed is None:
+            flags = ranks.any_of([one.grad is not None for one in self.trained])
+            self.summed = [one for one, has in zip(self.trained, flags, strict=True) if has]
+        for one in self.summed:
+            if one.grad is None:
+                one.grad = torch.zeros_like(one)
+        ranks.sum_tensors([*(one.grad for one in self.summed if one.grad is not None), *losses.values()])
 
 
 # ---- the step as one CUDA graph ------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ LAYERS = {
     "lora": 4,
     "losses": 4,
     "models": 4,
+    "ranks": 4,
     "runtime": 4,
     "optimizer": 5,
     "training": 5,

@@ -62,7 +62,7 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
         ModelError: they differ.
     """
     from pet import models
-    from pet.artifacts import read_json
+    from pet.files import read_json
 
     manifest = member / "manifest.json"
     if not manifest.is_file():

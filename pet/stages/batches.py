@@ -1,9 +1,11 @@
 """Micro-batches of cloze training and their losses. Training itself is `training`, what is trained is `finetune`.
 
 A batch serves M members at once, each with its own labelled texts, pool texts, pattern and random stream; a member that
-is a model of its own is trained with M = 1.
+is a model of its own is trained with M = 1. Of R ranks each draws the same rows and keeps its own: every R-th labelled
+one, every R-th of the others.
 
-Shapes: M members, n labelled rows of each, N tokens of all rows together, K MLM targets, W label words, L labels.
+Shapes: R ranks, M members, n labelled rows of each, N tokens of all rows together, K MLM targets, W label words, L
+labels.
 """
 
 import dataclasses
@@ -25,8 +27,10 @@ from pet.encoding import (
     join_batches,
     lay_out,
     round_up,
+    take_rows,
 )
 from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
+from pet.ranks import ALONE, Ranks, deal
 from pet.runtime import send
 from pet.settings import FinetuneSettings
 from pet.training import Losses, endless_order
@@ -45,7 +49,8 @@ class ClozeBatch:
     [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
     `target_places`: which tokens are MLM targets, `target_members` whose they are and `targets` what they were [K],
     where shapes should be few filled up with IGNORED; `words`: label words of all members [W]; `averaging`: from
-    their logits to label scores [M, W, L]."""
+    their logits to label scores [M, W, L]; `weights`: what the means of this rank's label and MLM losses are in those
+    of all ranks [2, M], `None`: it has all rows."""
 
     batch: Batch
     members: torch.Tensor
@@ -57,6 +62,7 @@ class ClozeBatch:
     targets: torch.Tensor
     words: torch.Tensor
     averaging: torch.Tensor
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "ClozeBatch":
         """The same batch on a device."""
@@ -64,17 +70,22 @@ class ClozeBatch:
 
 
 def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
-    """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2)."""
+    """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2). Of several ranks, each
+    one's part: the sum over all is the mean over all rows."""
     num_members, num_labels = len(given.labels), given.labels.numel()
     uses_mlm = len(given.batch) > num_labels  # there are unlabelled rows
     asked = torch.cat([given.label_places, given.target_places]) if uses_mlm else given.label_places
     states = cloze.states_at(given.batch, asked)  # [M n + K, H]
     logits = cloze.word_logits(states[:num_labels], given.words).view(num_members, -1, len(given.words))
     label = label_loss(logits @ given.averaging, given.labels)
+    if given.weights is not None:
+        label = label * given.weights[0]
     if not uses_mlm:
         return {"loss": label, "label_loss": label}
     losses = cloze.target_losses(states[num_labels:], given.targets)  # [K]
     mlm = mlm_loss(losses, given.targets, given.target_members, num_members)
+    if given.weights is not None:
+        mlm = mlm * given.weights[1]
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
 
 
@@ -83,16 +94,20 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
 
 @dataclass(frozen=True)
 class Share:
-    """One member's part of a micro-batch: its rows, the labelled ones first, in the layout that the batch will have.
+    """One member's part of a micro-batch: this rank's rows, the labelled ones first, in the layout that the batch will
+    have.
 
-    `labels`: [n]; `targets`: [N], IGNORED where nothing is asked; `key`: a random number.
+    `labels`: [n]; `targets`: [N], IGNORED where nothing is asked; `keys`: of each token [N]; `sizes`: tokens and
+    targets of every rank [R, 2]; `weights`: as of `ClozeBatch` [2].
     """
 
     batch: Batch
-    key: int
+    keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     targets: NDArray[np.int64]
     verbalizers: VerbalizerIds
+    sizes: NDArray[np.int64]
+    weights: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -107,9 +122,9 @@ class Sources:
 
 
 def draw_shares(
-    sources: Sources, settings: FinetuneSettings, layout: Layout, rng: np.random.Generator
+    sources: Sources, settings: FinetuneSettings, layout: Layout, rng: np.random.Generator, ranks: Ranks = ALONE
 ) -> Iterator[Share]:
-    """For ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time."""
+    """For ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time; this rank's."""
     layout = dataclasses.replace(layout, token_multiple=1)  # `combine` fills up
     (keys,) = rng.spawn(1)
     uses_mlm = settings.alpha > 0 and settings.unlabelled_batch > 0
@@ -120,7 +135,36 @@ def draw_shares(
         from_pool = next(unlabelled) if unlabelled else chosen[:0]
         batch = lay_out([sources.labelled, sources.pool], [chosen, from_pool], layout)
         targets = hide_tokens(batch, len(chosen), sources, settings.mask_probability, rng)
-        yield Share(batch, int(keys.integers(2**31)), sources.labels[chosen], targets, sources.verbalizers)
+        of_tokens = int(keys.integers(2**31)) + np.arange(len(targets)) * KEY_STEP
+        whole = np.asarray([[len(targets), np.count_nonzero(targets != IGNORED)]])
+        share = Share(batch, of_tokens, sources.labels[chosen], targets, sources.verbalizers, whole, (1.0, 1.0))
+        yield share if ranks.size == 1 else part_of(share, ranks)
+
+
+def part_of(share: Share, ranks: Ranks) -> Share:
+    """A rank's part of the share of all. Labelled and other rows are dealt out from opposite ends, so that where both
+    leave a remainder no rank gets both."""
+    num_labelled, num_others = len(share.labels), len(share.batch) - len(share.labels)
+    labelled = deal(num_labelled, ranks.size)
+    others = [num_labelled + some for some in reversed(deal(num_others, ranks.size))]
+    starts, asked = share.batch.starts.numpy(), share.targets != IGNORED
+    of_rows = np.stack([np.diff(starts), np.add.reduceat(asked, starts[:-1], dtype=np.int64)], 1)  # no row is empty
+    sizes = np.stack([of_rows[np.concatenate(rows)].sum(0) for rows in zip(labelled, others, strict=True)])
+    mine = np.concatenate([labelled[ranks.rank], others[ranks.rank]])
+    batch, tokens = take_rows(share.batch, mine)
+    targets = share.targets[tokens]
+    if num_others <= ranks.size - 1 - ranks.rank:
+        targets = np.full_like(targets, IGNORED)  # only a filler
+    part = (targets != IGNORED).sum() / max(1, asked.sum())
+    return Share(
+        batch,
+        share.keys[tokens],
+        share.labels[labelled[ranks.rank]],
+        targets,
+        share.verbalizers,
+        sizes,
+        (ranks.share(num_labelled), float(part)),
+    )
 
 
 def never_masked(speller: Speller, mask_targets: str) -> NDArray[np.int64]:
@@ -152,6 +196,12 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     # The more rows, the more their tokens vary in number; the number of shapes should not.
     several = max(1, len(shares) // 2) if layout.token_multiple > 1 else 1
     layout = dataclasses.replace(layout, token_multiple=layout.token_multiple * several)
+    weights, most_targets = None, 0
+    if len(shares[0].sizes) > 1:  # several ranks
+        sizes = np.sum([share.sizes for share in shares], 0)  # of all members [R, 2]
+        most_tokens, most_targets = sizes.max(0).tolist()
+        layout = dataclasses.replace(layout, least_tokens=most_tokens)
+        weights = torch.tensor([share.weights for share in shares]).T.contiguous()
     batch = fill(join_batches([share.batch for share in shares]), layout)
     extra = len(batch.input_ids) - sum(len(share.targets) for share in shares)
     members = np.pad(np.repeat(np.arange(len(shares)), [len(share.targets) for share in shares]), (0, extra))
@@ -162,13 +212,13 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
     unlabelled = 1 - labels.shape[1] / len(shares[0].batch)  # not their tokens' own share: it varies among equal shapes
     places = np.flatnonzero(targets != IGNORED)
     if layout.token_multiple > 1:
-        places = pad_targets(places, settings.mask_probability * unlabelled * len(targets))
+        places = pad_targets(places, settings.mask_probability * unlabelled * len(targets), most_targets)
     words, averaging = join_verbalizers([share.verbalizers for share in shares])
-    keys = [share.key + np.arange(len(share.targets)) * KEY_STEP for share in shares]
+    keys = np.concatenate([share.keys for share in shares])
     return ClozeBatch(
         batch,
         torch.from_numpy(members),
-        torch.from_numpy(np.pad(np.concatenate(keys), (0, extra)).astype(np.int32)),  # wraps
+        torch.from_numpy(np.pad(keys, (0, extra)).astype(np.int32)),  # wraps
         torch.from_numpy(labels),
         batch.mask_positions[torch.from_numpy(labelled_rows)],
         torch.from_numpy(np.maximum(places, 0)),
@@ -176,15 +226,17 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
         torch.from_numpy(np.where(places < 0, IGNORED, targets[places])),
         words,
         averaging,
+        weights,
     )
 
 
-def pad_targets(places: NDArray[np.int64], expected: float) -> NDArray[np.int64]:
+def pad_targets(places: NDArray[np.int64], expected: float, most: int = 0) -> NDArray[np.int64]:
     """Places [K], filled up with -1 to a number that hardly ever varies for batches of one shape.
 
     `expected`: mean number of targets if every token could be one; six standard deviations more are hardly ever needed.
+    `most`: targets of the rank that has most.
     """
-    capacity = round_up(max(len(places), int(expected + 6 * np.sqrt(expected))), TARGET_MULTIPLE)
+    capacity = round_up(max(len(places), most, int(expected + 6 * np.sqrt(expected))), TARGET_MULTIPLE)
     return np.pad(places, (0, capacity - len(places)), constant_values=-1)
 
 

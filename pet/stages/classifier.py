@@ -1,6 +1,7 @@
 """Plain classifiers, as the student and the supervised baseline both are: build, train, score; and one that
 was saved, to be asked. No artifact here."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,10 @@ from pet import models, packing
 from pet.checkpoint import train_saved
 from pet.classification import ClassifierModel
 from pet.drafts import Draft
-from pet.encoding import Batch, Encoder, Rows, Speller, TokenizedTexts, plain_pattern
+from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
 from pet.inference import computing_copy, refresh, score_rows
+from pet.ranks import Ranks, deal
 from pet.runtime import Runtime, seed_everything, send
 from pet.settings import BaselineSettings, DistillSettings, ModelSettings
 from pet.stages.work import Work
@@ -59,8 +61,9 @@ class Classifier:
         name: str,
         draft: Draft,
     ) -> TrainingReport:
-        """Train in place on rows with targets [N, ...] (labels or teacher scores). `draft`: keeps the checkpoint."""
-        runtime = self.work.runtime
+        """Train in place on rows with targets [N, ...] (labels or teacher scores). Of R ranks each takes every R-th row
+        of a batch. `draft`: keeps the checkpoint."""
+        runtime, ranks = self.work.runtime, self.work.runtime.ranks
         for model in (self.model, self.twin.model):
             models.freeze_lower(model, settings.frozen_layers)
         layout = packing.training_layout(self.model, runtime)
@@ -68,11 +71,15 @@ class Classifier:
         def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
             order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
             for chosen in islice(order, steps * settings.accumulation, None):
-                yield send((rows.batch(chosen, layout), targets[torch.from_numpy(chosen)]), runtime.device)
+                mine, of_all = chosen[ranks.own(len(chosen))], layout
+                if ranks.size > 1:
+                    of_all = layout_of_all(rows.lengths(chosen), layout, ranks)
+                yield send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given
-            return {"loss": loss(self.twin.logits(batch), wanted)}
+            found = loss(self.twin.logits(batch), wanted)
+            return {"loss": found if ranks.size == 1 else found * ranks.share(settings.batch)}
 
         master = None if self.twin is self.classifier else self.classifier
         trainer = Trainer(self.twin, settings, losses, runtime, master=master)
@@ -88,6 +95,12 @@ class Classifier:
     def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `classification`."""
         return score_rows(self.twin.features, rows, packing.scoring_layout(self.model), self.work.runtime, name)
+
+
+def layout_of_all(lengths: NDArray[np.int64], layout: Layout, ranks: Ranks) -> Layout:
+    """The layout that makes all ranks' parts of a batch of rows of these lengths one shape."""
+    most = max(int(lengths[some].sum()) for some in deal(len(lengths), ranks.size))
+    return dataclasses.replace(layout, width=layout.width_of(lengths), least_tokens=most)
 
 
 class Checkpoint:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pet import models, signals
@@ -268,23 +269,31 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
         write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
         if not bench.work.settings.runtime.keep_members:
             return
+        if bench.work.runtime.ranks.size > 1:  # which all wait until it is published
+            write_member_model(bench, draft, bench.cloze.lm.state_dict())
+            return
         aside.wait()  # before the memory that it reads is used again
         state = bench.state_on_host()
         publishing = stack.pop_all()
 
     def write_model() -> None:
         with publishing:
-            bench.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
-            bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
+            write_member_model(bench, draft, state)
 
     aside.start(write_model)
+
+
+def write_member_model(bench: Bench, draft: Draft, state: dict[str, torch.Tensor]) -> None:
+    """Write a member's weights, and its tokenizer."""
+    bench.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
+    bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
 
 
 def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
     """Train members as adapters on one frozen model, all in one batch. They are published together, too: trained in
     another company, a member is the same but for rounding."""
     work = bench.work
-    while plans := [plan for plan in plans if work.store.find(key(work, bench.prepared, plan)) is None]:
+    while plans := [plan for plan in plans if work.find(key(work, bench.prepared, plan)) is None]:
         with ExitStack() as stack:
             # In one order whoever it is, so that no two processes wait for each other.
             ordered = sorted(plans, key=lambda plan: key(work, bench.prepared, plan).identity)
@@ -355,9 +364,9 @@ def train_adapters(
 
 def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int], done: int = 0) -> Iterator[ClozeBatch]:
     """Micro-batches of these members for ever, each with its own random stream, those after `done` steps."""
-    settings, layout = bench.work.settings.finetune, bench.layout()
+    settings, layout, ranks = bench.work.settings.finetune, bench.layout(), bench.work.runtime.ranks
     shares = [
-        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed))
+        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed), ranks)
         for one, seed in zip(asked, seeds, strict=True)
     ]
     for share in shares:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pet import corpus
 from pet.encoding import Batch, Speller, round_up
 from pet.losses import IGNORED, disguise
+from pet.ranks import ALONE, Ranks
 from pet.runtime import send
 
 TARGETS = 64
@@ -22,11 +23,13 @@ TARGETS = 64
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Blocks with MLM targets hidden in them: `places`, which of the N tokens, and what they were, or IGNORED [K]."""
+    """Blocks with MLM targets hidden in them: `places`, which of the N tokens, and what they were, or IGNORED [K];
+    `weight`: what the mean of this rank's losses is in that of all ranks [1], `None`: it has all blocks."""
 
     batch: Batch
     places: torch.Tensor
     targets: torch.Tensor
+    weight: torch.Tensor | None = None
 
 
 def hide(
@@ -36,10 +39,12 @@ def hide(
     packed: bool,
     rng: np.random.Generator,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> MaskedBatch:
     """Hide a share of the tokens of blocks [B, T], every token but special ones as readily as any other; the result on
     a device. The places come to a multiple of TARGETS, the same for every batch of a size, each once: attention is told
-    that no block has more targets than tokens; of those in excess nothing is asked."""
+    that no block has more targets than tokens; of those in excess nothing is asked. Of R ranks each keeps every R-th
+    block."""
     flat = ids.ravel()
     hideable = np.isin(flat, speller.tokenizer.all_special_ids, invert=True)
     wanted = max(1, round(probability * flat.size))
@@ -52,8 +57,34 @@ def hide(
     targets[: len(hidden)] = flat[hidden]
     random_tokens = rng.integers(0, len(speller.tokenizer), len(hidden))
     changed[hidden] = disguise(flat[hidden], rng.random(len(hidden)), random_tokens, speller.mask_id)
+    shown, weight = changed.reshape(ids.shape), None
+    if ranks.size > 1:
+        shown, places, targets, share = part_of(shown, hidden, flat[hidden], ranks)
+        weight = send(torch.tensor([share]), device)
     return MaskedBatch(
-        corpus.lay_blocks(changed.reshape(ids.shape), speller.has_types, not packed, device),
+        corpus.lay_blocks(shown, speller.has_types, not packed, device),
         send(torch.from_numpy(places), device),
         send(torch.from_numpy(targets), device),
+        weight,
     )
+
+
+def part_of(
+    shown: NDArray[np.int64], hidden: NDArray[np.int64], targets: NDArray[np.int64], ranks: Ranks
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], float]:
+    """A rank's blocks, the places in them and their targets as of `hide`, and the share of all targets that are its.
+
+    The number of places varies from rank to rank; so it is brought to what six standard deviations hardly ever exceed.
+    """
+    (num, length), blocks = shown.shape, ranks.own(len(shown))
+    owners = hidden // length % ranks.size
+    mine = hidden[owners == ranks.rank]  # none where the block is a filler
+    found = mine // length // ranks.size * length + mine % length
+    expected = len(hidden) * len(blocks) / num
+    most = max(int(np.bincount(owners).max(initial=0)), int(expected + 6 * np.sqrt(expected)))
+    size = len(blocks) * length
+    capacity = min(round_up(most, TARGETS), size)
+    rest = np.setdiff1d(np.arange(size), found)[: capacity - len(found)]
+    asked = np.full(capacity, IGNORED)
+    asked[: len(found)] = targets[owners == ranks.rank]
+    return shown[blocks], np.concatenate([found, rest]), asked, len(found) / max(1, len(hidden))

@@ -190,8 +190,13 @@ def learn(
             refresh(twin, cloze)
         watch = Watch(settings.pretrain, saver)
         packed, done = packing.is_packed(twin.lm), start.step if start else 0
-        batches = draw_batches(streams, settings, runtime, speller, packed, done, watch.way)
-        (report,) = trainer.run(batches, stage, course=Course(start, watch.way, watch.after))
+
+        def way(step: int) -> float:
+            clock = settings.pretrain.minutes is not None  # the main rank's decides for all
+            return runtime.ranks.broadcast(watch.way(step)) if clock else watch.way(step)
+
+        batches = draw_batches(streams, settings, runtime, speller, packed, done, way)
+        (report,) = trainer.run(batches, stage, course=Course(start, way, watch.after))
         watch.stop()
         draft.count_from(draft.seconds + saver.before)
     return report, watch
@@ -279,10 +284,11 @@ def untied(lm: Any) -> dict[str, torch.Tensor]:
 
 
 def losses_of(cloze: ClozeModel, given: MaskedBatch) -> Losses:
-    """MLM loss of a micro-batch [1]."""
+    """MLM loss of a micro-batch [1]; of several ranks, this one's part of it."""
     states = cloze.states_at(given.batch, given.places, most=given.batch.width)
     losses = cloze.target_losses(states, given.targets)
-    return {"loss": mlm_loss(losses, given.targets, torch.zeros_like(given.targets), 1)}
+    mean = mlm_loss(losses, given.targets, torch.zeros_like(given.targets), 1)
+    return {"loss": mean if given.weight is None else mean * given.weight}
 
 
 def draw_batches(
@@ -304,7 +310,7 @@ def draw_batches(
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield hide(ids, chosen.mask_probability, speller, packed, rng, runtime.device)
+        yield hide(ids, chosen.mask_probability, speller, packed, rng, runtime.device, runtime.ranks)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:

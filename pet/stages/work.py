@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from pet.files import digest_json
 from pet.identity import Key
 from pet.optimizer import Optimizer
 from pet.patterns import PVP
+from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.settings import ModelSettings, Settings
 from pet.tasks import GivenLabels, TaskCard, load_card, load_texts, read_given_labels
@@ -158,10 +160,14 @@ class Work:
 
     def reuse(self, key: Key, what: str) -> Artifact | None:
         """A published artifact, said to be reused; `None` when it has to be made."""
-        found = self.store.find(key)
+        found = self.find(key)
         if found is not None:
             self.runtime.reporter.say(f"{what}: reused {found.path}")
         return found
+
+    def find(self, key: Key) -> Artifact | None:
+        """As the function `find`."""
+        return find(self.store, self.runtime, key)
 
     def make(self, key: Key, label: str, what: str, fill: Callable[[Draft], None], seed: int | None = None) -> Artifact:
         """As the function `make`."""
@@ -188,24 +194,34 @@ def make(
         StoreError: the store cannot be written.
         DamagedArtifact: it is there and is damaged.
     """
-    found = store.find(key)
+    found = find(store, runtime, key)
     if found is None:
         with publish(store, runtime, key, label, what, seed) as draft:
             if draft is not None:
                 fill(draft)
-        if draft is not None:
-            return store.open(draft.final)
-        found = store.find(key)
+        found = find(store, runtime, key)
         assert found is not None, key
+        if draft is not None:
+            return found
     runtime.reporter.say(f"{what}: reused {found.path}")
     return found
+
+
+def find(store: Store, runtime: Runtime, key: Key) -> Artifact | None:
+    """As `Store.find`; all ranks find what the main one finds."""
+    if runtime.ranks.size == 1:
+        return store.find(key)
+    found = store.find(key) if runtime.ranks.is_main else None
+    path = runtime.ranks.broadcast(str(found.path) if found else None)
+    return store.open(Path(path)) if path else None
 
 
 @contextmanager
 def publish(
     store: Store, runtime: Runtime, key: Key, label: str, what: str, seed: int | None = None, wait: bool = True
 ) -> Iterator[Draft | None]:
-    """As `Store.publish`, which is told by Python what safetensors says of a disk; whoever is waited for is named.
+    """As `Store.publish`, which is told by Python what safetensors says of a disk; whoever is waited for is named. Of
+    several ranks the main one publishes; what the others write is thrown away.
 
     Raises:
         StoreError: the store cannot be written.
@@ -215,8 +231,29 @@ def publish(
     def waiting(who: str) -> None:
         runtime.reporter.say(f"{what}: waiting for {who}, which is making it")
 
-    with store.publish(key, label, seed=seed, waiting=waiting if wait else None) as draft, models.os_errors():
+    ranks = runtime.ranks
+    if not ranks.is_main:
+        with other_draft(ranks, key, label) as draft:
+            yield draft
+        return
+    nobody = None if ranks.size == 1 and not wait else waiting
+    with store.publish(key, label, seed=seed, waiting=nobody) as draft, models.os_errors():
+        ranks.broadcast(str(draft.checkpoint) if draft else None)
         yield draft
+    ranks.barrier()
+
+
+@contextmanager
+def other_draft(ranks: Ranks, key: Key, label: str) -> Iterator[Draft | None]:
+    """What a rank that is not the main one is given to write into. It reads the checkpoint of the main one."""
+    checkpoint = ranks.broadcast("")
+    with TemporaryDirectory(prefix="pet-rank-") as folder:
+        draft = Draft(Path(folder), key, label, None, None) if checkpoint else None
+        if draft is not None:
+            draft.path.mkdir(parents=True)
+            draft.checkpoint = Path(str(checkpoint))
+        yield draft
+    ranks.barrier()
 
 
 T = TypeVar("T")
@@ -240,7 +277,8 @@ def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
             times[damage.folder] += 1
             if times[damage.folder] > MENDED:
                 raise
-            aside = store.set_aside(damage)
+            aside = store.set_aside(damage) if runtime.ranks.is_main else None
+            runtime.ranks.barrier()
             where = f"; set aside as {aside.name}" if aside else ""
             name = f"{damage.folder.parent.name}/{damage.folder.name}"
             runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
