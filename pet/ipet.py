@@ -42,7 +42,7 @@ def walk(work: Work) -> Artifact:
         members = Members(members.untuned, plans, finetune.find(work, prepared, plans))
         generations.append(Generation(members, label.run(work, prepared, members)))
     labelled = generations[-1].labelled
-    student = distill.run(work, prepared, labelled)
+    student = work.train(distill, prepared, labelled)
     scored = evaluate.run(work, prepared, members, labelled, student)
     base = evaluate.find_baseline(work, prepared)
     return publish_run(work, Outcome(prepared, adapted, generations, student, scored, base))

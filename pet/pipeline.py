@@ -53,7 +53,7 @@ def walk(work: Work, stage: str) -> Artifact | None:
     labelled = label.run(work, prepared, members) if here("label") else label.need(work, prepared, members)
     if last == "label":
         return None
-    student = distill.run(work, prepared, labelled) if here("distill") else distill.need(work, prepared, labelled)
+    student = work.train(distill, prepared, labelled) if here("distill") else distill.need(work, prepared, labelled)
     if last == "distill":
         return None
     scored = evaluate.run(work, prepared, members, labelled, student)
@@ -65,7 +65,8 @@ def adapt_model(work: Work, prepared: Artifact, here: bool) -> Artifact | None:
     """The adapted model, trained here or found, if the settings ask for one; the walk goes on from it."""
     if not work.settings.adapt.enabled:
         return None
-    return adapt.run(work, prepared) if here else adapt.need(work, prepared)
+    work.adapted = work.train(adapt, prepared) if here else adapt.need(work, prepared)
+    return work.adapted
 
 
 def check(work: Work) -> None:

@@ -351,6 +351,12 @@ class RuntimeSettings(Concern):
         description="keep the weights of members that are models of their own, which nothing after their scores needs: "
         "1.4 GB each of RoBERTa-large; `pet table` keeps none",
     )
+    executor: Literal["local", "ray"] = Field(
+        "local", description="who makes members, students and baselines: this process, or tasks of a Ray cluster"
+    )
+    task_gpus: Annotated[float, Field(ge=0, le=8)] | None = Field(
+        None, description="GPUs of a Ray task, parts of one allowed; default: 1 if the cluster has any, else none"
+    )
     checkpoint_minutes: NonNegative = Field(
         5.0,
         description="minutes of a training between two checkpoints, 0: after every step; more where it would take over "

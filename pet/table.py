@@ -5,18 +5,19 @@ What is there is reused; a run that failed is a hole that is shown. What the run
 
 import errno
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pet import events
 from pet.artifacts import Artifact, Store
+from pet.cluster import open_cluster, order_of
 from pet.errors import PetError, SettingsError, StoreError
 from pet.ipet import run_ipet
 from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
-from pet.settings import Method, Settings
+from pet.settings import Method, RuntimeSettings, Settings
 from pet.stages import baseline, draw, evaluate, finetune, prepare
 from pet.stages.work import Work, mending
 from pet.tasks import load_card
@@ -124,6 +125,9 @@ def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) 
 def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:
     """Run what is missing, and collect. A run that fails is told, and the next one is begun."""
     wanted = cells(settings)
+    chosen = settings[wanted[0].task].runtime
+    if chosen.executor == "ray":
+        return make_by_tasks(wanted, settings, store, runtime, chosen)
     table = Table()
     reporter = runtime.reporter
     for number, cell in enumerate(wanted, 1):
@@ -144,19 +148,51 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     return table
 
 
+def make_by_tasks(
+    wanted: Sequence[Cell], settings: Mapping[str, Settings], store: Store, runtime: Runtime, chosen: RuntimeSettings
+) -> Table:
+    """As `make`, all runs at a time, as tasks of a cluster; `chosen`: which."""
+    table, reporter = Table(), runtime.reporter
+    works = [open_cell(cell, settings, store, runtime) for cell in wanted]
+    with open_cluster(chosen) as crew:
+        both = zip(wanted, works, strict=True)
+        orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
+        results: dict[int, Any] = {}
+        for number, found in crew.run(orders, reporter):
+            results[number] = found
+            how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
+            reporter.say(f"table: {wanted[number]}: {how} ({len(results)} of {len(wanted)})")
+    for number, cell in enumerate(wanted):
+        if isinstance(results[number], Exception):
+            table.problems.append((cell, tell(results[number])))
+        else:
+            put(table, cell, *results[number])
+    return table
+
+
 def attempt(table: Table, cell: Cell, work: Work) -> Exception | None:
     """Run one cell and put it down. What went wrong is returned: whatever it is, hundreds of others must not be lost
     to it."""
     try:
-        scores, made = mending(work.store, work.runtime, lambda: RUNNERS[cell.method](work))
-        texts = prepare.sizes(made[0])
+        found = run_cell(work, cell.method)
     except Exception as problem:
         return problem
+    put(table, cell, *found)
+    return None
+
+
+def run_cell(work: Work, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, int]]:
+    """Scores of a cell by row of the table, what was made for them, and the sizes of its splits."""
+    scores, made = mending(work.store, work.runtime, lambda: RUNNERS[method](work))
+    return scores, made, prepare.sizes(made[0])
+
+
+def put(table: Table, cell: Cell, scores: dict[str, Score], made: list[Artifact], texts: dict[str, int]) -> None:
+    """Put down what a cell came to."""
     table.artifacts |= {one.identity: one for one in made}
     table.texts.setdefault(cell.task, []).append(texts)
     for row, score in scores.items():
         table.runs.append({"task": cell.task, "labels": cell.size, "seed": cell.seed, "row": row, **score})
-    return None
 
 
 def tell(problem: Exception) -> str:
@@ -201,7 +237,7 @@ def run_zero_shot(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
 def run_supervised(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
     """Both baselines."""
     prepared, made = begin(work)
-    base = baseline.run(work, prepared)
+    base = work.train(baseline, prepared)
     scores = evaluate.score_baseline(work, prepared, base)
     return {name.replace("_", "-"): one for name, one in scores.items()}, [*made, base]
 

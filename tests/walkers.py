@@ -5,6 +5,7 @@ things, and writes down what it found. Alone it is what they are compared with.
     PYTHONPATH=tests torchrun --nproc_per_node 2 tests/walkers.py GROUND OUT cpu
 """
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
 from pet import inference, packing, pipeline, ranks
+from pet.drafts import Draft
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.examples import Texts
 from pet.inference import score_rows
@@ -79,7 +81,8 @@ def build(ground: Path) -> None:
 
 
 def main(ground: Path, out: Path, device: str = "cpu") -> None:
-    """Everything once, in fp32; the numbers go to OUT/RANK.pt, each walk's store to OUT/RANK/NAME."""
+    """Everything once, in fp32; the numbers go to OUT/RANK.pt, OUT/store/NAME is the store of a walk and OUT/RANK/NAME
+    what this rank has written for it."""
     reporter = Silent()
     machine = open_runtime(RuntimeSettings(device=device, precision="fp32"), reporter)
     found: dict[str, Any] = {
@@ -89,14 +92,17 @@ def main(ground: Path, out: Path, device: str = "cpu") -> None:
         "device": machine.facts()["device"],
     }
     found |= talk(machine.ranks, machine.device) | scored(machine)
+    shown = out / str(machine.ranks.rank)
     for name, (model, last, sections) in WALKS.items():
-        walk(ground, out / str(machine.ranks.rank) / name, device, model, last, sections)
+        with showing(shown / name):
+            walk(ground, out / "store" / name, device, model, last, sections)
     for name, last in FEW_SHAPES.items():
         model, _, sections = WALKS[name]
-        with few_shapes(), seen_shapes() as shapes:
-            walk(ground, out / str(machine.ranks.rank) / f"{name}, few shapes", device, model, last, sections)
+        with few_shapes(), seen_shapes() as shapes, showing(shown / f"{name}, few shapes"):
+            walk(ground, out / "store" / f"{name}, few shapes", device, model, last, sections)
         found[f"shapes of {name}"] = shapes
-    walk(ground, out / str(machine.ranks.rank) / "by the clock", device, "still", "adapt", CLOCK)
+    with showing(shown / "by the clock"):
+        walk(ground, out / "store" / "by the clock", device, "still", "adapt", CLOCK)
     torch.save(found, out / f"{machine.ranks.rank}.pt")
     machine.ranks.leave()
 
@@ -172,7 +178,7 @@ def watch_rows(asked: list[int]) -> Iterator[None]:
 
 
 def walk(ground: Path, store: Path, device: str, model: str, last: str, sections: dict[str, Any]) -> None:
-    """The stages up to `last`, into a store of this rank's own; transformers writes no models on any but the first."""
+    """The stages up to `last`."""
     machine = {"device": device, "precision": "fp32"}
     work = open_work(Ground(ground), store, runtime=machine, model={"name": str(ground / model)}, **sections)
     stages = ("prepare", "finetune", "label", "distill") if last == "distill" else ("prepare", last)
@@ -180,6 +186,19 @@ def walk(ground: Path, store: Path, device: str, model: str, last: str, sections
         pipeline.run_stage(work, stage)
     if last == "distill":
         baseline.run(work, prepare.need(work))
+
+
+@contextmanager
+def showing(folder: Path) -> Iterator[None]:
+    """Keep a copy of every draft: of a rank that is not the main one nothing is published."""
+    note = Draft.note
+
+    def keep(draft: Draft, **facts: Any) -> None:
+        shutil.copytree(draft.path, folder / draft.final.name, dirs_exist_ok=True)
+        note(draft, **facts)
+
+    with mock.patch.object(Draft, "note", keep):
+        yield
 
 
 @contextmanager

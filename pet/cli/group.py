@@ -1,12 +1,20 @@
 """Errors and interrupts, turned once into messages and exit codes: 2 for what the user can mend, 130 for Ctrl-C, 143
 for a request to end (SIGTERM)."""
 
+import contextlib
+import io
+import os
 from typing import Any, NoReturn
 
 import click
 
 from pet import signals
 from pet.errors import PetError
+
+
+def is_main() -> bool:
+    """Whether this process is the one that talks, of those that torchrun started together."""
+    return int(os.environ.get("RANK") or 0) == 0
 
 
 class Problem(click.ClickException):
@@ -25,9 +33,13 @@ class PetGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; no traceback for what the user can mend."""
         try:
-            with signals.heeded():
+            with signals.heeded(), contextlib.ExitStack() as stack:
+                if not is_main():
+                    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 return super().invoke(ctx)
         except PetError as problem:
+            if not is_main():
+                ctx.exit(Problem.exit_code)
             raise Problem(str(problem)) from None
         except signals.Stopped as stop:
             interrupted(ctx, stop.code)

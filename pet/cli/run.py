@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pet.pipeline import Step
     from pet.settings import ModelSettings
     from pet.stages.work import Work
+
+    Go = Callable[[Work], Artifact | None]
 
 STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
@@ -45,6 +47,7 @@ WALK_OPTIONS = (
     click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again."),
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--precision", help="auto, fp32, bf16."),
+    click.option("--executor", help="local, or ray: tasks of the cluster at RAY_ADDRESS or of this host."),
     click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
     TRUST_OPTION,
     click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
@@ -114,15 +117,17 @@ def walk(
     if pipeline is None:
         pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
-    summaries = []
-    for seed in require_different(seeds) or (None,):
-        work = open_work(screen, pipeline, overrides, seed, Store(store, verify))
-        if dry_run:
+    wanted = require_different(seeds) or (None,)
+    works = [open_work(screen, pipeline, overrides, seed, Store(store, verify)) for seed in wanted]
+    if dry_run:
+        for work in works:
             screen.show_plan(steps(work))
-        elif summary := run_seed(screen, go, work, tracker):
-            summaries.append(summary)
+        return
+    runs = run_tasks if works[0].settings.runtime.executor == "ray" else run_here
+    summaries = list(runs(screen, go, works, tracker))
     if len(summaries) > 1:
         screen.show_seeds(summaries)
+    works[0].runtime.ranks.leave()
 
 
 def open_work(
@@ -152,19 +157,34 @@ def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> No
         screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 
-def run_seed(
-    screen: Any, go: "Callable[[Work], Artifact | None]", work: "Work", tracker: str
-) -> Mapping[str, Any] | None:
-    """One walk; its summary if it came to that."""
-    with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
-        artifact = go(work)
-        if artifact is None:
-            return None
-        summary: Mapping[str, Any] = artifact.read_json("summary.json")
-        screen.show_summary(summary, str(artifact.path))
-        if screen.tracker:
-            screen.tracker.summarise(summary)
-        return summary
+def run_here(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
+    """One walk after another; the summaries of those that came to that."""
+    for work in works:
+        with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
+            artifact = go(work)
+            if artifact is not None:
+                yield show(screen, artifact)
+
+
+def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
+    """All walks at a time, as tasks of a cluster; as `run_here`."""
+    from pet.cluster import open_cluster, order_of, raised
+
+    with tracked(screen, tracker, works[0], screen.warn), open_cluster(works[0].settings.runtime) as crew:
+        several = len(works) > 1
+        names = [f"seed {work.settings.seed}" if several else "" for work in works]
+        orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]
+        found = {number: raised(artifact) for number, artifact in crew.run(orders, screen)}
+        yield from (show(screen, found[number]) for number in sorted(found) if found[number] is not None)
+
+
+def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
+    """Show what a run came to, tell the tracker, and return it."""
+    summary: Mapping[str, Any] = artifact.read_json("summary.json")
+    screen.show_summary(summary, str(artifact.path))
+    if screen.tracker:
+        screen.tracker.summarise(summary)
+    return summary
 
 
 def logged(screen: Any, work: "Work") -> "Log":
@@ -173,6 +193,8 @@ def logged(screen: Any, work: "Work") -> "Log":
 
     settings = work.settings.model_dump(mode="json")
     log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
+    if not work.runtime.ranks.is_main:
+        return log  # nothing is told to it, so it is never begun
     work.runtime = replace(work.runtime, reporter=log)
     return log
 
@@ -182,6 +204,7 @@ def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") ->
     from pet.tracking import open_tracker
 
     name = f"{work.draw_label}-{work.model_label}"
+    kind = kind if work.runtime.ranks.is_main else "none"
     screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, warn)
     return screen.tracker
 
@@ -196,6 +219,7 @@ PLACES = {
     "generations": "ipet.generations",
     "device": "runtime.device",
     "precision": "runtime.precision",
+    "executor": "runtime.executor",
 }
 """Flag -> the setting that it sets."""
 

@@ -35,6 +35,7 @@ class Screen:
         self.out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         self.verbose = verbose
         self.tracker: Tracker | None = None
+        self._bars: Progress | None = None
 
     def say(self, message: str) -> None:
         """One line."""
@@ -46,17 +47,23 @@ class Screen:
 
     @contextlib.contextmanager
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """A bar that disappears when it is full."""
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal) as progress:
-            task = progress.add_task(label, total=total, unit=unit)
-            yield lambda done: progress.advance(task, done)
+        """A bar that disappears when it is full; several at a time stand below each other."""
+        bars = self._bars = self._bars or self.open_bars()
+        task = bars.add_task(label, total=total, unit=unit)
+        try:
+            yield lambda done: bars.advance(task, done)
+        finally:
+            bars.remove_task(task)
+            if not bars.tasks:
+                bars.stop()
+                self._bars = None
+
+    def open_bars(self) -> Progress:
+        """A place for bars, shown from now on."""
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        bars = Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
+        bars.start()
+        return bars
 
     def log(self, name: str, values: Mapping[str, float], step: int) -> None:
         """To the tracker."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again.")
 @click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--precision", help="auto, fp32, bf16.")
+@click.option("--executor", help="local, or ray: tasks of the cluster at RAY_ADDRESS or of this host.")
 @TRUST_OPTION
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")

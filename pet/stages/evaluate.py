@@ -57,7 +57,7 @@ def key(
 
 def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Artifact:
     """Train the baselines if need be, score everything, or reuse the scores."""
-    base = baseline.run(work, prepared) if work.num_labelled else None
+    base = work.train(baseline, prepared) if work.num_labelled else None
     wanted = key(work, prepared, members, labelled, student, base)
 
     def fill(draft: Draft) -> None:

@@ -159,6 +159,9 @@ def make(bench: Bench, wanted: Sequence[Plan]) -> None:
     """
     work = bench.work
     missing = [plan for plan in wanted if not work.reuse(key(work, bench.prepared, plan), f"finetune {plan.label}")]
+    if work.executor is not None:
+        work.executor.members(work, bench.prepared, missing)
+        return
     share_out(lambda plan, wait: make_untuned(bench, plan, wait), [plan for plan in missing if plan.repetition is None])
     trained = [plan for plan in missing if plan.repetition is not None]
     if work.settings.finetune.method == "lora":

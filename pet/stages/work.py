@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,16 @@ from pet.tasks import GivenLabels, TaskCard, load_card, load_texts, read_given_l
 SCORES = "scores.safetensors"
 
 
+class Executor(Protocol):
+    """Who makes trainings elsewhere, as many at a time as there is room for."""
+
+    def call(self, work: "Work", what: Callable[..., Any], *arguments: Any) -> Any:
+        """What `what(work, *arguments)` returns, or raises, there."""
+
+    def members(self, work: "Work", prepared: Artifact, plans: Sequence[Any]) -> None:
+        """Make members, those of `finetune.Plan`s."""
+
+
 class Work:
     """One walk through the stages. `invocation`: what was typed after `pet run`, without --stage, for messages."""
 
@@ -45,6 +55,8 @@ class Work:
         self._fingerprints: dict[str, str] = {}
         self.adapted: Artifact | None = None
         """What `adapt` made of model.name, once it has: everything that would start from model.name starts from it."""
+        self.executor: Executor | None = None
+        """`None`: everything is made by this process."""
 
     def command(self, stage: str) -> str:
         """The command that runs one stage of this walk."""
@@ -168,6 +180,13 @@ class Work:
     def find(self, key: Key) -> Artifact | None:
         """As the function `find`."""
         return find(self.store, self.runtime, key)
+
+    def train(self, stage: Any, *inputs: Artifact) -> Artifact:
+        """What `stage.run(self, *inputs)` makes; elsewhere, if there is an executor and it is not there already.
+        `stage`: a module with `key` and `run`."""
+        if self.executor is None or self.store.find(stage.key(self, *inputs)):
+            return stage.run(self, *inputs)  # type: ignore[no-any-return]
+        return self.executor.call(self, stage.run, *inputs)  # type: ignore[no-any-return]
 
     def make(self, key: Key, label: str, what: str, fill: Callable[[Draft], None], seed: int | None = None) -> Artifact:
         """As the function `make`."""

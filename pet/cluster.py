@@ -1,0 +1,345 @@
+"""Walks and their trainings as Ray tasks, on as many hosts as the cluster has: members, students, baselines.
+
+The store lies on a file system that all hosts share, at the same path, and pet is installed on each. A walk is a task
+that waits for others; a training is a task that takes its identity's lock, makes the artifact and publishes it, as any
+process would. A task whose worker is lost is begun again, and goes on from the checkpoint. What tasks say is shown
+where the walks were begun.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pet import events, signals
+from pet.artifacts import Artifact, Store
+from pet.errors import SettingsError
+from pet.runtime import Advance, Reporter, open_runtime
+from pet.settings import RuntimeSettings, Settings
+from pet.stages import finetune
+from pet.stages.bench import Bench
+from pet.stages.finetune import Plan
+from pet.stages.work import Work
+
+RETRIES = 5
+"""Times that a task is begun again whose worker was lost."""
+
+WALKS = 16
+"""Walks at a time, at most: each is a process of half a gigabyte that does little but wait for its trainings."""
+
+TOLD_EVERY = 0.3
+"""Seconds between two words of a task about how far it is, and between two looks at what was said."""
+
+PATIENCE = 20.0
+"""Seconds that a task has to save its training when all are asked to stop."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a task is told: a function of a walk and more, and the walk itself. `walks`: the function is a whole walk,
+    whose trainings are to be tasks of their own. `name`: what its words begin with, if anything; `threads`: of torch on
+    a CPU, as many as here, so that sums come out the same to the last bit; `folder`: where relative paths begin."""
+
+    what: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    settings: Settings
+    root: Path
+    verify: bool
+    adapted: Artifact | None
+    invocation: str
+    walks: bool
+    name: str
+    threads: int
+    folder: Path
+
+
+def order_of(work: Work, what: Callable[..., Any], *arguments: Any, walks: bool = False, name: str = "") -> Order:
+    """A function and its arguments, in this walk."""
+    return Order(
+        what,
+        arguments,
+        work.settings,
+        work.store.root.absolute(),
+        work.store.verify,
+        work.adapted,
+        work.invocation,
+        walks,
+        name,
+        torch.get_num_threads(),
+        Path.cwd(),
+    )
+
+
+@contextlib.contextmanager
+def open_cluster(settings: RuntimeSettings) -> Iterator["Crew"]:
+    """The cluster at RAY_ADDRESS, the one that runs on this host, or one of this host alone that ends with the block.
+
+    Raises:
+        SettingsError: Ray is not installed, there is no cluster at the address, or a device is named, which is Ray's to
+            choose.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise SettingsError("--executor ray needs Ray; pip install 'pet[ray]'")
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise SettingsError(
+            f"--executor ray chooses each task's device, and runtime.device is {settings.device!r}; leave it auto"
+        )
+    import ray
+
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as problem:
+        address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(problem).split())
+        raise SettingsError(f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`") from None
+    try:
+        yield Crew(ray.remote(num_cpus=0)(Hub).remote(), resources_of(settings), "")
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Crew:
+    """What starts tasks, here and in a task that is a walk. `hub`: where they say how it goes; `resources`: of a
+    training; `name`: of the walk that this one is in."""
+
+    hub: Any
+    resources: Mapping[str, float]
+    name: str
+
+    def run(self, orders: Sequence[Order], reporter: Reporter | None = None) -> Iterator[tuple[int, Any]]:
+        """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
+        told what all tasks say meanwhile. Whoever stops asking stops the tasks."""
+        import ray
+
+        replay = Replay(reporter) if reporter else None
+        todo = list(enumerate(orders))[::-1]
+        waiting: dict[Any, int] = {}
+        try:
+            while todo or waiting:
+                while todo and len(waiting) < (WALKS if orders[0].walks else len(orders)):
+                    number, order = todo.pop()
+                    waiting[self.start(order)] = number
+                done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
+                if replay:
+                    replay.show(ray.get(self.hub.drain.remote()))
+                for one in done:
+                    yield waiting.pop(one), result_of(one)
+        finally:
+            stop(list(waiting))
+            if replay:
+                replay.show(ray.get(self.hub.drain.remote()))
+                replay.close()
+
+    def start(self, order: Order) -> Any:
+        """Begin a task."""
+        import ray
+
+        needs = {"num_cpus": 0} if order.walks else self.resources
+        task = ray.remote(max_retries=RETRIES, scheduling_strategy="SPREAD", **needs)(obey)
+        return task.remote(order, replace(self, name=order.name or self.name))
+
+    def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
+        """As of `Executor`."""
+        ((_, found),) = self.run([order_of(work, what, *arguments)])
+        return raised(found)
+
+    def members(self, work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
+        """As of `Executor`: one task each; adapters are trained together, as elsewhere, in one."""
+        together = [plan for plan in plans if plan.repetition is not None and work.settings.finetune.method == "lora"]
+        groups = [*([plan] for plan in plans if plan not in together), *([together] if together else [])]
+        for _, found in self.run([order_of(work, make_members, prepared, one) for one in groups]):
+            raised(found)
+
+
+def stop(tasks: list[Any]) -> None:
+    """Ask tasks to stop, and give them the time to save what they have learnt."""
+    import ray
+
+    for one in tasks:
+        ray.cancel(one)
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
+
+
+def resources_of(settings: RuntimeSettings) -> dict[str, float]:
+    """What Ray sets aside for a training: a GPU if the cluster has any, else as many cores as torch has threads."""
+    import ray
+
+    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    has_gpus = settings.device != "cpu" and cluster.get("GPU", 0) > 0
+    gpus = settings.task_gpus if settings.task_gpus is not None else float(has_gpus)
+    return {"num_gpus": gpus, "num_cpus": 1 if gpus else torch.get_num_threads()}
+
+
+def result_of(task: Any) -> Any:
+    """What a task came to, or what it raised; whatever Ray makes of it."""
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as problem:
+        return problem.cause
+    except ray.exceptions.RayError as problem:
+        return RuntimeError(f"a task was lost ({type(problem).__name__}: {' '.join(str(problem).split())})")
+
+
+def raised(found: Any) -> Any:
+    """A result; raises it if it is an exception."""
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+# ---- in a task -----------------------------------------------------------------------------------------------------
+
+_kept: "OrderedDict[Any, tuple[Work, dict[str, Bench]]]" = OrderedDict()
+"""The walk that this worker was last told of, with its models and tokenised texts: the next member needs the same."""
+
+
+def obey(order: Order, crew: Crew) -> Any:
+    """Do what an order says, in the worker."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if order.folder.is_dir():
+        os.chdir(order.folder)
+    torch.set_num_threads(order.threads)
+    with signals.heeded():
+        if order.walks:
+            return walk(order, crew)
+        work = work_of(order, crew)
+        if order.what is not make_members:
+            _kept.clear()  # room for another model
+        return order.what(work, *order.arguments)
+
+
+def walk(order: Order, crew: Crew) -> Any:
+    """A whole walk, which needs no device and has a log of its own."""
+    settings = order.settings.model_dump(mode="json")
+    work = new_work(order, crew)
+    with events.open_log(order.root, work.draw_label, Telling(crew), settings, seed=order.settings.seed) as log:
+        work.runtime = replace(work.runtime, reporter=log)
+        work.executor = crew
+        return order.what(work, *order.arguments)
+
+
+def new_work(order: Order, crew: Crew) -> Work:
+    """The walk of an order."""
+    settings = order.settings.runtime
+    if order.walks:  # of what it computes itself, the calibration, there is little
+        settings = settings.model_copy(update={"device": "cpu"})
+    work = Work(
+        order.settings, Store(order.root, order.verify), open_runtime(settings, Telling(crew)), order.invocation
+    )
+    work.adapted = order.adapted
+    return work
+
+
+def work_of(order: Order, crew: Crew) -> Work:
+    """The walk of an order: the last one again, if it is the same."""
+    name = (order.settings.model_dump_json(), order.root, order.adapted and order.adapted.identity)
+    if name not in _kept:
+        _kept.clear()
+        _kept[name] = (new_work(order, crew), {})
+    return _kept[name][0]
+
+
+def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
+    """Make members here."""
+    (benches,) = (benches for kept, benches in _kept.values() if kept is work)
+    bench = benches.setdefault(prepared.identity, Bench(work, prepared))
+    finetune.make(bench, plans)
+
+
+# ---- what tasks say ------------------------------------------------------------------------------------------------
+
+
+class Hub:
+    """Where all tasks say how it goes; an actor of Ray."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+
+    def put(self, event: tuple[Any, ...]) -> None:
+        """One word of a task."""
+        self.said.append(event)
+
+    def drain(self) -> list[tuple[Any, ...]]:
+        """Everything said since the last time."""
+        said, self.said = self.said, []
+        return said
+
+
+class Telling:
+    """A reporter that tells the hub."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.hub = crew.hub
+        self.prefix = f"{crew.name}: " if crew.name else ""
+
+    def say(self, message: str) -> None:
+        """One line."""
+        self.hub.put.remote(("say", self.prefix + message))
+
+    def warn(self, message: str) -> None:
+        """One line that stands out."""
+        self.say(f"Warning: {message}")
+
+    @contextlib.contextmanager
+    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+        """A bar."""
+        bar = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
+        self.hub.put.remote(("open", bar, self.prefix + label, total, unit))
+        done, told = 0, time.monotonic()
+
+        def advance(more: int) -> None:
+            nonlocal done, told
+            done += more
+            if time.monotonic() - told > TOLD_EVERY:
+                self.hub.put.remote(("advance", bar, done))
+                done, told = 0, time.monotonic()
+
+        try:
+            yield advance
+        finally:
+            self.hub.put.remote(("close", bar, done))
+
+    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
+        """Numbers."""
+        self.hub.put.remote(("log", self.prefix + name, dict(values), step))
+
+
+class Replay:
+    """Tells a reporter what tasks said."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.bars: dict[str, tuple[AbstractContextManager[Advance], Advance]] = {}
+
+    def show(self, said: list[tuple[Any, ...]]) -> None:
+        """Everything, in order."""
+        for kind, *facts in said:
+            if kind == "say":
+                self.reporter.say(*facts)
+            elif kind == "log":
+                self.reporter.log(*facts)
+            elif kind == "open":
+                bar = self.reporter.track(*facts[1:])
+                self.bars[facts[0]] = (bar, bar.__enter__())
+            elif facts[0] in self.bars:
+                self.bars[facts[0]][1](facts[1])
+                if kind == "close":
+                    self.bars.pop(facts[0])[0].__exit__(None, None, None)
+
+    def close(self) -> None:
+        """Close the bars of tasks that were lost."""
+        for bar, _ in self.bars.values():
+            bar.__exit__(None, None, None)
+        self.bars.clear()
