@@ -3,7 +3,7 @@ goes on from there and ends as if nothing had happened. What is trained is the b
 
     <draft>/.checkpoint/
         state-<step>.safetensors     weights, moments and step counts, random states, losses not yet reported
-        state.json                   which file, its digest, whose, steps, seconds, losses on the way; written last
+        state.json                   which file, its digest, whose, how far, losses on the way; written last
 """
 
 import dataclasses
@@ -55,12 +55,17 @@ class Checkpoint:
         """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"state-{state.step}.safetensors"
-        save_file({name: one.contiguous() for name, one in self.tensors(state).items()}, path)
-        sync(path)
+        try:
+            save_file({name: one.contiguous() for name, one in self.tensors(state).items()}, path)
+            sync(path)
+        except (OSError, SafetensorError):
+            path.unlink(missing_ok=True)  # it would take the room that the artifact needs
+            raise
         facts = {
             "file": path.name,
             "sha256": digest_file(path),
             "names": self.names,
+            "optimizer": type(self.optimizer).__name__,
             "step": state.step,
             "seconds": seconds,
             "reports": [dataclasses.asdict(one) for one in state.reports],
@@ -82,7 +87,7 @@ class Checkpoint:
         if self.device.type == "cuda":
             found["random.cuda"] = torch.cuda.get_rng_state(self.device)
         for number, losses in enumerate(state.recent):
-            found |= {f"recent.{number}.{name}": one for name, one in losses.items()}
+            found |= {f"recent.{number:03}.{place:03}.{name}": losses[name] for place, name in enumerate(losses)}
         return found
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -94,7 +99,7 @@ class Checkpoint:
         it took; `None` if there is none, or none of these members.
 
         Raises:
-            ValueError: it is damaged; says how.
+            ValueError: it is damaged, or of a training in another precision; says so, and no weight was changed.
         """
         if not (self.folder / STATE).is_file():
             return None
@@ -105,18 +110,19 @@ class Checkpoint:
                 return None
             if digest_file(path) != facts["sha256"]:
                 raise ValueError(f"{path} has changed (sha256)")
+            if facts["optimizer"] != type(self.optimizer).__name__:  # `auto` may be another precision on each machine
+                raise ValueError("it was made in another precision")
             tensors = load_file(path)
             state = State(int(facts["step"]), [TrainingReport(**one) for one in facts["reports"]], recent_of(tensors))
             self.put(tensors)
             return dataclasses.replace(state, recent=[self.here(one) for one in state.recent]), float(facts["seconds"])
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise ValueError(f"{self.folder / STATE} is of no use ({problem})") from None
+            raise ValueError(f"{self.folder / STATE} cannot be read ({problem})") from None
 
     @torch.no_grad()
     def put(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Put everything where it was."""
-        for name, one in self.trained().items():
-            one.copy_(tensors[f"model.{name}"])
+        """Put everything where it was, weights last: what is missing is found before they are touched."""
+        weights = {name: tensors[f"model.{name}"] for name in self.trained()}
         prefix = "optimizer."
         self.optimizer.reset()
         self.optimizer.load(
@@ -125,6 +131,8 @@ class Checkpoint:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        for name, one in self.trained().items():
+            one.copy_(weights[name])
 
     def here(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Losses on the device."""
@@ -136,14 +144,12 @@ class Checkpoint:
 
 
 def recent_of(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The losses that were not reported yet, step by step."""
-    found: dict[int, dict[str, torch.Tensor]] = {}
-    for key, one in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "recent":
-            number, _, name = rest.partition(".")
-            found.setdefault(int(number), {})[name] = one
-    return [found[number] for number in sorted(found)]
+    """The losses that were not reported yet, step by step, in the order in which they were."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key in sorted(one for one in tensors if one.startswith("recent.")):
+        _, number, _, name = key.split(".", 3)
+        found.setdefault(number, {})[name] = tensors[key]
+    return list(found.values())
 
 
 class Saver:
@@ -165,7 +171,7 @@ class Saver:
         try:
             found = self.checkpoint.restore()
         except ValueError as problem:
-            self.say(f"{self.title}: the checkpoint is damaged, training starts anew: {problem}")
+            self.say(f"{self.title}: the checkpoint is of no use, training starts anew: {problem}")
             found = None
         self.checkpoint.ranks.barrier()
         if found is None:

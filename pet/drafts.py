@@ -66,7 +66,7 @@ class Draft:
         self.final = root / key.stage / f"{label}-{key.identity}"
         self.key, self.label, self.seed = key, label, seed
         self.notes: dict[str, Any] = {}
-        self.sealed = False
+        self.sealed = self.published = False
         self._lock = lock
         self.count_from(0.0)
 
@@ -102,10 +102,12 @@ class Draft:
         self.sealed = True
 
     def publish(self) -> None:
-        """Seal it and put it in its place, whatever signal comes."""
+        """Seal it and put it in its place, whatever signal comes, if that has not been done."""
         with signals.deferred():
             self.seal()
-            settle(self.path, self.final)
+            if not self.published:
+                settle(self.path, self.final)
+                self.published = True
 
     def close(self) -> None:
         """Let others be at it; of what was not published only the checkpoint stays."""

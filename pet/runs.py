@@ -104,7 +104,7 @@ class Run:
         Raises:
             MissingArtifact: it is not in the store any more.
         """
-        for path in sorted((self.store.root / stage).glob(f"*-{identity}")):
+        for path in sorted((self.store.root / stage).glob(f"[!.]*-{identity}")):
             if (path / MANIFEST).is_file():
                 return self.store.open(path)
         raise MissingArtifact(

@@ -6,25 +6,34 @@ Every text of a label holds some of the label's own words, so that the task can 
 
 import csv
 import hashlib
+import itertools
 import json
+import os
 import random
-from collections.abc import Iterable, Mapping
+import signal
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 import yaml
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from tiny import KIND_OF, TOKENIZERS, tiny_model
 
+from pet import drafts
 from pet.artifacts import Store
 from pet.cli import main
+from pet.drafts import Draft
+from pet.identity import Key
 from pet.runtime import Reporter, open_runtime
 from pet.settings import Settings, resolve_settings
 from pet.stages.work import Work
+from pet.training import Trainer
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
 
@@ -143,12 +152,32 @@ def open_work(ground: Ground, store: Path, reporter: Reporter | None = None, **s
     return Work(settings, Store(store), open_runtime(settings.runtime, reporter))
 
 
+def spare_draft(folder: Path) -> Draft:
+    """Where a training may keep its checkpoint, in a store of its own; nothing is published."""
+    draft = drafts.open_draft(folder, Key("spare", 1, {}, {}), "spare", None, FileLock(folder / "spare"))
+    assert draft is not None
+    return draft
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it computes the so-manyth step of training from now on."""
+    steps, compute = itertools.count(1), Trainer.step
+
+    def stopped(self: Trainer[Any], batches: Sequence[Any]) -> Any:
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+        return compute(self, batches)
+
+    patch.setattr(Trainer, "step", stopped)
+
+
 # ---- what is in a store --------------------------------------------------------------------------------------------
 
 
 def find_all(store: Path, stage: str, part: str = "") -> list[Path]:
     """The artifacts of a stage whose folder's name contains `part`."""
-    return sorted(path.parent for path in store.glob(f"{stage}/*{part}*/manifest.json"))
+    found = sorted(path.parent for path in store.glob(f"{stage}/*{part}*/manifest.json"))
+    return [path for path in found if not path.name.startswith(".")]
 
 
 def find_one(store: Path, stage: str, part: str = "") -> Path:
@@ -174,6 +203,29 @@ def is_kept(path: Path) -> bool:
 def logs_of(store: Path) -> list[Path]:
     """The logs of a store, the oldest first."""
     return sorted((store / "logs").glob("*"))
+
+
+def declare(folder: Path) -> None:
+    """Let the manifest of an artifact that was changed by hand say what is in its folder now."""
+    manifest = drafts.read_manifest(folder)
+    del manifest["digest"]
+    files = [
+        {"path": name, "size": path.stat().st_size, "sha256": digest(path)}
+        for name, path in drafts.content_of(folder).items()
+    ]
+    drafts.write_manifest(folder, manifest | {"files": files})
+
+
+def garble(path: Path) -> bytes:
+    """Other bytes into a file, as many: only who reads it can see that. What was there before."""
+    before = path.read_bytes()
+    path.write_bytes(bytes(one ^ 255 for one in before))
+    return before
+
+
+def hidden_in(store: Path) -> list[Path]:
+    """Drafts, checkpoints and what was set aside; not the locks."""
+    return [path for path in store.rglob("*") if path.name.startswith(".") and is_kept(path)]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

@@ -1,25 +1,21 @@
-"""The store: what an identity depends on, and that a publication leaves either everything behind or nothing."""
+"""The store: a publication leaves either everything behind or nothing, and what is found is as it was written."""
 
-import hashlib
-import json
-import re
-import subprocess
-from datetime import UTC, datetime
+import errno
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pet import artifacts
-from pet.artifacts import Artifact, Store
-from pet.drafts import MANIFEST, code_state
-from pet.errors import MissingArtifact, StoreError
-from pet.files import canonical_json, digest_file, digest_json, read_json, write_json
+from pet import drafts
+from pet.artifacts import DAMAGED, Artifact, Store, is_damaged
+from pet.drafts import MANIFEST, write_manifest
+from pet.errors import Busy, DamagedArtifact, MissingArtifact, StoreError
+from pet.files import digest_file, read_json
 from pet.identity import Key
 
-KEY = Key(
-    "label", 3, {"steps": 250, "rate": 1e-5, "nested": {"b": [1, 2], "a": None}}, {"prepare": "p1", "model": "m1"}
-)
+KEY = Key("label", 3, {"steps": 250}, {"prepare": "p1", "model": "m1"})
 
 
 @pytest.fixture
@@ -29,6 +25,7 @@ def store(tmp_path: Path) -> Store:
 
 def publish(store: Store, key: Key = KEY, label: str = "mine", content: Any = "one") -> Artifact:
     with store.publish(key, label, seed=7) as draft:
+        assert draft is not None
         draft.write_json("result.json", content)
     found = store.find(key)
     assert found is not None
@@ -38,51 +35,6 @@ def publish(store: Store, key: Key = KEY, label: str = "mine", content: Any = "o
 def everything_in(folder: Path) -> list[str]:
     """But for the locks."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if ".locks" not in path.parts)
-
-
-# ---- identity ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Key("distill", 3, KEY.settings, KEY.inputs),
-        Key("label", 4, KEY.settings, KEY.inputs),
-        Key("label", 3, {**KEY.settings, "steps": 251}, KEY.inputs),
-        Key("label", 3, {**KEY.settings, "more": None}, KEY.inputs),
-        Key("label", 3, {**KEY.settings, "nested": {"b": [2, 1], "a": None}}, KEY.inputs),
-        Key("label", 3, KEY.settings, {**KEY.inputs, "prepare": "p2"}),
-        Key("label", 3, KEY.settings, {"prepare": "m1", "model": "p1"}),
-    ],
-    ids=["stage", "version", "setting", "setting more", "order of a list", "input", "inputs swapped"],
-)
-def test_identity_depends_on_stage_version_settings_and_inputs(other):
-    assert other.identity != KEY.identity
-
-
-def test_identity_does_not_depend_on_the_order_of_keys():
-    settings = {"nested": {"a": None, "b": [1, 2]}, "rate": 0.00001, "steps": 250}
-    assert Key("label", 3, settings, {"model": "m1", "prepare": "p1"}).identity == KEY.identity
-
-
-def test_identity_is_a_digest_anyone_can_compute():
-    text = '{"inputs":{"prepare":"é"},"settings":{"a":1.5,"b":[true,null]},"stage":"label","version":1}'
-    key = Key("label", 1, {"b": [True, None], "a": 1.5}, {"prepare": "é"})
-    assert key.identity == hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-def test_nan_has_no_identity():
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        Key("label", 1, {"rate": float("nan")}, {}).identity  # noqa: B018
-
-
-def test_what_cannot_be_written_as_json_has_no_identity():
-    with pytest.raises(TypeError):
-        digest_json({"path": Path("x")})
-
-
-def test_canonical_json_is_one_text_per_value():
-    assert canonical_json({"b": 1, "a": ["ü", 2.0]}) == '{"a":["ü",2.0],"b":1}'
 
 
 # ---- publishing ----------------------------------------------------------------------------------------------------
@@ -99,83 +51,6 @@ def test_published_files_lie_under_stage_label_and_identity(store):
         f"label/mine-{KEY.identity}/manifest.json",
         f"label/mine-{KEY.identity}/result.json",
     ], "and no draft beside them"
-
-
-def test_the_manifest_lists_every_file_with_its_size_and_digest(store):
-    with store.publish(KEY, "mine") as draft:
-        (draft.path / "deep" / "er").mkdir(parents=True)
-        (draft.path / "deep" / "er" / "blob.bin").write_bytes(b"\x00\xff" * 70_000)
-        (draft.path / "empty").write_bytes(b"")
-        draft.write_json("ü.json", ["ü"])
-    found = store.find(KEY)
-    contents = {name: (found.path / name).read_bytes() for name in ("deep/er/blob.bin", "empty", "ü.json")}
-    assert found.manifest["files"] == [
-        {"path": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in sorted(contents.items())
-    ], "all of them, in a fixed order, and not the manifest itself"
-
-
-def test_the_manifest_says_what_was_made_and_how(store):
-    before = datetime.now(UTC).replace(microsecond=0)
-    with store.publish(KEY, "mine", seed=7) as draft:
-        draft.note(device="cpu", peak_memory_bytes=12)
-        draft.note(peak_memory_bytes=13)
-    manifest = store.find(KEY).manifest
-    assert set(manifest) == {
-        *("stage", "version", "identity", "label", "settings", "inputs", "files", "seed", "seconds", "created"),
-        *("device", "peak_memory_bytes", "python", "packages", "code"),
-    }
-    assert (manifest["stage"], manifest["version"], manifest["label"]) == ("label", 3, "mine")
-    assert (manifest["settings"], manifest["inputs"]) == (KEY.settings, KEY.inputs)
-    assert (manifest["seed"], manifest["device"], manifest["peak_memory_bytes"]) == (7, "cpu", 13)
-    assert 0 <= manifest["seconds"] < 60
-    assert before <= datetime.fromisoformat(manifest["created"]) <= datetime.now(UTC)
-    assert re.fullmatch(r"\d+\.\d+\.\d+.*", manifest["python"])
-    assert {"pet", "numpy", "torch", "transformers"} <= set(manifest["packages"])
-
-
-def test_the_identity_can_be_computed_again_from_the_manifest(store):
-    manifest = publish(store).manifest
-    again = Key(manifest["stage"], manifest["version"], manifest["settings"], manifest["inputs"])
-    assert again.identity == manifest["identity"]
-
-
-def test_seconds_are_those_of_the_block(store, monkeypatch):
-    times = iter([100.0, 112.3456])
-    monkeypatch.setattr(artifacts.time, "perf_counter", lambda: next(times))
-    assert publish(store).manifest["seconds"] == 12.346
-
-
-def test_the_manifest_is_written_last_and_then_one_rename_publishes(store, monkeypatch):
-    events = []
-    real_write, real_rename = artifacts.write_json, artifacts.rename
-
-    def write(path: Path, content: Any) -> None:
-        events.append(path.name)
-        assert list((store.root / "label").glob("mine-*")) == [], "nothing is published while files are written"
-        real_write(path, content)
-
-    def rename(draft: Path, final: Path) -> None:
-        assert everything_in(draft) == [MANIFEST, "result.json"]
-        events.append("rename")
-        real_rename(draft, final)
-
-    monkeypatch.setattr(artifacts, "write_json", write)
-    monkeypatch.setattr(artifacts, "rename", rename)
-    publish(store)
-    assert events == ["result.json", MANIFEST, "rename"]
-
-
-def test_files_can_be_read_by_whoever_may_read_their_folder(store):
-    with store.publish(KEY, "mine") as draft:
-        (draft.path / "model").mkdir(mode=0o750)
-        for path in (draft.path / "one", draft.path / "model" / "two"):
-            path.touch(mode=0o600)
-        draft.path.chmod(0o755)
-    found = store.find(KEY)
-    assert found is not None
-    modes = {path.name: path.stat().st_mode & 0o777 for path in found.path.rglob("*") if path.is_file()}
-    assert (modes["one"], modes["two"]) == (0o644, 0o640)
 
 
 def test_a_draft_is_not_found_before_it_is_published(store):
@@ -207,22 +82,69 @@ def test_nan_is_refused_and_nothing_is_published(store, value):
 # ---- nothing is overwritten ----------------------------------------------------------------------------------------
 
 
-def test_a_second_publication_of_an_identity_keeps_the_first(store):
+def test_what_is_there_is_not_made_again(store):
     first = publish(store, content="first")
     stamp = (first.path / MANIFEST).stat().st_mtime_ns
-    second = publish(store, content="second")
+    with store.publish(KEY, "other label") as draft:
+        assert draft is None
+    second = store.find(KEY)
     assert second == first
     assert second.read_json("result.json") == "first"
     assert (second.path / MANIFEST).stat().st_mtime_ns == stamp
-    assert len(everything_in(store.root)) == 4, "and the second draft is gone"
+    assert len(everything_in(store.root)) == 4, "and there is no draft"
 
 
-def test_of_two_that_publish_one_identity_at_once_the_first_to_finish_stays(store):
-    with store.publish(KEY, "mine") as slow:
-        slow.write_json("result.json", "slow")
-        publish(store, content="fast")
-    assert store.find(KEY).read_json("result.json") == "fast"
+def test_of_two_that_want_one_identity_at_once_the_second_waits_and_then_has_nothing_to_make(store):
+    told, found = threading.Event(), []
+
+    def second() -> None:
+        with Store(store.root).publish(KEY, "mine", waiting=lambda who: told.set()) as draft:
+            found.append(draft)
+
+    with store.publish(KEY, "mine") as draft:
+        other = threading.Thread(target=second)
+        other.start()
+        assert told.wait(20)
+        draft.write_json("result.json", "first")
+        assert found == [], "it waits"
+    other.join(20)
+    assert found == [None]
+    assert store.find(KEY).read_json("result.json") == "first"
     assert len(everything_in(store.root)) == 4
+
+
+def test_the_second_makes_it_when_the_first_one_fails(store):
+    told = threading.Event()
+
+    def second() -> None:
+        with Store(store.root).publish(KEY, "mine", waiting=lambda who: told.set()) as draft:
+            draft.write_json("result.json", "second")
+
+    with pytest.raises(RuntimeError), store.publish(KEY, "mine") as draft:
+        other = threading.Thread(target=second)
+        other.start()
+        assert told.wait(20)
+        draft.write_json("result.json", "first")
+        raise RuntimeError
+    other.join(20)
+    assert store.find(KEY).read_json("result.json") == "second"
+
+
+def test_whoever_does_not_wait_is_told_and_others_are_not_in_the_way(store):
+    with store.publish(KEY, "mine"):
+
+        def second() -> None:
+            with pytest.raises(Busy, match=f"label {KEY.identity}"), store.publish(KEY, "mine", waiting=None):
+                pytest.fail("the block must not run")
+            with store.publish(Key("label", 3, {}, {}), "mine", waiting=None) as draft:
+                refused.append(draft.final.name)
+
+        refused: list[str] = []
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(20)
+        assert refused == [f"mine-{Key('label', 3, {}, {}).identity}"]
+    assert store.find(KEY) is not None
 
 
 def test_other_identities_of_a_stage_stand_beside_each_other(store):
@@ -233,41 +155,192 @@ def test_other_identities_of_a_stage_stand_beside_each_other(store):
     assert store.find(other).read_json("result.json") == "other"
 
 
-# ---- what is no artifact -------------------------------------------------------------------------------------------
+# ---- what is not as it was written ----------------------------------------------------------------------------------
 
 
-def test_a_folder_without_manifest_is_no_artifact(store):
-    found = publish(store)
-    (found.path / MANIFEST).unlink()
-    assert store.find(KEY) is None
-
-
-def test_a_folder_without_manifest_is_not_overwritten_either(store):
+def test_a_folder_without_manifest_is_damaged_and_is_not_overwritten(store):
     left = publish(store, content="first").path
     (left / MANIFEST).unlink()
-    with pytest.raises(StoreError, match=re.escape(str(store.root))):
-        publish(store, content="second")
-    assert everything_in(left) == ["result.json"]
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json is damaged, missing or of an older version") as raised:
+        store.find(KEY)
+    assert raised.value.folder == left
+    with pytest.raises(DamagedArtifact), store.publish(KEY, "mine"):
+        pytest.fail("the block must not run")
     assert read_json(left / "result.json") == "first"
     assert everything_in(store.root / "label") == [left.name, f"{left.name}/result.json"]
+    with pytest.raises(DamagedArtifact), store.publish(KEY, "mine", waiting=None):
+        pytest.fail("nor is its lock held")
 
 
-def test_a_damaged_manifest_is_named_with_what_to_do(store):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"seed": 7', '"seed": 8'),
+        lambda text: text.replace('"seed": 7', '"seed":  7'),
+        lambda text: text + " ",
+        lambda text: "\0" * len(text),
+        lambda text: '{"stage": "label"}',
+    ],
+    ids=["half", "empty", "list", "deep", "value", "blank", "longer", "zeros", "parts"],
+)
+def test_a_changed_manifest_is_damage(store, change):
     path = publish(store).path / MANIFEST
-    path.write_text('{"stage": "lab', encoding="utf-8")
-    with pytest.raises(
-        StoreError, match=f"{re.escape(str(path))} cannot be read .*; remove .* and run its stage again"
-    ):
+    text = path.read_text(encoding="utf-8")
+    path.write_text(change(text), encoding="utf-8")
+    assert path.read_text(encoding="utf-8") != text
+    with pytest.raises(DamagedArtifact, match="the command that made it sets it aside and makes it again"):
         store.find(KEY)
+    assert is_damaged(path.parent)
 
 
-def test_a_missing_or_binary_file_of_an_artifact_is_named(store):
+def change_content(path: Path) -> None:
+    """One bit, size and time of change as they were."""
+    state = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def test_a_file_that_is_gone_or_of_another_size_is_seen_when_the_artifact_is_found(store):
+    path = publish(store).path / "result.json"
+    content = path.read_bytes()
+    path.write_bytes(content + b" ")
+    with pytest.raises(DamagedArtifact, match=r"result\.json is damaged: 7 bytes, 6 were written"):
+        store.find(KEY)
+    path.unlink()
+    with pytest.raises(DamagedArtifact, match=r"result\.json is missing"):
+        store.open(path.parent)
+
+
+def test_a_file_of_other_content_is_seen_when_it_is_read_and_before(store):
     found = publish(store)
-    (found.path / "result.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StoreError, match=r"result\.json cannot be read"):
-        found.read_json("result.json")
-    with pytest.raises(StoreError, match=r"other\.json cannot be read"):
-        found.read_json("other.json")
+    change_content(found.path / "result.json")
+    again = store.find(KEY)
+    for read in (again.read_json, again.file):
+        with pytest.raises(DamagedArtifact, match=r"result\.json is damaged: its content has changed") as raised:
+            read("result.json")
+        assert raised.value.folder == found.path
+    with pytest.raises(DamagedArtifact, match="content has changed"):
+        Store(store.root, verify=True).find(KEY)
+
+
+def test_a_folder_of_files_is_read_when_every_one_of_them_is_as_it_was(store):
+    with store.publish(KEY, "mine") as draft:
+        (draft.path / "model").mkdir()
+        for name in ("model/one", "model/two", "models"):
+            (draft.path / name).write_text(name)
+    found = store.find(KEY)
+    assert found.file("model") == found.path / "model"
+    change_content(found.path / "models")
+    assert found.file("model") == found.path / "model", "another file"
+    change_content(found.path / "model" / "two")
+    assert found.file("model/one") == found.path / "model" / "one"
+    (found.path / "model" / "two").touch()
+    with pytest.raises(DamagedArtifact, match="model/two is damaged"):
+        found.file("model")
+
+
+def test_a_file_that_was_read_is_not_hashed_again_unless_it_was_touched(store, monkeypatch):
+    hashed = []
+
+    def note(path: Path) -> str:
+        hashed.append(path.name)
+        return digest_file(path)
+
+    found = publish(store)
+    monkeypatch.setattr(drafts, "digest_file", note)
+    for _ in range(3):
+        assert found.read_json("result.json") == "one"
+    assert hashed == ["result.json"]
+    path = found.path / "result.json"
+    path.write_text(path.read_text().replace("one", "two"), encoding="utf-8")
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(DamagedArtifact):
+        found.file("result.json")
+
+
+def test_what_the_manifest_does_not_list_is_no_file_of_it(store):
+    found = publish(store)
+    (found.path / "notes.txt").write_text("mine")
+    assert found.has("result.json")
+    assert not found.has("notes.txt")
+    assert not found.has("result")
+    with pytest.raises(DamagedArtifact, match=r"notes\.txt is not in the manifest"):
+        found.file("notes.txt")
+
+
+# ---- damage is set aside --------------------------------------------------------------------------------------------
+
+
+def damage_of(store: Store) -> DamagedArtifact:
+    with pytest.raises(DamagedArtifact) as raised:
+        store.find(KEY).read_json("result.json")
+    return raised.value
+
+
+def test_what_is_damaged_is_set_aside_and_can_be_made_anew(store):
+    left = publish(store, content="first").path
+    change_content(left / "result.json")
+    aside = store.set_aside(damage_of(store))
+    assert aside.parent == left.parent
+    assert aside.name.startswith(f"{DAMAGED}{left.name}-")
+    assert sorted(path.name for path in aside.iterdir()) == [MANIFEST, "result.json"], "to be looked at"
+    assert store.find(KEY) is None
+    assert publish(store, content="again").path == left
+
+
+def test_what_another_process_has_mended_or_taken_away_stays_as_it_is(store):
+    left = publish(store).path
+    content = (left / "result.json").read_bytes()
+    change_content(left / "result.json")
+    damage = damage_of(store)
+    (left / "result.json").write_bytes(content)
+    before = everything_in(store.root)
+    assert store.set_aside(damage) is None
+    assert everything_in(store.root) == before
+    change_content(left / "result.json")
+    store.set_aside(damage)
+    before = everything_in(store.root)
+    assert store.set_aside(damage) is None, "it is gone"
+    assert everything_in(store.root) == before
+
+
+def test_nothing_is_set_aside_while_another_process_makes_it(store):
+    """It waits, and finds what that one has made."""
+    damage = DamagedArtifact(store.root / "label" / f"mine-{KEY.identity}", "gone")
+    found, begun = [], threading.Event()
+
+    def second() -> None:
+        begun.set()
+        found.append(store.set_aside(damage))
+
+    with store.publish(KEY, "mine") as draft:
+        other = threading.Thread(target=second)
+        other.start()
+        assert begun.wait(20)
+        draft.write_json("result.json", 1)
+        assert found == []
+    other.join(20)
+    assert found == [None]
+    assert store.find(KEY).read_json("result.json") == 1
+
+
+def test_whole_is_what_is_as_it_was_written(store):
+    found = publish(store)
+    assert not is_damaged(found.path)
+    assert not is_damaged(found.path.with_name("never-there")), "what is gone is not damaged"
+    write_manifest(found.path, {**{k: v for k, v in found.manifest.items() if k != "digest"}, "files": []})
+    assert not is_damaged(found.path)
+    change_content(found.path / MANIFEST)
+    assert is_damaged(found.path)
+
+
+# ---- what is not there ----------------------------------------------------------------------------------------------
 
 
 def test_an_empty_store_finds_nothing_and_is_not_made(store):
@@ -302,7 +375,8 @@ def file_store(tmp_path: Path) -> Store:
 
 
 def test_a_store_that_cannot_be_written_is_said_before_any_work(file_store):
-    with pytest.raises(StoreError, match=r"runs cannot be written \(.+\); give a writable folder with --store"):
+    said = r"runs cannot be written \(.+\); make room or give a writable folder with --store"
+    with pytest.raises(StoreError, match=said):
         file_store.check_writable()
     with pytest.raises(StoreError, match="--store"), file_store.publish(KEY, "mine"):
         pytest.fail("the block must not run")
@@ -311,9 +385,9 @@ def test_a_store_that_cannot_be_written_is_said_before_any_work(file_store):
 
 def test_a_store_that_fails_while_publishing_is_said(store, monkeypatch):
     def full(draft: Path, final: Path) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifacts, "rename", full)
+    monkeypatch.setattr(drafts, "settle", full)
     with pytest.raises(StoreError, match=r"runs cannot be written \(No space left on device\)"):
         publish(store)
     assert everything_in(store.root) == ["label"]
@@ -333,68 +407,3 @@ def test_a_store_can_be_tried_while_another_run_tries_it_or_was_killed_trying(st
 def test_the_store_may_be_below_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Store("~/runs").root == tmp_path / "runs"
-
-
-# ---- files and code ------------------------------------------------------------------------------------------------
-
-
-def test_json_files_are_for_people_and_come_back_as_they_were(tmp_path):
-    content = {"b": ["grün", None, 1.5], "a": {"x": True}}
-    write_json(tmp_path / "x.json", content)
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert "grün" in text
-    assert text.startswith('{\n  "b"')
-    assert text.endswith("}\n")
-    assert read_json(tmp_path / "x.json") == content == json.loads(text)
-
-
-def test_a_files_digest_is_its_sha256(tmp_path):
-    (tmp_path / "x").write_bytes(b"pet" * 100_000)
-    assert digest_file(tmp_path / "x") == hashlib.sha256(b"pet" * 100_000).hexdigest()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh checkout that `code_state` takes for this one."""
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    folder = tmp_path / "checkout"
-    (folder / "pet").mkdir(parents=True)
-    (folder / "pet" / "artifacts.py").write_text("one")
-    monkeypatch.setattr(artifacts, "__file__", str(folder / "pet" / "artifacts.py"))
-    return folder
-
-
-def git(folder: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    return subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_the_commit_is_recorded_and_whether_the_code_was_changed_since(checkout):
-    git(checkout, "init", "--quiet")
-    git(checkout, "add", ".")
-    git(checkout, "commit", "--quiet", "-m", "one")
-    head = git(checkout, "rev-parse", "HEAD")
-    (checkout / "notes.txt").write_text("not of the code")
-    assert code_state() == {"commit": head, "dirty": False}
-    (checkout / "pet" / "artifacts.py").write_text("two")
-    assert code_state() == {"commit": head, "dirty": True}
-
-
-def test_code_outside_a_checkout_has_no_commit(checkout):
-    assert code_state() is None
-
-
-def test_a_checkout_that_git_cannot_read_has_no_commit(checkout, monkeypatch):
-    (checkout / ".git").mkdir()
-    assert code_state() is None, "git fails"
-    monkeypatch.setenv("PATH", str(checkout))
-    assert code_state() is None, "there is no git"
-
-
-def test_packages_that_are_not_installed_are_left_out(monkeypatch):
-    monkeypatch.setattr(artifacts, "RECORDED_PACKAGES", ("numpy", "no-such-package-of-this-name"))
-    found = artifacts.environment.__wrapped__()
-    assert set(found["packages"]) == {"numpy"}

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from rows import Finished, files_of, find_all, find_one, finish_run, pet, pet_run, snapshot
+from rows import Finished, files_of, find_all, find_one, finish_run, garble, pet, pet_run, snapshot
 
 from pet import cleaning
 from pet.artifacts import Artifact, Store
+from pet.drafts import read_manifest, write_manifest
+from pet.files import readable_json
 from pet.identity import Key
 from pet.runs import list_runs, open_run
 
@@ -80,9 +82,18 @@ def test_an_empty_store_says_so(tmp_path):
     assert "is no folder" in pet("runs", "--store", tmp_path / "none", "verify", code=2).output
 
 
-def test_a_run_without_summary_is_listed_as_damaged(store):
-    (find_one(store, "run") / "summary.json").unlink()
-    assert "damaged" in pet("runs", "--store", store).stdout
+def test_a_run_that_is_damaged_is_said_and_is_not_in_the_way_of_others(several, tmp_path):
+    store = Path(shutil.copytree(several, tmp_path / "store"))
+    first, second, third = (run_of(store, kind) for kind in ("plain", "ipet", "adapted"))
+    (first / "summary.json").unlink()
+    garble(second / "summary.json")
+    told = pet("runs", "--store", store)
+    assert f"Warning: {first}: summary.json is missing" in told.stderr
+    rows = {line.split()[0]: line for line in told.stdout.splitlines()[1:]}
+    assert rows.keys() == {second.name, third.name}
+    assert rows[second.name].endswith("summary.json is damaged")
+    assert "accuracy" in rows[third.name]
+    assert third.name in pet("runs", "show", third.name, "--store", store).stdout.replace("\n", "")
 
 
 def test_show_has_the_scores_and_every_artifact_with_who_else_needs_it(several):
@@ -107,7 +118,8 @@ def test_show_names_the_student_where_it_is_now(done, store):
 
 def test_the_only_run_takes_everything_with_it(store):
     pet("runs", "rm", "last", "--yes", "--store", store)
-    assert [path.name for path in store.iterdir()] == ["logs"], "of what was done, if not of what it came to"
+    left = {path.name for path in store.iterdir()}
+    assert left == {"logs", ".locks"}, "of what was done, if not of what it came to"
 
 
 @pytest.mark.parametrize(("gone", "stays"), [("plain", "ipet"), ("ipet", "plain"), ("plain", "adapted")])
@@ -220,16 +232,26 @@ def test_every_damaged_missing_and_foreign_file_is_named(store):
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        (lambda manifest: "{", "cannot be read"),
-        (lambda manifest: "[]", "is no manifest"),
-        (lambda manifest: json.dumps(manifest | {"files": [1]}), "is no manifest"),
-        (lambda manifest: json.dumps(manifest | {"settings": {}}), "its identity is not that of its content"),
+        (lambda manifest: "{", "manifest.json is damaged"),
+        (lambda manifest: "[]", "manifest.json is damaged"),
+        (lambda manifest: json.dumps(manifest | {"files": [1]}), "manifest.json is damaged"),
+        (lambda manifest: json.dumps(manifest | {"settings": {}}), "manifest.json is damaged"),
+        (lambda manifest: readable_json(manifest | {"seconds": 1}), "manifest.json is damaged"),
     ],
 )
 def test_a_changed_manifest_is_told(store, written, told):
     path = find_one(store, "label") / "manifest.json"
     path.write_text(written(json.loads(path.read_text())))
-    assert any(told in line for line in verify(store))
+    assert any(told in line and path.parent.name in line for line in verify(store))
+
+
+def test_a_manifest_that_was_written_for_something_else_is_told(store):
+    """With a digest that is right."""
+    folder = find_one(store, "label")
+    manifest = read_manifest(folder)
+    del manifest["digest"]
+    write_manifest(folder, manifest | {"settings": {}})
+    assert any("its identity is not that of its content" in line for line in verify(store))
 
 
 def test_an_artifact_that_is_gone_is_told_by_those_made_from_it(store):
@@ -237,4 +259,4 @@ def test_an_artifact_that_is_gone_is_told_by_those_made_from_it(store):
     lines = verify(store)
     assert all("its input label" in line for line in lines[:-1]) and len(lines) == 3
     (find_one(store, "prepare") / "manifest.json").unlink()
-    assert any("manifest.json cannot be read" in line for line in verify(store))
+    assert any("manifest.json is damaged" in line for line in verify(store))

@@ -16,8 +16,10 @@ ROOT = Path(pet.__file__).parent
 
 LAYERS = {
     "errors": 0,
+    "signals": 0,
     "outside": 1,
     "settings": 1,
+    "files": 1,
     "examples": 1,
     "patterns": 2,
     "sampling": 2,
@@ -26,6 +28,8 @@ LAYERS = {
     "metrics": 2,
     "calibration": 2,
     "petal": 2,
+    "identity": 2,
+    "drafts": 2,
     "artifacts": 2,
     "tasks": 3,
     "rowfiles": 3,
@@ -43,6 +47,7 @@ LAYERS = {
     "runtime": 4,
     "optimizer": 5,
     "training": 5,
+    "checkpoint": 5,
     "inference": 5,
     "stages.*": 6,
     "pipeline": 7,

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from rows import CARD, finish_run, lay_ground, lively_model, pet
+from rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
 from pet import outside, rowfiles, tasks
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
@@ -336,8 +336,8 @@ def test_no_pipeline_makes_code_of_a_model_run(tmp_path):
 
 def test_nothing_in_a_store_can_run(tmp_path_factory):
     store = finish_run(tmp_path_factory.getbasetemp()).store
-    kinds = {path.suffix for path in store.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".md", ".parquet", ".safetensors", ".yaml"}
+    kinds = {path.suffix for path in store.rglob("*") if path.is_file() and is_kept(path)}
+    assert kinds == {".json", ".jsonl", ".md", ".parquet", ".safetensors", ".yaml"}
 
 
 def test_code_of_a_model_that_is_run_is_shouted(tmp_path, tmp_path_factory):

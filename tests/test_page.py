@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from rows import LABELS, TOPICS, find_one, invent_rows, lay_ground, lively_model, pet, pet_run, read_json, write_csv
+from rows import (
+    LABELS,
+    TOPICS,
+    find_one,
+    garble,
+    invent_rows,
+    lay_ground,
+    lively_model,
+    pet,
+    pet_run,
+    read_json,
+    write_csv,
+)
 
 from pet import page
 from pet.artifacts import Store
@@ -226,7 +238,7 @@ def test_the_texts_that_members_disagree_on_come_first(store, monkeypatch):
 def test_the_hidden_labels_of_the_pool_are_not_opened(store, pages, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     for path in (tmp_path / "store").rglob("pool_gold.parquet"):
-        path.unlink()
+        garble(path)
     pet("report", plain(tmp_path / "store"), "--output", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == pages["pet"]
 

@@ -15,6 +15,7 @@ from rows import (
     find_all,
     find_one,
     finish_run,
+    hidden_in,
     open_work,
     pet,
     pet_run,
@@ -68,7 +69,8 @@ def made_again(done, *arguments):
 def test_a_run_makes_every_artifact_and_leaves_nothing_else_in_the_store(done):
     counts = {stage: len(find_all(done.store, stage)) for stage in ALL}
     assert counts == {stage: 6 if stage == "finetune" else 1 for stage in ALL}
-    assert {path.name for path in done.store.iterdir()} == {*ALL, "logs"}
+    assert {path.name for path in done.store.iterdir()} == {*ALL, "logs", ".locks"}
+    assert hidden_in(done.store) == []
     for stage in ALL:
         assert all((folder / "manifest.json").is_file() for folder in (done.store / stage).iterdir())
 
@@ -301,14 +303,10 @@ def test_a_dry_run_says_where_things_are_that_are_there(done):
 # ---- runs that are cut short ---------------------------------------------------------------------------------------
 
 
-def drafts(store):
-    return [path for path in store.rglob("*") if path.name.startswith(".")]
-
-
 @pytest.mark.parametrize("place", ["pet.stages.finetune.draw_batches", "pet.stages.distill.train_student"])
 def test_ctrl_c_leaves_no_draft_and_the_next_run_goes_on(done, tmp_path, monkeypatch, place):
     def interrupt(*_):
-        assert drafts(tmp_path), "the stage has begun to write"
+        assert hidden_in(tmp_path), "the stage has begun to write"
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -316,7 +314,7 @@ def test_ctrl_c_leaves_no_draft_and_the_next_run_goes_on(done, tmp_path, monkeyp
         result = pet_run(done.ground, tmp_path, code=130)
     assert "Interrupted. What was finished is kept; the same command goes on from there." in result.stderr
     assert "Traceback" not in result.output
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
     finished = artifacts(tmp_path)
     assert finished < artifacts(done.store)
     again = pet_run(done.ground, tmp_path)
@@ -332,5 +330,5 @@ def test_a_stage_that_fails_leaves_no_draft(done, store, monkeypatch):
     before = artifacts(store)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         pet_run(done.ground, store, "--set", "distill.steps=7")
-    assert drafts(store) == []
+    assert hidden_in(store) == []
     assert artifacts(store) == before

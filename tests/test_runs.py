@@ -6,6 +6,7 @@ import pytest
 from rows import Finished, finish_run
 
 from pet.artifacts import Store
+from pet.drafts import write_manifest
 from pet.errors import MissingArtifact, StoreError
 from pet.runs import list_runs, open_run
 
@@ -50,7 +51,7 @@ def test_two_runs_that_begin_alike_are_named(done, tmp_path):
     for name, identity in (("a-1f00", "1f00"), ("b-1f11", "1f11")):
         folder = store / "run" / name
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(f'{{"stage": "run", "identity": "{identity}", "created": "{identity}"}}')
+        write_manifest(folder, {"stage": "run", "identity": identity, "created": identity, "files": []})
     with pytest.raises(StoreError, match="'1f' is the beginning of b-1f11, a-1f00"):
         open_run("1f", Store(store))
     assert open_run("1f0", Store(store)).path.name == "a-1f00"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models
+from pet import models, signals
 from pet.artifacts import Artifact
 from pet.checkpoint import train_saved
 from pet.drafts import Draft
@@ -307,8 +307,8 @@ def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
 
 
 def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draft]) -> None:
-    """Train, score and write the members of these drafts, which are in the order in which they were taken; the first
-    one keeps the checkpoint."""
+    """Train, score, write and publish the members of these drafts, which are in the order in which they were taken; the
+    first one keeps the checkpoint."""
     announce(bench, plans)
     work, model = bench.work, bench.twin.lm
     if len(plans) > 1:
@@ -320,7 +320,7 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
     settings = settings_of(work, plans[0])  # all are of one generation
     adapters = Adapters(model, bench.cloze.lm, seeds, settings)
     with adapters.installed():
-        names = [plan.label for plan in plans]
+        names, spent = [plan.label for plan in plans], dict[Draft, float]()
         first, *others = drafts.values()
         reports, seconds = train_adapters(
             bench, adapters, settings, lambda done: draw_batches(bench, asked, seeds, done), names, first
@@ -332,9 +332,13 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
             scores = bench.score(one, splits_of(bench, plan), plan.label)
             adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
             write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
-        for draft in others:
-            draft.seal(after=first.key.identity)
-        first.seal()
+            spent[draft] = draft.seconds  # to score the next one is no part of it
+        with signals.deferred():  # all of them or none
+            for draft in (*others, first):
+                draft.count_from(spent[draft])
+                draft.seal(after=None if draft is first else first.key.identity)
+            for draft in (first, *others):
+                draft.publish()
 
 
 def train_adapters(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 import yaml
-from rows import Ground, find_all, pet, pet_run
+from rows import Ground, digest, find_all, find_one, garble, hidden_in, is_kept, pet, pet_run, snapshot
 from tiny import TOKENIZERS, tiny_config, wordpiece_tokenizer
 
 from pet.settings import Settings
@@ -41,8 +41,8 @@ def refuse(ground, *arguments, store=None):
 def assert_whole(store):
     """No draft, and no artifact without a manifest."""
     if store.is_dir():
-        assert not [path for path in store.rglob("*") if path.name.startswith(".")]
-        for stage in store.iterdir():
+        assert not hidden_in(store)
+        for stage in filter(is_kept, store.iterdir()):
             whole = [(folder / "manifest.json").is_file() for folder in stage.iterdir()]
             assert all(whole) or stage.name == "logs", stage
 
@@ -290,11 +290,57 @@ def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(ground, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_damaged_manifest_is_named_with_what_to_do(done, ground, tmp_path):
-    shutil.copytree(done.store / "prepare", tmp_path / "store" / "prepare")
-    (manifest,) = (tmp_path / "store").glob("prepare/*/manifest.json")
-    manifest.write_text("{")
-    check(refuse(ground), f"{manifest} cannot be read", f"remove {manifest.parent}")
+@pytest.mark.parametrize(
+    ("name", "harm", "problem"),
+    [
+        ("manifest.json", lambda path: path.write_text("{"), "manifest.json is damaged"),
+        ("manifest.json", lambda path: path.unlink(), "manifest.json is damaged, missing"),
+        ("pool.parquet", lambda path: path.unlink(), "pool.parquet is missing"),
+        ("pool.parquet", lambda path: path.write_bytes(b""), "pool.parquet is damaged: 0 bytes"),
+    ],
+)
+def test_a_damaged_artifact_is_said_set_aside_and_made_anew_by_a_run(done, tmp_path, name, harm, problem):
+    store = tmp_path / "store"
+    shutil.copytree(done.store, store)
+    folder = find_one(store, "prepare")
+    harm(folder / name)
+    told = pet_run(done.ground, store).stderr
+    (aside,) = hidden_in(store)
+    assert aside.name.startswith(f".damaged-{folder.name}-")
+    check(told, f"prepare/{folder.name} is damaged ({problem}", f"set aside as {aside.name}")
+    assert digest(folder / "pool.parquet") == digest(done.one("prepare") / "pool.parquet")
+    assert told.count(": reused ") >= 11, "and nothing else"
+    assert told.splitlines()[-1] == f"run: reused {find_one(store, 'run')}"
+    assert pet_run(done.ground, store).stderr.count(": reused ") == 12
+
+
+def test_a_file_whose_content_has_changed_is_seen_when_a_run_reads_it_not_before(done, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(done.store, store)
+    garble(find_one(store, "prepare") / "pool.parquet")
+    assert pet_run(done.ground, store).stderr.count(": reused ") == 12
+    assert hidden_in(store) == []
+    told = pet_run(done.ground, store, "--set", "distill.steps=4").stderr
+    (aside,) = hidden_in(store)
+    check(told, "pool.parquet is damaged: its content has changed (sha256)", f"set aside as {aside.name}")
+    assert digest(find_one(store, "prepare") / "pool.parquet") == digest(done.one("prepare") / "pool.parquet")
+
+
+@pytest.mark.parametrize(
+    "command", [("predict", "last", "--text", "goal"), ("export", "last", "out"), ("report", "last")]
+)
+def test_a_damaged_artifact_is_one_sentence_to_other_commands_which_leave_it(done, tmp_path, monkeypatch, command):
+    store = tmp_path / "store"
+    shutil.copytree(done.store, store)
+    monkeypatch.chdir(tmp_path)
+    garble(find_one(store, "evaluate") / "calibration.json")
+    garble(find_one(store, "run") / "summary.json")
+    before = snapshot(store)
+    sentence = pet(*command, "--store", store, code=2).stderr
+    check(sentence, "is damaged: its content has changed", "the command that made it sets it aside and makes it again")
+    assert sentence.count("\n") == 1
+    assert snapshot(store) == before
+    assert list(tmp_path.iterdir()) == [store]
 
 
 def test_nothing_was_set_by_a_refused_run(ground):

@@ -292,10 +292,10 @@ def test_an_empty_folder_is_filled_and_anything_else_is_refused(runs, tmp_path):
 @pytest.mark.parametrize(
     ("gone", "sentence"),
     [
-        ("distill/*/student", "is not there any more; remove"),
-        ("distill/*/student/model.safetensors", "cannot be loaded"),
-        ("distill/*/scores.safetensors", "cannot be read"),
-        ("prepare/*/test.parquet", "cannot be read"),
+        ("distill/*/student", "student/config.json is missing"),
+        ("distill/*/student/model.safetensors", "model.safetensors is damaged: 0 bytes"),
+        ("distill/*/scores.safetensors", "scores.safetensors is damaged: 0 bytes"),
+        ("prepare/*/test.parquet", "test.parquet is damaged: 0 bytes"),
         ("finetune/*p0-r0*", "run was made from finetune"),
     ],
 )

@@ -8,7 +8,19 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from rows import LABELS, Finished, files_of, find_one, lay_ground, lively_model, pet, pet_run, read_json, snapshot
+from rows import (
+    LABELS,
+    Finished,
+    declare,
+    files_of,
+    find_one,
+    lay_ground,
+    lively_model,
+    pet,
+    pet_run,
+    read_json,
+    snapshot,
+)
 from safetensors.numpy import load_file
 
 import pet as package
@@ -104,6 +116,7 @@ def test_members_that_were_not_kept_are_one_sentence(done, tmp_path):
     shutil.copytree(done.store, store)
     for path in store.glob("finetune/*/model"):
         shutil.rmtree(path)
+        declare(path.parent)
     said = pet("predict", "last", "--store", store, "--from", "ensemble", "--text", "goal", code=2).output
     assert "were not kept; use the student" in said
     pet("predict", "last", "--store", store, "--text", "goal")
@@ -113,6 +126,7 @@ def test_a_run_without_calibration_says_that_its_probabilities_are_raw(done, tmp
     store = tmp_path / "store"
     shutil.copytree(done.store, store)
     (find_one(store, "evaluate") / "calibration.json").unlink()
+    declare(find_one(store, "evaluate"))
     source = write_texts(tmp_path / "in.csv", test_texts(store))
     said = pet("predict", "last", "--store", store, "--input", source, "--output", tmp_path / "out.csv")
     assert "its probabilities are raw" in said.stderr
@@ -192,6 +206,7 @@ def test_the_task_card_need_not_be_there_any_more(done, tmp_path):
     shutil.copytree(done.store, store)
     settings = find_one(store, "run") / "settings.yaml"
     settings.write_text(settings.read_text().replace(str(done.ground.card), str(ground.card)))
+    declare(settings.parent)
     assert str(ground.card) in settings.read_text()
     write_texts(tmp_path / "in.csv", [("goal", "team")])
     pet("predict", find_one(store, "run"), "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv")
@@ -207,6 +222,7 @@ def test_columns_that_the_card_s_own_source_maps_are_read_as_it_reads_them(done,
     ground.change_card(files=own)
     settings = find_one(store, "run") / "settings.yaml"
     settings.write_text(settings.read_text().replace(str(done.ground.card), str(ground.card)))
+    declare(settings.parent)
     rows = [("1", "goal\\match", "team"), ("2", "bank", "profit")]
     write_texts(tmp_path / "names.csv", rows, ("n", "title", "text"))
     write_texts(tmp_path / "none.csv", rows[1:], rows[0])

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from rows import files_of, find_all, find_one, lay_ground, lively_model, pet_run, read_json
+from rows import files_of, find_all, find_one, hidden_in, lay_ground, lively_model, pet_run, read_json
 from safetensors.numpy import load_file
 
 from pet import corpus
@@ -123,7 +123,7 @@ def test_a_pool_that_is_too_small_to_train_on_is_refused_and_nothing_is_left(ada
         result = pet_run(ground, tmp_path / "store", "--set", f"adapt.{change}", code=2)
         assert said in result.stderr
     assert not find_all(tmp_path / "store", "adapt")
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.name.startswith(".")]
+    assert not hidden_in(tmp_path / "store")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rows import (
     pet_run,
     read_json,
     save_lively,
+    spare_draft,
 )
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -86,8 +87,8 @@ def test_only_the_pool_teaches_the_student(done, tmp_path):
     splits = prepare.load(there)
     teacher = np.random.default_rng(0).normal(size=(len(splits.pool), 3))
     other = Splits(splits.test, splits.pool, splits.test)
-    one, _ = distill.train_student(work, splits, teacher)
-    two, _ = distill.train_student(work, other, teacher)
+    one, _ = distill.train_student(work, splits, teacher, spare_draft(tmp_path))
+    two, _ = distill.train_student(work, other, teacher, spare_draft(tmp_path))
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name]), name
 
@@ -104,7 +105,7 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
     seed = distill.derive_seed("distill", work.settings.seed)
     fresh = Classifier(work, None, seed)
     student = fresh.score(fresh.encode(splits.pool), "fresh").astype(float)
-    _, report = distill.train_student(work, splits, teacher)
+    _, report = distill.train_student(work, splits, teacher, spare_draft(tmp_path))
 
     def soften(scores):
         powers = np.exp(scores / temperature)
@@ -120,7 +121,7 @@ def test_a_student_of_clear_soft_labels_learns_them(tiny_folder, tmp_path):
     splits = prepare.load(prepare.run(work))
     (pool,) = splits.pool.chunks()
     wanted = np.asarray([topic_of(pool.joined(row)) for row in range(30)])
-    student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted])
+    student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path))
     losses = report.losses["loss"]
     assert report.steps == list(range(10, 90, 10))
     assert losses[-1] < 0.7 * losses[0]

@@ -5,12 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from rows import LABELS, MAX_LENGTH, files_of, lay_ground, lively_model, open_work, pet_run, read_json
+from rows import LABELS, MAX_LENGTH, files_of, lay_ground, lively_model, open_work, pet_run, read_json, spare_draft
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pet.artifacts import Artifact
+from pet.artifacts import Store
 from pet.ensemble import even_shift
 from pet.stages import distill, evaluate, finetune, label, prepare
 from pet.stages.classifier import Classifier
@@ -119,7 +119,7 @@ def test_the_soft_labels_are_scored_where_the_pool_s_labels_are_known(done, scor
     gold = read_texts(done.one("prepare") / "pool_gold.parquet").labels
     known = [row for row, name in enumerate(gold) if name is not None]
     assert 0 < len(known) < len(gold)
-    soft = load_scores(Artifact(done.one("label"), {}), tuple(LABELS))[known].argmax(1)
+    soft = load_scores(Store(done.store).open(done.one("label")), tuple(LABELS))[known].argmax(1)
     value = METRICS[metric]([LABELS.index(gold[row]) for row in known], soft)
     assert scores["soft_labels"]["value"] == pytest.approx(100 * value, abs=0.005)
 
@@ -211,7 +211,7 @@ def ask_student(done, texts):
 
 def test_the_student_is_held_to_the_soft_labels_of_the_pool(done):
     found = read_json(done.one("evaluate") / "calibration.json")["student"]
-    soft = softmax(load_scores(Artifact(done.one("label"), {}), tuple(LABELS)))
+    soft = softmax(load_scores(Store(done.store).open(done.one("label")), tuple(LABELS)))
     scores = ask_student(done, read_texts(done.one("prepare") / "pool.parquet"))
     assert found["temperature"] == coldest_loss(scores, soft)
     assert found["texts"] == len(scores)
@@ -223,8 +223,8 @@ def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enoug
     seen = []
     train = Trainer.run
 
-    def note(self, batches, *names):
-        return train(self, (seen.append(one) or one for one in batches), *names)
+    def note(self, batches, *names, **more):
+        return train(self, (seen.append(one) or one for one in batches), *names, **more)
 
     work = open_work(done.ground, done.store)
     rows, what = evaluate.held_out(work, 30)
@@ -232,7 +232,7 @@ def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enoug
     monkeypatch.setattr(Trainer, "run", note)
     pool = read_texts(done.one("prepare") / "pool.parquet")
     splits = prepare.load(prepare.need(work))
-    distill.train_student(work, splits, np.zeros((30, len(LABELS))))
+    distill.train_student(work, splits, np.zeros((30, len(LABELS))), spare_draft(tmp_path))
     lengths = sum(len(batch.input_ids) for batch, _ in seen)
     unseen = sorted(set(range(30)) - set(rows.tolist()))
     student = Classifier(work, work.settings.distill.model, 0)

@@ -19,6 +19,7 @@ from rows import (
     files_of,
     find_all,
     find_one,
+    garble,
     lay_ground,
     lively_model,
     open_work,
@@ -30,14 +31,15 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet import packing
+from pet.artifacts import Store
 from pet.encoding import Layout, round_up
-from pet.errors import SettingsError, StoreError
+from pet.errors import DamagedArtifact, SettingsError
 from pet.losses import IGNORED
 from pet.stages import finetune, prepare
 from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
 from pet.stages.bench import Bench
-from pet.stages.finetune import Plan, draw_batches
-from pet.stages.work import read_scores
+from pet.stages.finetune import draw_batches
+from pet.stages.work import open_scores, read_scores
 from pet.tasks import read_texts
 from pet.training import tensors_of
 
@@ -554,15 +556,14 @@ def test_patterns_the_card_does_not_have_or_named_twice_are_refused(done, tmp_pa
         finetune.plans(work)
 
 
-def test_a_damaged_score_file_is_named_with_what_to_do(done, tmp_path):
+def test_damaged_scores_are_not_read(done, tmp_path):
     shutil.copytree(done.one("finetune", "p0-r0"), tmp_path / "member")
-    work = open_work(done.ground, done.store)
-    (tmp_path / "member" / SCORES).write_bytes(b"no scores")
-    plan = Plan(work.pvps[0], 0)
-    artifact = work.published(finetune.key(work, prepare.need(work), plan))
-    damaged = type(artifact)(tmp_path / "member", artifact.manifest)
-    with pytest.raises(StoreError, match=r"cannot be read .*; remove .*member and run its stage again"):
-        read_scores(damaged)
+    garble(tmp_path / "member" / SCORES)
+    member = Store(tmp_path).open(tmp_path / "member")
+    with pytest.raises(DamagedArtifact, match=f"{SCORES} is damaged: its content has changed"):
+        read_scores(member)
+    with pytest.raises(DamagedArtifact, match=f"{SCORES} is damaged"), open_scores(member, "test"):
+        pytest.fail("nor in parts")
 
 
 def test_a_member_has_a_random_state_of_its_own_in_every_generation_the_first_as_in_pet(done):

@@ -1,9 +1,11 @@
-"""finetune with `method: lora`: members that are adapters on one model, trained together, published one by one; and
+"""finetune with `method: lora`: members that are adapters on one model, trained together and published together; and
 what is left when the making of members of either kind is cut short."""
 
 import errno
 import itertools
+import os
 import shutil
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -21,21 +23,25 @@ from rows import (
     files_of,
     find_all,
     find_one,
+    hidden_in,
     lay_ground,
     lively_model,
     open_work,
     pet_run,
     read_json,
     save_lively,
+    stop_at,
 )
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from pet import drafts
 from pet.artifacts import Artifact
+from pet.checkpoint import Saver
 from pet.lora import Adapters
 from pet.stages import finetune
-from pet.stages.bench import Aside
+from pet.stages.bench import Aside, Bench
 from pet.tasks import read_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -66,10 +72,6 @@ def lora(done, tmp_path_factory) -> Finished:
 def names_of(store):
     """Plans that have an artifact."""
     return [folder.name.split("-lively-")[1].rsplit("-", 1)[0] for folder in find_all(store, "finetune")]
-
-
-def drafts(store):
-    return [path for path in store.rglob("*") if path.name.startswith(".")]
 
 
 def scores_of(folder):
@@ -126,12 +128,21 @@ def test_a_member_says_how_its_own_training_went_and_with_whom(lora):
 
 
 def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch):
-    """Of what four took together a quarter."""
-    monkeypatch.setattr(finetune, "time", SimpleNamespace(perf_counter=itertools.count(0, 400).__next__))
+    """Of what four took together a quarter, and what it took to score it, not the others."""
+    now, score = 0.0, Bench.score
+
+    def score_slowly(*given):
+        nonlocal now
+        now += 7
+        return score(*given)
+
+    monkeypatch.setattr(drafts, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(Saver, "spent", lambda self: 400.0)
+    monkeypatch.setattr(Bench, "score", score_slowly)
     finetuned(done.ground, tmp_path, *LORA)
     for member in MEMBERS:
         (folder,) = find_all(tmp_path, "finetune", f"-{member}-")
-        assert 100 < read_json(folder / "manifest.json")["seconds"] < 130
+        assert read_json(folder / "manifest.json")["seconds"] == 107
 
 
 def test_the_losses_and_the_training_of_every_member_are_shown(done, tmp_path):
@@ -378,7 +389,7 @@ def test_a_target_that_is_nowhere_is_refused_in_one_sentence(done, tmp_path):
     assert sentence.count("\n") == 1
     assert "finetune.lora.targets ['qeury']" in sentence
     assert "name some of dense, key, query, value" in sentence
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
 
 
 def test_in_bf16_it_runs_to_the_end_and_scores_are_near_those_of_the_adapter_in_fp32(done, tmp_path, tmp_path_factory):
@@ -431,29 +442,38 @@ def on_call(number, wrapped, problem):
 
 
 @pytest.mark.parametrize("what", PROBLEMS)
-def test_adapters_finished_before_a_run_was_cut_short_are_kept_and_the_next_one_makes_the_rest(
+def test_adapters_cut_short_while_they_are_written_leave_nothing_and_the_next_run_makes_all(
     lora, tmp_path, monkeypatch, what
 ):
+    """They are published together, so that none is ever trained in other company."""
     save = Adapters.save
 
     def save_or_fail(self, member, *rest):
         if member == 2:
-            assert [path.name.split("-")[1] for path in drafts(tmp_path)], "this one has begun to be written"
+            assert len([path for path in hidden_in(tmp_path) if (path / "adapter").is_dir()]) == 2, "two are written"
             raise PROBLEMS[what]
         save(self, member, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(Adapters, "save", save_or_fail)
         run_into(PROBLEMS[what], lora.ground, tmp_path, *LORA)
-    assert drafts(tmp_path) == []
-    assert sorted(names_of(tmp_path)) == sorted([*UNTUNED, *MEMBERS[:2]])
+    assert hidden_in(tmp_path) == []
+    assert sorted(names_of(tmp_path)) == UNTUNED
     again = pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)
-    assert again.stderr.count(": reused ") == 4
-    assert drafts(tmp_path) == []
+    assert again.stderr.count(": reused ") == 2
+    assert_all_as_in(lora, tmp_path)
+
+
+def assert_all_as_in(lora, store):
+    """The members are those of an undisturbed run, byte by byte, and nothing else is in the store."""
+    assert hidden_in(store) == []
     for member in MEMBERS:
-        assert find_one(tmp_path, "finetune", member).name == lora.one("finetune", member).name
-        assert_same_member(find_one(tmp_path, "finetune", member), lora.one("finetune", member))
-    assert read_json(find_one(tmp_path, "finetune", "p1-r1") / "training.json")["trained_with"] == MEMBERS[2:]
+        folder, other = find_one(store, "finetune", member), lora.one("finetune", member)
+        assert folder.name == other.name
+        assert files_of(folder) == files_of(other)
+        for name in files_of(folder) - {"manifest.json"}:
+            assert digest(folder / name) == digest(other / name), (member, name)
+        assert read_json(folder / "training.json")["trained_with"] == MEMBERS
 
 
 @pytest.mark.parametrize("what", PROBLEMS)
@@ -461,11 +481,65 @@ def test_adapters_cut_short_in_training_leave_nothing(lora, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "cloze_losses", on_call(3, finetune.cloze_losses, PROBLEMS[what]))
         run_into(PROBLEMS[what], lora.ground, tmp_path, *LORA)
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
     assert sorted(names_of(tmp_path)) == UNTUNED
     pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)
-    for member in MEMBERS:
-        assert_same_member(find_one(tmp_path, "finetune", member), lora.one("finetune", member))
+    assert_all_as_in(lora, tmp_path)
+
+
+def test_adapters_that_were_asked_to_stop_go_on_from_there_and_come_out_the_same(lora, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        assert "finetune: saved after step 3" in pet_run(lora.ground, tmp_path, *LORA, code=143).stderr
+    assert sorted(names_of(tmp_path)) == UNTUNED
+    draft, checkpoint, *_ = hidden_in(tmp_path)
+    assert draft == checkpoint.parent, "of all the drafts only the one with the checkpoint is left"
+    again = pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)
+    assert "finetune: going on after step 3" in again.stderr
+    assert_all_as_in(lora, tmp_path)
+
+
+def test_a_checkpoint_of_other_company_is_not_gone_on_from(lora, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        pet_run(lora.ground, tmp_path, *LORA, code=143)
+    more = [*LORA, *settings(repetitions=3)]
+    assert "going on" not in pet_run(lora.ground, tmp_path, "--stage", "finetune", *more).stderr
+    assert hidden_in(tmp_path) == []
+    assert len(find_all(tmp_path, "finetune", "p1-r2")) == 1
+
+
+def test_adapters_are_all_published_when_a_signal_comes_while_the_first_one_is(lora, tmp_path, monkeypatch):
+    settle = drafts.settle
+
+    def stop(folder, final):
+        if "-r" in final.name:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(drafts, "settle", settle)
+        settle(folder, final)
+
+    monkeypatch.setattr(drafts, "settle", stop)
+    pet_run(lora.ground, tmp_path, *LORA, code=130)
+    assert_all_as_in(lora, tmp_path)
+
+
+@pytest.mark.parametrize("sealed", [1, 3, 4])
+def test_adapters_whose_process_died_while_they_were_sealed_count_if_all_were(lora, tmp_path, monkeypatch, sealed):
+    """As when the power goes: nothing is tidied up."""
+    seals, write = itertools.count(1), drafts.write_manifest
+
+    def die(folder, manifest):
+        write(folder, manifest)
+        if "-r" in manifest["label"] and next(seals) == sealed:
+            monkeypatch.setattr(drafts, "clear", lambda folder: None)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(drafts, "write_manifest", die)
+    pet_run(lora.ground, tmp_path, *LORA, code=130)
+    monkeypatch.undo()
+    again = pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)
+    assert ("training these 4 members together" in again.stderr) == (sealed < 4)
+    assert_all_as_in(lora, tmp_path)
 
 
 def failing_write(monkeypatch, number, problem):
@@ -494,7 +568,7 @@ def test_what_goes_wrong_in_writing_a_model_reaches_the_user_and_finished_member
         run_into(PROBLEMS["a mistake of ours"], done.ground, tmp_path)
     assert len(calls) == number, "nothing was written after it"
     assert not {threading.main_thread(), threading.current_thread()} & set(calls)
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
     assert sorted(names_of(tmp_path)) == sorted([*UNTUNED, *MEMBERS[: number - 1]])
     pet_run(done.ground, tmp_path, "--stage", "finetune")
     for member in MEMBERS:
@@ -516,7 +590,7 @@ def test_a_full_disk_is_said_in_one_sentence(done, tmp_path, monkeypatch, proble
     result = pet_run(done.ground, tmp_path, code=2)
     assert f"Error: the store {tmp_path} cannot be written" in result.stderr.splitlines()[-1]
     assert "No space left on device" in result.stderr.splitlines()[-1]
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
     assert sorted(names_of(tmp_path)) == sorted([*UNTUNED, "p0-r0"])
 
 
@@ -547,18 +621,18 @@ def test_a_model_that_is_being_written_when_the_next_one_s_training_is_cut_short
         time.sleep(0.2)
         save(self, folder, **more)
 
-    def draw_or_stop(bench, asked, seeds):
-        if find_all(tmp_path, "finetune", "p0-r0") or any((path / SCORES).is_file() for path in drafts(tmp_path)):
+    def draw_or_stop(bench, asked, seeds, done):
+        if find_all(tmp_path, "finetune", "p0-r0") or any((path / SCORES).is_file() for path in hidden_in(tmp_path)):
             cut.set()
             raise PROBLEMS[what]
-        return draw(bench, asked, seeds)
+        return draw(bench, asked, seeds, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.PreTrainedModel, "save_pretrained", write_slowly)
         patch.setattr(finetune, "draw_batches", draw_or_stop)
         run_into(PROBLEMS[what], done.ground, tmp_path)
     assert cut.is_set()
-    assert drafts(tmp_path) == []
+    assert hidden_in(tmp_path) == []
     assert sorted(names_of(tmp_path)) == ["p0-r0", *UNTUNED]
     folder = done.one("finetune", "p0-r0")
     for name in files_of(folder) - {"manifest.json"}:

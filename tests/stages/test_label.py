@@ -6,11 +6,11 @@ from itertools import combinations
 import numpy as np
 import pyarrow.parquet
 import pytest
-from rows import LABELS, files_of, open_work, read_json
+from rows import LABELS, declare, files_of, open_work, read_json
 from safetensors.numpy import load_file
 
 from pet import tasks
-from pet.artifacts import Artifact
+from pet.artifacts import Store
 from pet.stages import finetune, label, prepare
 from pet.tasks import read_texts
 
@@ -145,5 +145,6 @@ def test_patterns_that_were_never_right_count_as_much_as_each_other(done, tmp_pa
     for number, one in members.untuned.items():
         shutil.copytree(one.path, tmp_path / str(number))
         (tmp_path / str(number) / "training.json").write_text('{"train_accuracy": 0.0}')
-        members.untuned[number] = Artifact(tmp_path / str(number), one.manifest)
+        declare(tmp_path / str(number))
+        members.untuned[number] = Store(tmp_path).open(tmp_path / str(number))
     assert label.weigh(work, members).tolist() == [0.25] * 4

@@ -14,6 +14,8 @@ from rows import (
     files_of,
     find_all,
     find_one,
+    garble,
+    hidden_in,
     open_work,
     pet_run,
     read_json,
@@ -169,15 +171,16 @@ def test_only_evaluate_opens_the_hidden_labels_of_the_pool(done, tmp_path):
     """The same walk with those labels out of reach: everything up to the student comes out the same, byte by byte."""
     shutil.copytree(done.store / "prepare", tmp_path / "prepare")
     gold = find_one(tmp_path, "prepare") / "pool_gold.parquet"
-    kept = gold.read_bytes()
-    gold.unlink()
+    kept = garble(gold)
     for stage in ("finetune", "label", "distill"):
         pet_run(done.ground, tmp_path, "--stage", stage)
         for folder in find_all(done.store, stage):
             for name in files_of(folder) - {"manifest.json"}:
                 assert digest(tmp_path / stage / folder.name / name) == digest(folder / name), name
+    assert hidden_in(tmp_path) == [], "nobody has seen that they are damaged"
     gold.write_bytes(kept)
     pet_run(done.ground, tmp_path, "--stage", "evaluate")
+    assert hidden_in(tmp_path) == []
     scores = "scores.json"
     assert digest(find_one(tmp_path, "evaluate") / scores) == digest(done.one("evaluate") / scores)
 

@@ -1,8 +1,10 @@
 """pretrain: trains as a few lines of plain torch do, goes on where it stopped, and makes a model for any task."""
 
 import csv
+import itertools
 import json
 import shutil
+import signal
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rows import digest, files_of, find_all, find_one, lay_ground, pet, pet_run, read_json
+from rows import digest, files_of, find_all, find_one, garble, lay_ground, pet, pet_run, read_json, stop_at
 from safetensors.torch import load_file, save_file
 from test_corpus import invent
 from tiny import save_tiny
@@ -18,7 +20,8 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from pet import delta
+from pet import checkpoint, delta
+from pet.checkpoint import Checkpoint
 from pet.cloze import HEADS, ClozeModel
 from pet.corpus import open_blocks
 from pet.encoding import Speller
@@ -397,46 +400,88 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_happened(
     ground, tmp_path, monkeypatch, family, dropout, precision
 ):
     changes = {"pretrain__dropout": dropout, "runtime__precision": precision}
-    whole = tmp_path / "whole"
+    whole, store = tmp_path / "whole", tmp_path / "store"
     run(ground, whole, family, **changes)
-    save = pretrain.Checkpoint.save
-
-    def save_and_stop(self, step, seconds, report):
-        save(self, step, seconds, report)
-        raise KeyboardInterrupt
-
-    changes["pretrain__checkpoint_minutes"] = 1e-9
-    store = tmp_path / "store"
-    monkeypatch.setattr(pretrain.Checkpoint, "save", save_and_stop)
-    assert "goes on from there" in run(ground, store, family, code=130, **changes).output
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13, signal.SIGINT)  # between two reports
+        told = run(ground, store, family, code=130, **changes).stderr
+    assert "pretrain: saved after step 13" in told
+    assert "goes on from there" in told
     assert not find_all(store, "pretrain")
-    monkeypatch.setattr(pretrain.Checkpoint, "save", save)
-    assert "going on after step 10" in run(ground, store, family, **changes).stderr
+    assert "pretrain: going on after step 13" in run(ground, store, family, **changes).stderr
+    assert_as_whole(store, whole)
+
+
+def assert_as_whole(store, whole):
+    """The same model and losses, and nothing is left of the way there."""
     mine, expected = (load_file(made(one) / "model" / "model.safetensors") for one in (store, whole))
     assert all(torch.equal(one, expected[name]) for name, one in mine.items())
     told, whole_told = (read_json(made(one) / "training.json") for one in (store, whole))
     assert (told["steps"], told["losses"]) == (whole_told["steps"], whole_told["losses"])
     assert [path.name for path in (store / "pretrain").iterdir()] == [made(store).name]
+    assert made(store).name == made(whole).name
 
 
-def test_a_damaged_checkpoint_is_named(ground, tmp_path, monkeypatch):
-    def stop(self, step, seconds, report):
-        self.path.write_bytes(b"no safetensors")
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: garble(next(folder.glob("state-*"))),
+        lambda folder: next(folder.glob("state-*")).unlink(),
+        lambda folder: garble(folder / "state.json"),
+        lambda folder: (folder / "state.json").write_text("{}"),
+    ],
+    ids=["weights", "no weights", "garbled", "facts"],
+)
+def test_a_damaged_checkpoint_is_said_and_training_starts_anew(ground, stores, tmp_path, monkeypatch, harm):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 13)
+        run(ground, tmp_path, code=143)
+    (checkpoint,) = tmp_path.glob("pretrain/.draft-*/.checkpoint")
+    harm(checkpoint)
+    assert "pretrain: the checkpoint is of no use, training starts anew: " in run(ground, tmp_path).stderr
+    assert_as_whole(tmp_path, stores["bert"])
 
-    monkeypatch.setattr(pretrain.Checkpoint, "save", stop)
-    run(ground, tmp_path, code=130, pretrain__checkpoint_minutes=1e-9)
-    assert "is damaged" in run(ground, tmp_path, code=2, pretrain__checkpoint_minutes=1e-9).output
+
+def test_what_is_saved_on_the_way_changes_nothing(ground, stores, tmp_path, monkeypatch):
+    steps, save = [], Checkpoint.save
+
+    def note(self, state, seconds):
+        steps.append(state.step)
+        save(self, state, seconds)
+
+    monkeypatch.setattr(Checkpoint, "save", note)
+    run(ground, tmp_path, runtime__checkpoint_minutes=0)
+    assert steps == list(range(1, CHANGES["pretrain.steps"] + 1))
+    assert_as_whole(tmp_path, stores["bert"])
+
+
+def ticking(monkeypatch):
+    """A clock that goes on by a second whenever somebody looks."""
+    clock = SimpleNamespace(perf_counter=map(float, itertools.count()).__next__)
+    for module in (progress, checkpoint):
+        monkeypatch.setattr(module, "time", clock)
 
 
 def test_after_the_minutes_asked_for_training_ends_with_the_rate_at_its_end(ground, tmp_path, monkeypatch):
-    clock = iter(range(10**6))
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    ticking(monkeypatch)
     done = run(ground, tmp_path, pretrain__steps=100_000, pretrain__minutes=1.0)
     assert " of 100,000 steps" in done.stderr
     told = json.loads((made(tmp_path) / "training.json").read_text())
-    assert 10 <= told["steps"][-1] <= 40  # two looks at the clock a step
+    assert 10 <= told["steps"][-1] <= 40  # two looks at the clock a step, or a few more
     assert told["held_out_loss"]["after"] < told["held_out_loss"]["before"]
+
+
+def test_the_minutes_of_a_training_that_was_stopped_are_counted(ground, tmp_path, monkeypatch):
+    ticking(monkeypatch)
+    changes = {"pretrain__steps": 100_000, "pretrain__minutes": 1.0}
+    run(ground, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 9)
+        run(ground, tmp_path / "store", code=143, **changes)
+    run(ground, tmp_path / "store", **changes)
+    whole, stopped = (read_json(made(tmp_path / name) / "training.json") for name in ("whole", "store"))
+    assert 9 < stopped["steps"][-1] <= whole["steps"][-1]
+    assert 60 <= stopped["seconds"] < 70
 
 
 def test_the_speed_told_is_that_of_training_without_pauses(ground, tmp_path, monkeypatch):
