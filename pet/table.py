@@ -154,7 +154,7 @@ def make_by_tasks(
     """As `make`, all runs at a time, as tasks of a cluster; `chosen`: which."""
     table, reporter = Table(), runtime.reporter
     works = [open_cell(cell, settings, store, runtime) for cell in wanted]
-    with open_cluster(chosen) as crew:
+    with open_cluster(chosen, store) as crew:
         both = zip(wanted, works, strict=True)
         orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
         results: dict[int, Any] = {}

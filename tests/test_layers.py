@@ -95,6 +95,7 @@ HOMES = {
     "matplotlib": ("layer", 7),
     "jinja2": ("layer", 7),
     "datasets": ("modules", "tasks"),
+    "ray": ("modules", "cluster"),
     "click": ("modules", "cli*"),
     "rich": ("modules", "cli*"),
 }

@@ -170,7 +170,10 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> I
     """All walks at a time, as tasks of a cluster; as `run_here`."""
     from pet.cluster import open_cluster, order_of, raised
 
-    with tracked(screen, tracker, works[0], screen.warn), open_cluster(works[0].settings.runtime) as crew:
+    with (
+        tracked(screen, tracker, works[0], screen.warn),
+        open_cluster(works[0].settings.runtime, works[0].store) as crew,
+    ):
         several = len(works) > 1
         names = [f"seed {work.settings.seed}" if several else "" for work in works]
         orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]
