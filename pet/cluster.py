@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,9 +195,20 @@ class Crew:
     mark: str
     name: str
 
-    def run(self, orders: Sequence[Order], reporter: Reporter | None = None) -> Iterator[tuple[int, Any]]:
+    @contextlib.contextmanager
+    def run(
+        self, orders: Sequence[Order], reporter: Reporter | None = None
+    ) -> Iterator[Generator[tuple[int, Any], None, None]]:
         """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
-        told what all tasks say meanwhile. Whoever stops asking stops the tasks."""
+        told what all tasks say meanwhile. Tasks that are left when the block ends are stopped."""
+        results = self.results(orders, reporter)
+        try:
+            yield results
+        finally:
+            results.close()  # now, and not when Python comes to it: Ray is there no more then
+
+    def results(self, orders: Sequence[Order], reporter: Reporter | None) -> Generator[tuple[int, Any], None, None]:
+        """As `run`."""
         import ray
 
         replay = Replay(reporter) if reporter else None
@@ -208,7 +219,8 @@ class Crew:
                 while todo and len(waiting) < (WALKS if orders[0].walks else len(orders)):
                     number, order = todo.pop()
                     waiting[self.start(order)] = number
-                done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
+                with signals.deferred():  # Ray would make a plain KeyboardInterrupt of whatever signal it is
+                    done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
                 if replay:
                     replay.show(ray.get(self.hub.drain.remote()))
                 for one in done:
@@ -229,15 +241,17 @@ class Crew:
 
     def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
         """As of `Executor`."""
-        ((_, found),) = self.run([order_of(work, what, *arguments)])
+        with self.run([order_of(work, what, *arguments)]) as results:
+            ((_, found),) = results
         return raised(found)
 
     def members(self, work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
         """As of `Executor`: one task each; adapters are trained together, as elsewhere, in one."""
         together = [plan for plan in plans if plan.repetition is not None and work.settings.finetune.method == "lora"]
         groups = [*([plan] for plan in plans if plan not in together), *([together] if together else [])]
-        for _, found in self.run([order_of(work, make_members, prepared, one) for one in groups]):
-            raised(found)
+        with self.run([order_of(work, make_members, prepared, one) for one in groups]) as results:
+            for _, found in results:
+                raised(found)
 
 
 def stop(tasks: list[Any]) -> None:

@@ -158,10 +158,11 @@ def make_by_tasks(
         both = zip(wanted, works, strict=True)
         orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
         results: dict[int, Any] = {}
-        for number, found in crew.run(orders, reporter):
-            results[number] = found
-            how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
-            reporter.say(f"table: {wanted[number]}: {how} ({len(results)} of {len(wanted)})")
+        with crew.run(orders, reporter) as coming:
+            for number, found in coming:
+                results[number] = found
+                how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
+                reporter.say(f"table: {wanted[number]}: {how} ({len(results)} of {len(wanted)})")
     for number, cell in enumerate(wanted):
         if isinstance(results[number], Exception):
             table.problems.append((cell, tell(results[number])))

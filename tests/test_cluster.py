@@ -173,6 +173,9 @@ def test_a_host_that_sees_another_store_is_named(tmp_path, monkeypatch):
 
 # ---- with Ray ------------------------------------------------------------------------------------------------------
 
+SAME = {"device": "cpu", "precision": "fp32"}
+"""Of `pet` in this process and in one of its own."""
+
 HAS_RAY = importlib.util.find_spec("ray") is not None
 PATIENCE = 180
 
@@ -372,7 +375,7 @@ def test_what_a_user_can_mend_is_one_sentence_wherever_it_was_found(address, com
 @with_ray
 def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole(address, tmp_path):
     model = lively_model(tmp_path / "model")
-    ground = lay_ground(tmp_path / "ground", model, finetune={"repetitions": 1}, runtime={"device": "cpu"})
+    ground = lay_ground(tmp_path / "ground", model, finetune={"repetitions": 1}, runtime=SAME)
 
     def table(name: str) -> list[object]:
         places = ["--store", tmp_path / name, "--out", tmp_path / f"results-{name}"]
@@ -399,7 +402,7 @@ def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole
 
 @with_ray
 def test_several_seeds_at_a_time_are_shown_in_the_order_that_they_were_given_in(address, tmp_path):
-    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime={"device": "cpu"})
+    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
     seeds = ("2", "0", "1")
     said = pet_ray(address, "run", ground.pipeline, "--store", tmp_path / "store", *(f"--seed={one}" for one in seeds))
     shown = [line for line in said.splitlines() if " test texts, seed " in line]

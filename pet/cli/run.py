@@ -177,7 +177,8 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> I
         several = len(works) > 1
         names = [f"seed {work.settings.seed}" if several else "" for work in works]
         orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]
-        found = {number: raised(artifact) for number, artifact in crew.run(orders, screen)}
+        with crew.run(orders, screen) as results:
+            found = {number: raised(artifact) for number, artifact in results}
         yield from (show(screen, found[number]) for number in sorted(found) if found[number] is not None)
 
 
