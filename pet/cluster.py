@@ -259,7 +259,7 @@ def stop(tasks: list[Any]) -> None:
     import ray
 
     for one in tasks:
-        ray.cancel(one)
+        ray.cancel(one, recursive=False)  # a walk asks its own: asked twice, a training would not wait to be saved
     if tasks:
         ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
 

@@ -379,15 +379,15 @@ def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole
 
     def table(name: str) -> list[object]:
         places = ["--store", tmp_path / name, "--out", tmp_path / f"results-{name}"]
-        return ["table", ground.pipeline, *places, "--sizes=6,12", "--seeds=0,1", "--methods=supervised,pet"]
+        return ["table", ground.pipeline, *places, "--sizes=6", "--seeds=0", "--methods=supervised,pet"]
 
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "distill").write_text("in the way")
     said = pet_ray(address, *table("ray"), code=1)
-    assert said.count("supervised: done (") == 4
-    assert said.count("pet: failed: the store ") == 4
+    assert said.count("supervised: done (") == 1
+    assert said.count("pet: failed: the store ") == 1
     found = read_json(tmp_path / "results-ray" / "pipeline" / "table.json")
-    assert len(found["failed"]) == 4
+    assert len(found["failed"]) == 1
     (tmp_path / "ray" / "distill").unlink()
     before = {path: path.stat().st_mtime_ns for path in find_all(tmp_path / "ray", "*")}
     assert before
@@ -396,18 +396,18 @@ def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole
     assert before.items() <= {path: path.stat().st_mtime_ns for path in find_all(tmp_path / "ray", "*")}.items()
     pet(*table("local"))
     assert differences(tmp_path / "ray", tmp_path / "local") == []
-    ours, theirs = (tmp_path / f"results-{name}" / "pipeline" / "runs.csv" for name in ("ray", "local"))
+    ours, theirs = (tmp_path / f"results-{name}" / "pipeline" / "table.csv" for name in ("ray", "local"))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
 @with_ray
 def test_several_seeds_at_a_time_are_shown_in_the_order_that_they_were_given_in(address, tmp_path):
     ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
-    seeds = ("2", "0", "1")
+    seeds = ("1", "0")
     said = pet_ray(address, "run", ground.pipeline, "--store", tmp_path / "store", *(f"--seed={one}" for one in seeds))
     shown = [line for line in said.splitlines() if " test texts, seed " in line]
     assert [line.partition(" test texts, seed ")[2][0] for line in shown] == list(seeds)
-    assert "seed 2: finetune p0-r0" in said
+    assert "seed 1: finetune p0-r0" in said
 
 
 @with_ray
