@@ -196,9 +196,10 @@ class Store:
             ) from problem
 
     def _is_ours(self, problem: OSError) -> bool:
-        """Whether it was the store that failed, and not some other file the stage read."""
+        """Whether it was the store that failed, and not some other file the stage read. Whoever reports that a file is
+        gone does not always say which: nothing can be written to a store that is gone itself."""
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-        return full or str(problem.filename or "").startswith(str(self.root))
+        return full or str(problem.filename or "").startswith(str(self.root)) or not self.root.is_dir()
 
     def check_writable(self) -> None:
         """Fail now rather than after an hour of training.

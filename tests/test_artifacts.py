@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,20 @@ def test_a_store_that_fails_while_publishing_is_said(store, monkeypatch):
     with pytest.raises(StoreError, match=r"runs cannot be written \(No space left on device\)"):
         publish(store)
     assert everything_in(store.root) == ["label"]
+
+
+def test_a_store_that_is_removed_while_it_is_written_is_said_whatever_the_problem_names(store):
+    with (
+        pytest.raises(StoreError, match=r"runs cannot be written \(No such file or directory\)"),
+        store.publish(KEY, "mine"),
+    ):
+        shutil.rmtree(store.root)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+
+def test_another_file_that_is_gone_is_no_matter_of_the_store(store):
+    with pytest.raises(FileNotFoundError), store.publish(KEY, "mine"):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "elsewhere.csv")
 
 
 def test_trying_a_store_leaves_nothing_in_it(store):
