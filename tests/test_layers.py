@@ -66,6 +66,7 @@ LAYERS = {
     "labelwords": 7,
     "newcard": 7,
     "check": 7,
+    "cluster": 7,
     "members": 7,
     "predict": 7,
     "suggest": 7,
@@ -95,6 +96,7 @@ HOMES = {
     "matplotlib": ("layer", 7),
     "jinja2": ("layer", 7),
     "datasets": ("modules", "tasks"),
+    "ray": ("modules", "cluster"),
     "click": ("modules", "cli*"),
     "rich": ("modules", "cli*"),
 }
