@@ -2,16 +2,20 @@
 
 The store lies on a file system that all hosts share, at the same path, and pet is installed on each. A walk is a task
 that waits for others; a training is a task that takes its identity's lock, makes the artifact and publishes it, as any
-process would. A task whose worker is lost is begun again, and goes on from the checkpoint. What tasks say is shown
-where the walks were begun.
+process would. A task whose worker or host is lost is begun again, and goes on from the checkpoint. What tasks say is
+shown where the walks were begun.
 """
 
 import contextlib
 import importlib.util
 import logging
 import os
+import signal
+import socket
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +25,8 @@ import torch
 
 from pet import events, signals
 from pet.artifacts import Artifact, Store
-from pet.errors import SettingsError
+from pet.drafts import LOCKS
+from pet.errors import PetError, SettingsError, StoreError
 from pet.runtime import Advance, Reporter, open_runtime
 from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
@@ -45,12 +50,16 @@ TOLD_EVERY = 0.3
 PATIENCE = 20.0
 """Seconds that a task has to save its training when all are asked to stop."""
 
+CALLING = 5.0
+"""Seconds that a cluster has to answer. Ray itself tries for minutes."""
+
 
 @dataclass(frozen=True)
 class Order:
     """What a task is told: a function of a walk and more, and the walk itself. `walks`: the function is a whole walk,
     whose trainings are to be tasks of their own. `name`: what its words begin with, if anything; `threads`: of torch on
-    a CPU, as many as here, so that sums come out the same to the last bit; `folder`: where relative paths begin."""
+    a CPU, as many as here, so that sums come out the same to the last bit; `folder`: where relative paths begin;
+    `typed`: the command, for the log."""
 
     what: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -63,6 +72,7 @@ class Order:
     name: str
     threads: int
     folder: Path
+    typed: Sequence[str]
 
 
 def order_of(work: Work, what: Callable[..., Any], *arguments: Any, walks: bool = False, name: str = "") -> Order:
@@ -79,16 +89,19 @@ def order_of(work: Work, what: Callable[..., Any], *arguments: Any, walks: bool 
         name,
         torch.get_num_threads(),
         Path.cwd(),
+        sys.argv,
     )
 
 
 @contextlib.contextmanager
-def open_cluster(settings: RuntimeSettings) -> Iterator["Crew"]:
+def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["Crew"]:
     """The cluster at RAY_ADDRESS, the one that runs on this host, or one of this host alone that ends with the block.
+    `store`: that all its hosts are to see.
 
     Raises:
-        SettingsError: Ray is not installed, there is no cluster at the address, or a device is named, which is Ray's to
-            choose.
+        SettingsError: Ray is not installed, there is no cluster at the address, a device is named, which is Ray's to
+            choose, or no host has as many GPUs as a task is to have.
+        StoreError: the store cannot be written.
     """
     if importlib.util.find_spec("ray") is None:
         raise SettingsError("--executor ray needs Ray; pip install 'pet[ray]'")
@@ -96,31 +109,106 @@ def open_cluster(settings: RuntimeSettings) -> Iterator["Crew"]:
         raise SettingsError(
             f"--executor ray chooses each task's device, and runtime.device is {settings.device!r}; leave it auto"
         )
-    import ray
+    with marked(store) as mark, joined() as ray:
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        hub = ray.remote(num_cpus=0, scheduling_strategy=here)(Hub).remote()  # no other host takes it down with it
+        yield Crew(hub, resources_of(settings), mark, "")
 
+
+@contextlib.contextmanager
+def joined() -> Iterator[Any]:
+    """Ray, as long as this process is of its cluster; a request to end is heard as before.
+
+    Raises:
+        SettingsError: there is no cluster at RAY_ADDRESS.
+    """
+    call(os.environ.get("RAY_ADDRESS", ""))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers, unless told not to
+    import ray
+    import ray.util.scheduling_strategies
+
+    hears = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=SAME_WORKERS)
     except (ConnectionError, ValueError, RuntimeError) as problem:
-        address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(problem).split())
-        raise SettingsError(f"no Ray cluster at {address!r} ({reason}); start one with `ray start --head`") from None
+        reason = " ".join(str(problem).split())
+        raise no_cluster(f"{reason}: if it wants a token, set RAY_AUTH_MODE=token") from None
     try:
-        yield Crew(ray.remote(num_cpus=0)(Hub).remote(), resources_of(settings), "")
+        signal.signal(signal.SIGTERM, hears)  # Ray's own handler would exit with 15
+        yield ray
     finally:
         ray.shutdown()
+
+
+def call(address: str) -> None:
+    """Fail at once where nobody listens. `address`: HOST:PORT; else it is left to Ray.
+
+    Raises:
+        SettingsError: nobody does, or it is the address of Ray's client, which is in no cluster and reads no store.
+    """
+    if "://" in address:
+        raise no_cluster("expected HOST:PORT, and pet on a host of the cluster")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CALLING).close()
+    except (OSError, OverflowError) as problem:
+        raise no_cluster(str(problem)) from None
+
+
+def no_cluster(reason: str) -> SettingsError:
+    """One sentence."""
+    address = os.environ.get("RAY_ADDRESS")
+    where = f"at RAY_ADDRESS {address!r}" if address else "that can be used or begun"
+    return SettingsError(f"no Ray cluster {where} ({reason}); start one with `ray start --head`, or unset RAY_ADDRESS")
+
+
+@contextlib.contextmanager
+def marked(store: Store) -> Iterator[str]:
+    """The name of a file in the store, beside the locks, by which a host knows that it sees the same store.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    store.check_writable()
+    mark = store.root / LOCKS / f"cluster-{uuid.uuid4().hex}"
+    with store.writable():
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    try:
+        yield mark.name
+    finally:
+        with contextlib.suppress(OSError):
+            mark.unlink()
 
 
 @dataclass(frozen=True)
 class Crew:
     """What starts tasks, here and in a task that is a walk. `hub`: where they say how it goes; `resources`: of a
-    training; `name`: of the walk that this one is in."""
+    training; `mark`: as of `marked`; `name`: of the walk that this one is in."""
 
     hub: Any
     resources: Mapping[str, float]
+    mark: str
     name: str
 
-    def run(self, orders: Sequence[Order], reporter: Reporter | None = None) -> Iterator[tuple[int, Any]]:
+    @contextlib.contextmanager
+    def run(
+        self, orders: Sequence[Order], reporter: Reporter | None = None
+    ) -> Iterator[Generator[tuple[int, Any], None, None]]:
         """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
-        told what all tasks say meanwhile. Whoever stops asking stops the tasks."""
+        told what all tasks say meanwhile. Tasks that are left when the block ends are stopped."""
+        results = self.results(orders, reporter)
+        try:
+            yield results
+        finally:
+            results.close()  # now, and not when Python comes to it: Ray is there no more then
+
+    def results(self, orders: Sequence[Order], reporter: Reporter | None) -> Generator[tuple[int, Any], None, None]:
+        """As `run`."""
         import ray
 
         replay = Replay(reporter) if reporter else None
@@ -131,7 +219,8 @@ class Crew:
                 while todo and len(waiting) < (WALKS if orders[0].walks else len(orders)):
                     number, order = todo.pop()
                     waiting[self.start(order)] = number
-                done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
+                with signals.deferred():  # Ray would make a plain KeyboardInterrupt of whatever signal it is
+                    done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
                 if replay:
                     replay.show(ray.get(self.hub.drain.remote()))
                 for one in done:
@@ -152,15 +241,17 @@ class Crew:
 
     def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
         """As of `Executor`."""
-        ((_, found),) = self.run([order_of(work, what, *arguments)])
+        with self.run([order_of(work, what, *arguments)]) as results:
+            ((_, found),) = results
         return raised(found)
 
     def members(self, work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
         """As of `Executor`: one task each; adapters are trained together, as elsewhere, in one."""
         together = [plan for plan in plans if plan.repetition is not None and work.settings.finetune.method == "lora"]
         groups = [*([plan] for plan in plans if plan not in together), *([together] if together else [])]
-        for _, found in self.run([order_of(work, make_members, prepared, one) for one in groups]):
-            raised(found)
+        with self.run([order_of(work, make_members, prepared, one) for one in groups]) as results:
+            for _, found in results:
+                raised(found)
 
 
 def stop(tasks: list[Any]) -> None:
@@ -168,19 +259,29 @@ def stop(tasks: list[Any]) -> None:
     import ray
 
     for one in tasks:
-        ray.cancel(one)
+        ray.cancel(one, recursive=False)  # a walk asks its own: asked twice, a training would not wait to be saved
     if tasks:
         ray.wait(tasks, num_returns=len(tasks), timeout=PATIENCE)
 
 
 def resources_of(settings: RuntimeSettings) -> dict[str, float]:
-    """What Ray sets aside for a training: a GPU if the cluster has any, else as many cores as torch has threads."""
+    """What Ray sets aside for a training: a GPU if the cluster has any, else as many cores as torch has threads, or as
+    a host has: Ray waits for ever for more than that.
+
+    Raises:
+        SettingsError: no host has as many GPUs as asked for.
+    """
     import ray
 
-    cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    has_gpus = settings.device != "cpu" and cluster.get("GPU", 0) > 0
-    gpus = settings.task_gpus if settings.task_gpus is not None else float(has_gpus)
-    return {"num_gpus": gpus, "num_cpus": 1 if gpus else torch.get_num_threads()}
+    hosts = [host["Resources"] for host in ray.nodes() if host["Alive"]]
+    most = max(host.get("GPU", 0.0) for host in hosts)
+    gpus = settings.task_gpus
+    if gpus is None:
+        gpus = float(settings.device != "cpu" and most > 0)
+    if gpus > most:
+        raise SettingsError(f"runtime.task_gpus is {gpus:g}, and no host of the Ray cluster has more than {most:g}")
+    cores = max(host.get("CPU", 0.0) for host in hosts)
+    return {"num_gpus": gpus, "num_cpus": min(1 if gpus else torch.get_num_threads(), cores)}
 
 
 def result_of(task: Any) -> Any:
@@ -190,6 +291,8 @@ def result_of(task: Any) -> Any:
     try:
         return ray.get(task)
     except ray.exceptions.RayTaskError as problem:
+        if not isinstance(problem.cause, PetError):
+            problem.cause.add_note(problem.traceback_str)  # where it came from, which is lost on the way
         return problem.cause
     except ray.exceptions.RayError as problem:
         return RuntimeError(f"a task was lost ({type(problem).__name__}: {' '.join(str(problem).split())})")
@@ -210,18 +313,38 @@ the next member needs the same."""
 
 
 def obey(order: Order, crew: Crew) -> Any:
-    """Do what an order says, in the worker."""
+    """Do what an order says, in the worker.
+
+    Raises:
+        StoreError: this host has another store, or none.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if order.folder.is_dir():
         os.chdir(order.folder)
+    sys.argv = list(order.typed)
     torch.set_num_threads(order.threads)
-    with signals.heeded():
-        if order.walks:
-            return walk(order, crew)
-        work = work_of(order, crew)
-        if order.what is not make_members:
-            _kept.clear()  # room for another model
-        return order.what(work, *order.arguments)
+    if not (order.root / LOCKS / crew.mark).is_file():
+        raise StoreError(
+            f"{order.root} on {socket.gethostname()} is not the store of the host where the run was begun; put it on a "
+            "file system that all hosts of the Ray cluster share, at the same path"
+        )
+    try:
+        with signals.heeded():
+            return do(order, crew)
+    except signals.Stopped as stop:
+        if stop.code == 128 + signal.SIGTERM:  # the host is taken away: let another one go on
+            os._exit(stop.code)
+        raise
+
+
+def do(order: Order, crew: Crew) -> Any:
+    """What an order says."""
+    if order.walks:
+        return walk(order, crew)
+    work = work_of(order, crew)
+    if order.what is not make_members:
+        _kept.clear()  # room for another model
+    return order.what(work, *order.arguments)
 
 
 def walk(order: Order, crew: Crew) -> Any:

@@ -154,14 +154,15 @@ def make_by_tasks(
     """As `make`, all runs at a time, as tasks of a cluster; `chosen`: which."""
     table, reporter = Table(), runtime.reporter
     works = [open_cell(cell, settings, store, runtime) for cell in wanted]
-    with open_cluster(chosen) as crew:
+    with open_cluster(chosen, store) as crew:
         both = zip(wanted, works, strict=True)
         orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
         results: dict[int, Any] = {}
-        for number, found in crew.run(orders, reporter):
-            results[number] = found
-            how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
-            reporter.say(f"table: {wanted[number]}: {how} ({len(results)} of {len(wanted)})")
+        with crew.run(orders, reporter) as coming:
+            for number, found in coming:
+                results[number] = found
+                how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
+                reporter.say(f"table: {wanted[number]}: {how} ({len(results)} of {len(wanted)})")
     for number, cell in enumerate(wanted):
         if isinstance(results[number], Exception):
             table.problems.append((cell, tell(results[number])))

@@ -170,11 +170,15 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> I
     """All walks at a time, as tasks of a cluster; as `run_here`."""
     from pet.cluster import open_cluster, order_of, raised
 
-    with tracked(screen, tracker, works[0], screen.warn), open_cluster(works[0].settings.runtime) as crew:
+    with (
+        tracked(screen, tracker, works[0], screen.warn),
+        open_cluster(works[0].settings.runtime, works[0].store) as crew,
+    ):
         several = len(works) > 1
         names = [f"seed {work.settings.seed}" if several else "" for work in works]
         orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]
-        found = {number: raised(artifact) for number, artifact in crew.run(orders, screen)}
+        with crew.run(orders, screen) as results:
+            found = {number: raised(artifact) for number, artifact in results}
         yield from (show(screen, found[number]) for number in sorted(found) if found[number] is not None)
 
 
