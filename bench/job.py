@@ -100,7 +100,7 @@ def run(options: Any, folder: Path) -> dict[str, float]:
     seconds = {}
     with ExitStack() as stack:
         if options.executor == "ray":
-            work.executor = stack.enter_context(open_cluster(settings.runtime))
+            work.executor = stack.enter_context(open_cluster(settings.runtime, work.store))
         for stage in ("prepare", "finetune", "label", "distill"):
             begin = time.perf_counter()
             run_stage(work, stage)

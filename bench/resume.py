@@ -79,8 +79,10 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (folder / "saved").iterdir())
     costs = saved["saver"].costs
     cost = float(np.mean(costs))
-    share, default = sum(costs) / saved["seconds"], cost / (60 * DEFAULT_MINUTES + cost)
-    print(f"a checkpoint: {size / 1e9:.2f} GB, {cost:.2f} s; {len(costs)} of them in {saved['seconds']:.1f} s")
+    waited = saved["saver"].waited
+    share, default = sum(costs) / saved["seconds"], (cost + waited) / (60 * DEFAULT_MINUTES + cost + waited)
+    print(f"a checkpoint: {size / 1e9:.2f} GB, the training waits {cost:.2f} s; {len(costs)} of them", end=" ")
+    print(f"in {saved['seconds']:.1f} s, and {waited:.2f} s for the last to be written")
     print(f"saved as often as may be: {100 * share:.2f} % of the time")
     print(f"undisturbed {whole['seconds']:.1f} and {again['seconds']:.1f} s")
     print(f"at the default interval of {DEFAULT_MINUTES:g} minutes: {100 * default:.2f} % of the time")
@@ -100,12 +102,18 @@ class Watched(Saver):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.costs: list[float] = []
+        self.waited = 0.0
 
-    def save(self, state: Any) -> bool:
+    def save(self, state: Any) -> None:
         """And remember."""
-        found = super().save(state)
+        super().save(state)
         self.costs.append(self.cost)
-        return found
+
+    def wait(self) -> None:
+        """And remember."""
+        begun = time.perf_counter()
+        super().wait()
+        self.waited += time.perf_counter() - begun
 
     def after(self, step: int, state: Any, stopping: bool) -> None:
         """And ask."""

@@ -11,6 +11,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +35,14 @@ LEAST_RATIO = 50
 model and slow the disk."""
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A training as it was at one step: tensors by name, and what `state.json` says of them."""
+
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
 class Checkpoint:
     """The checkpoint of one training in a folder. `weights`: the module that holds what is trained; `names`: of the
     members that are trained: it goes on for the same ones only."""
@@ -47,29 +57,36 @@ class Checkpoint:
         self.ranks = runtime.ranks
         self.names = list(names)
 
-    def save(self, state: State, seconds: float) -> None:
-        """Write it beside the one before, which goes when it is whole.
-
-        Raises:
-            OSError, SafetensorError: the disk is full, or not to be written.
-        """
-        self.folder.mkdir(exist_ok=True)
-        path = self.folder / f"state-{state.step}.safetensors"
-        try:
-            save_file({name: one.contiguous() for name, one in self.tensors(state).items()}, path)
-            sync(path)
-        except (OSError, SafetensorError):
-            path.unlink(missing_ok=True)  # it would take the room that the artifact needs
-            raise
+    def take(self, state: State, seconds: float) -> Snapshot:
+        """What is to be written, on the host; on a CPU the tensors are those that are trained, and no copies."""
         facts = {
-            "file": path.name,
-            "sha256": digest_file(path),
             "names": self.names,
             "optimizer": type(self.optimizer).__name__,
             "step": state.step,
             "seconds": seconds,
             "reports": [dataclasses.asdict(one) for one in state.reports],
         }
+        return Snapshot({name: one.cpu().contiguous() for name, one in self.tensors(state).items()}, facts)
+
+    def save(self, state: State, seconds: float) -> None:
+        """Take and write; as of `write`."""
+        self.write(self.take(state, seconds))
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write it beside the one before, which goes when it is whole.
+
+        Raises:
+            OSError, SafetensorError: the disk is full, or not to be written.
+        """
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"state-{snapshot.facts['step']}.safetensors"
+        try:
+            save_file(snapshot.tensors, path)
+            sync(path)
+        except (OSError, SafetensorError):
+            path.unlink(missing_ok=True)  # it would take the room that the artifact needs
+            raise
+        facts = {"file": path.name, "sha256": digest_file(path), **snapshot.facts}
         draft = self.folder / f"{STATE}.draft"
         draft.write_text(readable_json(facts), encoding="utf-8")
         sync(draft)
@@ -154,7 +171,11 @@ def recent_of(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
 
 class Saver:
     """Begins a training from its checkpoint, and saves it on its way. `minutes`: of training between two checkpoints,
-    0: after every step; `title`: of the training, for what is said."""
+    0: after every step; `title`: of the training, for what is said.
+
+    A GPU goes on while what was copied from it is written, in a thread: RoBERTa-large's 4.3 GB took ten seconds
+    (bench/RESULTS.md). Leaving the context waits for that.
+    """
 
     def __init__(self, checkpoint: Checkpoint, minutes: float, title: str, say: Callable[[str], None]) -> None:
         self.checkpoint = checkpoint
@@ -165,6 +186,16 @@ class Saver:
         self.begun = self.last = time.perf_counter()
         self.cost = 0.0
         self.fails = False
+        self.aside = checkpoint.device.type == "cuda"
+        self._writer = ThreadPoolExecutor(1)
+        self._job: Future[None] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self._writer.shutdown()
 
     def begin(self) -> State | None:
         """How far an earlier process has come, put in place; `None`: there is nothing to go on from."""
@@ -192,29 +223,46 @@ class Saver:
         if not self.checkpoint.ranks.is_main:
             return
         if stopping or self.is_due():
-            saved = self.save(state)
-            if stopping and saved:
-                self.say(f"{self.title}: saved after step {step:,}")
+            self.save(state)
+            if stopping:
+                self.wait()
+                if not self.fails:
+                    self.say(f"{self.title}: saved after step {step:,}")
 
     def is_due(self) -> bool:
-        """Whether it is time to save."""
+        """Whether it is time to save, and nothing is being written."""
+        if self._job is not None and not self._job.done():
+            return False
         wait = max(60 * self.minutes, LEAST_RATIO * self.cost) if self.minutes else 0.0
         return time.perf_counter() - self.last >= wait
 
-    def save(self, state: Callable[[], State]) -> bool:
-        """Save now, if the disk will have it: a training goes on without. Says whether."""
+    def save(self, state: Callable[[], State]) -> None:
+        """Save what there is now, or begin to."""
+        self.wait()
         begun = time.perf_counter()
+        if self.aside:
+            self._job = self._writer.submit(self.checkpoint.write, self.checkpoint.take(state(), self.spent()))
+        else:
+            self.attempt(lambda: self.checkpoint.save(state(), self.spent()))
+        self.last = time.perf_counter()
+        self.cost = self.last - begun
+
+    def wait(self) -> None:
+        """Until what is being written is."""
+        job, self._job = self._job, None
+        if job is not None:
+            self.attempt(job.result)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Save; a training goes on if the disk will not have it, which is said once."""
         try:
-            self.checkpoint.save(state(), self.spent())
+            action()
         except (OSError, SafetensorError) as problem:
             if not self.fails:
                 self.say(f"{self.title}: no checkpoint can be saved ({problem}); the training goes on without")
             self.fails = True
         else:
             self.fails = False
-        self.last = time.perf_counter()
-        self.cost = self.last - begun
-        return not self.fails
 
 
 def train_saved(
@@ -235,7 +283,8 @@ def train_saved(
     if start is not None:
         restored()
     course = Course(start, after=saver.after)
-    return trainer.run(batches(start.step if start else 0), *names, steps=steps, course=course)
+    with saver:
+        return trainer.run(batches(start.step if start else 0), *names, steps=steps, course=course)
 
 
 def facts_of(folder: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pet.artifacts import DAMAGED, Artifact, Store
 from pet.checkpoint import facts_of
-from pet.drafts import CHECKPOINT, LOCKS, MANIFEST, PREFIX, content_of, is_locked, take, wrong_files
+from pet.drafts import CHECKPOINT, LOCKS, MANIFEST, PREFIX, content_of, is_locked, read_manifest, take, wrong_files
 from pet.errors import Busy, StoreError, raise_problems
 from pet.identity import IDENTITY_LENGTH, Key
 
@@ -127,9 +127,9 @@ def read_shelf(store: Store) -> Shelf:
         if path.name.startswith(".") or not looks_published(path):
             continue
         try:
-            artifact = store.open(path)
+            artifact = Artifact(path, read_manifest(path))  # its files are the business of `verify`
         except StoreError as problem:
-            damaged.append(str(problem))
+            damaged.append(f"{problem}; the command that made {path} sets it aside and makes it again")
             continue
         if is_manifest(artifact.manifest):
             artifacts[artifact.identity] = artifact

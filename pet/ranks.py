@@ -8,6 +8,7 @@ Shapes: N rows, D numbers of each, R ranks.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,7 @@ class Ranks:
     def leave(self) -> None:
         """Part, at the end of a program that went well; nothing of this may be used afterwards."""
         if self.size > 1:
+            gc.collect()  # NCCL waits for ever for CUDA graphs that it is part of, and a trainer holds itself
             self.barrier()
             torch.distributed.destroy_process_group()
 

@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -364,3 +365,78 @@ def test_the_seconds_of_earlier_processes_are_counted(tmp_path, monkeypatch):
     second.saver.begin()
     now = 1005.0
     assert second.saver.spent() == 45
+
+
+# ---- beside a GPU that goes on -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A training as on a GPU: what is saved is a copy, and written in a thread, when `go` lets it."""
+    training, go, written = Training(tmp_path), threading.Event(), []
+    take, write = Checkpoint.take, Checkpoint.write
+
+    def wait_and_write(self, snapshot):
+        assert go.wait(30)
+        written.append(snapshot.facts["step"])
+        write(self, snapshot)
+
+    monkeypatch.setattr(Checkpoint, "take", lambda *arguments: copy.deepcopy(take(*arguments)))
+    monkeypatch.setattr(Checkpoint, "write", wait_and_write)
+    training.saver.aside = True
+    return training, go, written
+
+
+def test_a_training_goes_on_while_it_is_written_and_ends_when_it_is(beside, tmp_path):
+    training, go, written = beside
+    steps = []
+
+    def batches(done: int) -> Iterator[Rows]:
+        for number, one in enumerate(draw(done)):
+            steps.append(number)
+            if number == STEPS - 1:
+                assert written == []
+                go.set()
+            yield one
+
+    train_saved(training.trainer, training.saver, batches, *NAMES, restored=training.restored)
+    assert written[0] == 1, "what was begun after the first step"
+    assert len(written) in (1, 2), "and while it was written, nothing else"
+    assert facts_of(tmp_path)["step"] == written[-1]
+
+
+def test_what_was_taken_on_the_way_is_what_is_gone_on_with(beside, tmp_path):
+    _, go, written = beside
+    whole = Training(tmp_path / "whole")
+    whole.saver.minutes = 60
+    expected = whole.run()
+    go.set()
+    training = Training(tmp_path)
+    training.saver.aside = True
+    training.stop_after(17)
+    again = Training(tmp_path)
+    again.saver.minutes = 60
+    assert again.run() == expected
+    assert same(again.tensors(), whole.tensors())
+    assert again.said == [f"finetune: going on after step {written[-1]}"]
+
+
+def test_a_disk_that_is_full_is_said_once_beside_a_gpu_too(beside, monkeypatch):
+    training, _, _ = beside
+
+    def full(self, snapshot):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    training.run()
+    assert len(training.said) == 1
+    assert "No space left on device" in training.said[0]
+
+
+def test_asked_to_stop_it_is_written_before_that_is_said(beside):
+    training, go, written = beside
+    go.set()
+    with training.saver:
+        training.saver.after(7, lambda: State(7, [], []), True)
+    assert written == [7]
+    assert training.said == ["finetune: saved after step 7"]

@@ -66,6 +66,7 @@ LAYERS = {
     "labelwords": 7,
     "newcard": 7,
     "check": 7,
+    "cluster": 7,
     "members": 7,
     "predict": 7,
     "suggest": 7,

@@ -157,7 +157,12 @@ def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
 @store_option
 @click.pass_obj
 def list_all(default: str, store: str | None) -> None:
-    """List the runs, as `pet runs` alone does."""
+    """List the runs, as `pet runs` alone does.
+
+    \b
+    Example:
+        pet runs list --store runs
+    """
     show_runs(store or default)
 
 

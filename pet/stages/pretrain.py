@@ -196,7 +196,8 @@ def learn(
             return runtime.ranks.broadcast(watch.way(step)) if clock else watch.way(step)
 
         batches = draw_batches(streams, settings, runtime, speller, packed, done, way)
-        (report,) = trainer.run(batches, stage, course=Course(start, way, watch.after))
+        with saver:
+            (report,) = trainer.run(batches, stage, course=Course(start, way, watch.after))
         watch.stop()
         draft.count_from(draft.seconds + saver.before)
     return report, watch
