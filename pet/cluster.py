@@ -27,7 +27,7 @@ from pet import events, signals
 from pet.artifacts import Artifact, Store
 from pet.drafts import LOCKS
 from pet.errors import PetError, SettingsError, StoreError
-from pet.runtime import Advance, Reporter, open_runtime
+from pet.runtime import Advance, Reporter, open_runtime, use
 from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
 from pet.stages.bench import Bench
@@ -342,6 +342,7 @@ def do(order: Order, crew: Crew) -> Any:
     if order.walks:
         return walk(order, crew)
     work = work_of(order, crew)
+    use(work.runtime.device)  # the task before may have been given another one
     if order.what is not make_members:
         _kept.clear()  # room for another model
     return order.what(work, *order.arguments)

@@ -126,11 +126,20 @@ def choose_device(name: str) -> torch.device:
         return torch.device(PartialState().device)
     try:
         device = torch.device(name)
+        if device.type == "cpu" and device.index:
+            raise RuntimeError("a host is one device to torch, whatever number it is given")
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         have = "cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
         raise SettingsError(f"device {name!r} is not to be had here; use --device auto or one of {have}") from None
+    use(device)
     return device
+
+
+def use(device: torch.device) -> None:
+    """Make a GPU the one that this process means where none is named: streams, events and compiled kernels go there."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def is_bf16_faster(device: torch.device) -> bool:
