@@ -71,7 +71,11 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
         trained_on = read_json(manifest)["settings"]["model"]["weights"]
     except (KeyError, TypeError):
         raise ModelError(f"{manifest} is not of a member; give a member made with finetune.method=lora") from None
-    if models.fingerprint(settings) != trained_on:
+    if str(trained_on).startswith("adapt-"):  # named after the artifact whose folder is the model's
+        same = Path(settings.name).resolve().parent.name.endswith(str(trained_on).removeprefix("adapt"))
+    else:
+        same = models.fingerprint(settings) == trained_on
+    if not same:
         raise ModelError(
             f"the weights of {settings.name!r} are not those that {member} was trained on; give back the model it had, "
             "or train the member anew"

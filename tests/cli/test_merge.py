@@ -119,6 +119,25 @@ def test_a_merged_member_can_be_named_as_the_model_of_a_run(lora, tmp_path):
     near(found["test"], load_file(lora.one("finetune", "p0-r0") / SCORES)["test"])
 
 
+def test_a_member_on_a_model_that_was_adapted_to_the_pool_is_merged_with_that_one_only(tmp_path, tmp_path_factory):
+    adapt = {"enabled": True, "steps": 3, "length": 16, "blocks": 2, "held_out": 0.2}
+    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path_factory.getbasetemp()), adapt=adapt)
+    store = tmp_path / "store"
+    for stage in ("prepare", "adapt", "finetune"):
+        pet_run(ground, store, "--stage", stage, *LORA)
+    member = find_one(store, "finetune", "p0-r0")
+    pet("merge", member, tmp_path / "merged")
+    texts = read_texts(find_one(store, "prepare") / "test.parquet")
+    near(ask(tmp_path / "merged", PATTERNS[0], texts), load_file(member / SCORES)["test"])
+    adapted = find_one(store, "adapt")
+    other = adapted.with_name(f"{adapted.name[:-1]}{'0' if adapted.name[-1] != '0' else '1'}")
+    adapted.rename(other)
+    config = read_json(member / "adapter" / "adapter_config.json") | {"base_model_name_or_path": str(other / "model")}
+    (member / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    refused = pet("merge", member, tmp_path / "other", code=2)
+    assert "are not those that" in refused.stderr
+
+
 def test_folders_above_are_made(lora, tmp_path):
     pet("merge", lora.one("finetune", "p0-r0"), tmp_path / "one" / "two" / "merged")
     assert files_of(tmp_path) == {f"one/two/merged/{name}" for name in CHECKPOINT}
