@@ -53,6 +53,7 @@ class Screen:
         try:
             yield lambda done: bars.advance(task, done)
         finally:
+            bars.refresh()  # what took no time is seen once
             bars.remove_task(task)
             if not bars.tasks:
                 bars.stop()
