@@ -30,6 +30,9 @@ STAGES = (
     "run",
 )
 
+LONG = {"prepare", "pretrain", "adapt", "finetune", "distill", "baseline"}
+"""Stages that take long enough to be hit; it goes on until each was."""
+
 PER_STAGE = 2
 """Kills at each stage, at the most, before a run may go on to the next."""
 
@@ -154,12 +157,12 @@ def differences(store: Path, undisturbed: Path) -> list[str]:
 
 
 def run_kills(commands: Sequence[Sequence[object]], folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill runs of these commands `kills` times in all and let each end at last; what came of it."""
+    """Kill runs of these commands `kills` times in all, or more, and let each end at last; what came of it."""
     rng = random.Random(seed)
     at_work: Counter[str] = Counter()
     problems: list[str] = []
     done = finished = number = 0
-    while done < kills or finished < len(commands):
+    while done < kills or finished < len(commands) or (LONG - set(at_work) and done < 4 * kills):
         command = commands[number % len(commands)]
         whole, store = folder / f"whole-{number % len(commands)}", folder / f"killed-{number}"
         log = folder / f"killed-{number}.log"

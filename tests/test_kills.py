@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from killing import LONG
+
 KILLS = 27
 
 
@@ -23,8 +25,7 @@ def test_killed_again_and_again_a_run_ends_with_what_an_undisturbed_one_makes_an
     found = run_script(tmp_path, "--kills", KILLS)
     assert found["problems"] == []
     assert found["kills"] >= KILLS
-    begun = set(found["at_work"])
-    assert {"prepare", "corpus", "pretrain", "adapt", "finetune", "distill", "baseline"} <= begun, found
+    assert set(found["at_work"]) >= LONG, "each was hit while it was made"
 
 
 def test_of_several_processes_that_want_the_same_at_once_one_makes_each_member_and_all_end_well(tmp_path):
