@@ -207,6 +207,10 @@ class Store:
         Raises:
             StoreError: no file can be made in the store.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(
+                f"the store {self.root} is no folder; give the folder that keeps the artifacts with --store"
+            )
         with self.writable():
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):

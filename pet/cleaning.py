@@ -129,7 +129,7 @@ def read_shelf(store: Store) -> Shelf:
         try:
             artifact = Artifact(path, read_manifest(path))  # its files are the business of `verify`
         except StoreError as problem:
-            damaged.append(f"{problem}; the command that made {path} sets it aside and makes it again")
+            damaged.append(f"{problem}; give the command that made {path} once more: it is made again")
             continue
         if is_manifest(artifact.manifest):
             artifacts[artifact.identity] = artifact

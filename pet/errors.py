@@ -62,7 +62,10 @@ class DamagedArtifact(StoreError):
     """An artifact is not as it was written. `folder`: where it lies."""
 
     def __init__(self, folder: Path, problem: str) -> None:
-        super().__init__(f"{folder}: {problem}; the command that made it sets it aside and makes it again")
+        super().__init__(
+            f"{folder}: {problem}; give the command that made it once more (the store's logs/ has it): what is damaged "
+            "is made again"
+        )
         self.folder = folder
         self.problem = problem
 

@@ -7,7 +7,7 @@ from typing import Any
 from pet import events, models, report
 from pet.artifacts import Artifact
 from pet.drafts import Draft
-from pet.errors import SettingsError
+from pet.errors import DamagedArtifact, SettingsError
 from pet.identity import Key
 from pet.settings import settings_yaml
 from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
@@ -164,12 +164,13 @@ def run_key(work: Work, outcome: Outcome) -> Key:
 
 @dataclass(frozen=True)
 class Step:
-    """One artifact of a walk: `found` is where it lies already."""
+    """One artifact of a walk: `found` is where it lies already, `damaged` that what lies there is of no use."""
 
     stage: str
     name: str
     identity: str
     found: Artifact | None
+    damaged: bool = False
 
 
 def plan(work: Work, generations: int = 0) -> list[Step]:
@@ -186,9 +187,13 @@ def plan_steps(work: Work, generations: int = 0) -> Iterator[Step]:
     """In the order in which they would be made. `generations`: of iPET, after generation 0."""
 
     def step(stage: str, name: str, key: Key) -> tuple[Step, Artifact]:
-        found = work.store.find(key)
+        found, damaged = None, False
+        try:
+            found = work.store.find(key)
+        except DamagedArtifact:
+            damaged = True
         expected = found or Artifact(work.store.root, {"stage": key.stage, "identity": key.identity})
-        return Step(stage, name, key.identity, found), expected
+        return Step(stage, name, key.identity, found, damaged), expected
 
     def member(plan: Plan) -> tuple[Step, Artifact]:
         return step("finetune", f"{plan.label}  {plan.pvp.pattern.source}", finetune.key(work, prepared, plan))

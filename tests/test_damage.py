@@ -136,3 +136,16 @@ def test_a_stage_alone_names_what_is_damaged_and_the_command_that_makes_it(walk,
     done = pet(*run, code=2)
     assert f"finetune/{member.name} is damaged" in done.stderr
     assert "run first: pet run --stage finetune" in done.stderr
+
+
+def test_a_dry_run_shows_what_is_damaged_and_touches_nothing(walk, whole, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(whole, store)
+    member = find_all(store, "finetune", "p0-r0")[-1]
+    flip(member / "manifest.json", random.Random(5))
+    done = pet(*walk, "--store", store, "--dry-run")
+    (line,) = [line for line in done.stdout.splitlines() if "to be made" in line and "artifacts" not in line]
+    assert member.name.rpartition("-")[2] in line
+    assert "damaged, to be made again" in line
+    assert "1 of " in done.stdout
+    assert member.is_dir()

@@ -194,7 +194,7 @@ def showing(folder: Path) -> Iterator[None]:
     note = Draft.note
 
     def keep(draft: Draft, **facts: Any) -> None:
-        shutil.copytree(draft.path, folder / draft.final.name, dirs_exist_ok=True)
+        shutil.copytree(draft.path, folder / draft.key.stage / draft.final.name, dirs_exist_ok=True)
         note(draft, **facts)
 
     with mock.patch.object(Draft, "note", keep):

@@ -49,5 +49,6 @@ class PetGroup(click.Group):
 
 def interrupted(ctx: click.Context, code: int) -> NoReturn:
     """Say that nothing half-written is left, and how to go on."""
-    click.echo("\nInterrupted. What was finished is kept; the same command goes on from there.", err=True)
+    if is_main():
+        click.echo("\nInterrupted. What was finished is kept; the same command goes on from there.", err=True)
     ctx.exit(code)

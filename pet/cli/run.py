@@ -123,6 +123,8 @@ def walk(
         for work in works:
             screen.show_plan(steps(work))
         return
+    if (size := works[0].runtime.ranks.size) > 1:
+        works[0].runtime.reporter.say(f"{size} processes share each batch; what they train is an artifact of its own")
     runs = run_tasks if works[0].settings.runtime.executor == "ray" else run_here
     summaries = list(runs(screen, go, works, tracker))
     if len(summaries) > 1:
@@ -152,8 +154,11 @@ def open_work(
 
 def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
     """Say loudly whose code is run, where any is; `others`: models that stand in for it."""
-    if model.trust_remote_code:
-        names = ", ".join(dict.fromkeys(one for one in (model.name, *others) if one is not None))
+    from pet.models import EMBEDDED
+
+    foreign = [one for one in dict.fromkeys((model.name, *others)) if one is not None and one not in EMBEDDED]
+    if model.trust_remote_code and foreign:
+        names = ", ".join(foreign)
         screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 

@@ -118,7 +118,8 @@ class Screen:
     def show_plan(self, steps: Sequence[Step]) -> None:
         """What --dry-run says."""
         for step in steps:
-            state = f"there: {step.found.path}" if step.found else "to be made"
+            missing = "damaged, to be made again" if step.damaged else "to be made"
+            state = f"there: {step.found.path}" if step.found else missing
             self.out.print(Text(f"{step.stage:<9} {step.identity}  {step.name}  ({state})"))
         todo = sum(step.found is None for step in steps)
         self.out.print(Text(f"{todo} of {len(steps)} artifacts to be made; nothing was run"))

@@ -35,7 +35,7 @@ def key(work: Work, prepared: Artifact) -> Key:
     """Depends on the pool, the model and how it is trained."""
     settings = {
         "model": work.start_identity(),
-        "adapt": training_settings(work.settings.adapt, work.settings, "enabled"),
+        "adapt": training_settings(work, work.settings.adapt, "enabled"),
         "seed": work.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})

@@ -29,7 +29,7 @@ def key(work: Work, prepared: Artifact) -> Key:
     settings = {
         "model": work.model_identity(work.settings.baseline.model),
         "probe_model": work.model_identity(work.settings.distill.model),
-        "baseline": training_settings(work.settings.baseline, work.settings, "model"),
+        "baseline": training_settings(work, work.settings.baseline, "model"),
         "seed": work.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})

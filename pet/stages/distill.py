@@ -30,7 +30,7 @@ def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
     """Depends on the soft labels, the texts, the model and how it is trained."""
     settings = {
         "model": work.model_identity(work.settings.distill.model),
-        "distill": training_settings(work.settings.distill, work.settings, "model"),
+        "distill": training_settings(work, work.settings.distill, "model"),
         "seed": work.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, "label": labelled.identity})

@@ -108,9 +108,7 @@ def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
         settings["truncation"] = work.settings.finetune.truncation
     else:
         unused = ("learning_rate",) if work.settings.finetune.method == "lora" else ("lora",)
-        settings["finetune"] = training_settings(
-            settings_of(work, plan), work.settings, "patterns", "repetitions", *unused
-        )
+        settings["finetune"] = training_settings(work, settings_of(work, plan), "patterns", "repetitions", *unused)
         settings["seed"] = work.settings.seed
     inputs = {"prepare": prepared.identity} | ({"draw": plan.drawn.identity} if plan.drawn else {})
     return Key(STAGE, VERSION, settings, inputs)

@@ -36,7 +36,7 @@ from pet.settings import Pretraining
 from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide
 from pet.stages.progress import Watch
-from pet.stages.work import make, mending
+from pet.stages.work import make, mending, shared_by
 from pet.training import Course, Losses, Trainer, TrainingReport
 
 STAGE = "pretrain"
@@ -51,11 +51,11 @@ RAREST, COMMONEST = 2e-5, 1e-3
 rarer and more frequent ones too cost `mini` loss and gained it nothing (measured, results/LOG.md)."""
 
 
-def key(settings: Pretraining, weights: str, made: Artifact) -> Key:
+def key(settings: Pretraining, weights: str, made: Artifact, runtime: Runtime) -> Key:
     """Depends on the corpus, the model it starts from, how it is trained and the seed."""
     content = {
         "model": weights,
-        "pretrain": {**settings.pretrain.model_dump(mode="json"), "precision": settings.runtime.precision},
+        "pretrain": {**settings.pretrain.model_dump(mode="json"), **shared_by(runtime, settings.runtime)},
         "seed": settings.seed,
     }
     return Key(STAGE, VERSION, content, {corpora.STAGE: made.identity})
@@ -81,7 +81,7 @@ def train_or_reuse(settings: Pretraining, store: Store, runtime: Runtime) -> Art
     def fill(draft: Draft) -> None:
         train(settings, runtime, speller, made, draft)
 
-    wanted = key(settings, weights, made)
+    wanted = key(settings, weights, made, runtime)
     return make(store, runtime, wanted, corpora.label_of(settings), STAGE, fill, seed=settings.seed)
 
 

@@ -28,7 +28,7 @@ from pet.optimizer import Optimizer
 from pet.patterns import PVP
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
-from pet.settings import ModelSettings, Settings
+from pet.settings import ModelSettings, RuntimeSettings, Settings
 from pet.tasks import GivenLabels, TaskCard, load_card, load_texts, read_given_labels
 
 SCORES = "scores.safetensors"
@@ -298,14 +298,22 @@ def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
                 raise
             aside = store.set_aside(damage) if runtime.ranks.is_main else None
             runtime.ranks.barrier()
-            where = f"; set aside as {aside.name}" if aside else ""
+            where = f"; set aside as {aside.name}, which `pet runs gc` removes" if aside else ""
             name = f"{damage.folder.parent.name}/{damage.folder.name}"
             runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
 
 
-def training_settings(settings: BaseModel, runtime: Settings, *left_out: str) -> dict[str, Any]:
-    """Settings of a training stage as they enter its identity: all but `left_out`, and the precision asked for."""
-    return {**settings.model_dump(mode="json", exclude=set(left_out)), "precision": runtime.runtime.precision}
+def training_settings(work: Work, section: BaseModel, *left_out: str) -> dict[str, Any]:
+    """Settings of a training stage as they enter its identity: all but `left_out`, the precision asked for, and how
+    many ranks share it, if several do."""
+    return {**section.model_dump(mode="json", exclude=set(left_out)), **shared_by(work.runtime, work.settings.runtime)}
+
+
+def shared_by(runtime: Runtime, settings: RuntimeSettings) -> dict[str, Any]:
+    """What of the machine changes a training: the precision, and, of several ranks, their number: each draws the masks
+    of its rows' dropout itself."""
+    size = runtime.ranks.size
+    return {"precision": settings.precision, **({"ranks": size} if size > 1 else {})}
 
 
 def begin(work: Work, what: str) -> None:

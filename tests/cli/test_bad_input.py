@@ -281,12 +281,12 @@ def test_lora_targets_that_the_model_lacks_are_refused_before_anything_runs(grou
 # ---- the store -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("below", ["", "deeper"])
-def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(ground, tmp_path, below):
+@pytest.mark.parametrize(("below", "problem"), [("", "is no folder"), ("deeper", "cannot be written")])
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(ground, tmp_path, below, problem):
     """A file stands where the store should be (root may write anywhere else)."""
     (tmp_path / "file").write_text("mine")
     sentence = refuse(ground, store=tmp_path / "file" / below)
-    check(sentence, f"the store {tmp_path / 'file' / below} cannot be written", "--store")
+    check(sentence, f"the store {tmp_path / 'file' / below} {problem}", "--store")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -337,7 +337,7 @@ def test_a_damaged_artifact_is_one_sentence_to_other_commands_which_leave_it(don
     garble(find_one(store, "run") / "summary.json")
     before = snapshot(store)
     sentence = pet(*command, "--store", store, code=2).stderr
-    check(sentence, "is damaged: its content has changed", "the command that made it sets it aside and makes it again")
+    check(sentence, "is damaged: its content has changed", "give the command that made it once more")
     assert sentence.count("\n") == 1
     assert snapshot(store) == before
     assert list(tmp_path.iterdir()) == [store]
