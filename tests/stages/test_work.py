@@ -84,7 +84,8 @@ def test_a_walk_that_comes_upon_damage_sets_it_aside_and_begins_again(tmp_path, 
     assert len(walks) == 2
     (aside,) = hidden_in(tmp_path)
     damage = "result.json is damaged: its content has changed (sha256)"
-    assert f"label/{path.name} is damaged ({damage}); set aside as {aside.name}" in heard.said
+    where = f"set aside as {aside.name}, which `pet runs gc` removes"
+    assert f"label/{path.name} is damaged ({damage}); {where}" in heard.said
 
 
 def test_a_disk_that_damages_whatever_is_written_is_not_written_for_ever(tmp_path, runtime):
