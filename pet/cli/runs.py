@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -70,7 +69,7 @@ def show(default: str, run: str, store: str | None) -> None:
     from pet.cli.screen import Screen
 
     found = find(run, store or default)
-    Screen().show_summary(here(found), str(found.path))
+    Screen().show_summary(found.summary, str(found.path))
     rows = [
         (name_of(one), show_size([one]), ", ".join(map(name_of, users)))
         for one, users in read_shelf(found.store).belonging(found.artifact.identity)
@@ -107,12 +106,8 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
     total = show_size(gone)
     click.echo(align([("artifact", "size"), *rows]))
     click.echo(f"{count(gone)}, {total}" + (f"; {kept} more stay, as others need them" if kept else ""))
-    if dry_run:
-        click.echo("nothing was removed")
+    if not is_meant(dry_run, yes):
         return
-    if not yes and not click.confirm("Remove?"):
-        click.echo("nothing was removed")
-        sys.exit(1)
     remove(found.store, gone)
     click.echo(f"removed {count(gone)}, {total}")
 
@@ -142,12 +137,8 @@ def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
         return
     rows = [(f"{one.path.parent.name}/{one.path.name}", show_bytes(one.size), one.what) for one in found]
     click.echo(align([("left behind", "size", ""), *rows]))
-    if dry_run:
-        click.echo("nothing was removed")
+    if not is_meant(dry_run, yes):
         return
-    if not yes and not click.confirm("Remove?"):
-        click.echo("nothing was removed")
-        sys.exit(1)
     total = show_bytes(sum(one.size for one in found))
     sweep_leftovers(place, found)
     click.echo(f"removed {total}")
@@ -210,10 +201,14 @@ def find(run: str, store: str) -> "Run":
     return open_run(run, Store(store))
 
 
-def here(run: "Run") -> dict[str, Any]:
-    """The summary of a run, with the student where it lies now: a store may have been moved."""
-    student = [str(run.store.root / "distill" / Path(one).name) for one in run.summary["artifacts"]["distill"]]
-    return run.summary | {"artifacts": run.summary["artifacts"] | {"distill": student}}
+def is_meant(dry_run: bool, yes: bool) -> bool:
+    """Whether what was listed is to be removed; exit code 1 for who is asked and says no."""
+    if not dry_run and (yes or click.confirm("Remove?")):
+        return True
+    click.echo("nothing was removed")
+    if not dry_run:
+        sys.exit(1)
+    return False
 
 
 def describe(run: "Run") -> tuple[str, ...]:
