@@ -1,7 +1,10 @@
 """The AG News job of the paper at RoBERTa-large's shape, as `pet run` does it: time only, weights are random.
 
     python bench/job.py [--method full|lora] [--pool 40000] [--test 7600] [--steps 1000] [--student-steps 5000]
-    python bench/job.py --executor ray      members as tasks, over all GPUs of the host; nothing is projected
+    python bench/job.py --keep one
+    python bench/job.py --executor ray --same-as one     members as tasks, over all GPUs of the host
+
+The last two leave out the projection, print how busy each GPU was, and whether both made the same artifacts.
 
 6 patterns, 3 repetitions: 18 members of 1,000 steps with 4 labelled and 12 unlabelled texts, 40,000 pool and 7,600 test
 texts scored by each, a student of 5,000 steps. Texts are made-up words in the lengths of AG News. Everything is really
@@ -10,10 +13,14 @@ its own rates measured here first.
 """
 
 import argparse
+import contextlib
 import csv
+import shutil
+import subprocess
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +30,11 @@ from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name
 from reference import DistillReference, Reference
 
 from pet.artifacts import Store
-from pet.cluster import open_cluster
+from pet.cluster import open_cluster, order_of, raised
 from pet.pipeline import run_stage
 from pet.runtime import Silent, open_runtime
 from pet.settings import resolve_settings
-from pet.stages.work import Work
+from pet.stages.work import Work, read_scores
 
 LABELS = ["World", "Sports", "Business", "Tech"]
 
@@ -48,6 +55,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
     parser.add_argument("--keep", type=Path, help="leave the store in this folder; nothing is projected")
+    parser.add_argument("--same-as", type=Path, help="compare with what a run has left in this folder")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
@@ -56,9 +64,11 @@ def main() -> None:
     print(f"{card_name(device)}, torch {torch.__version__}, method {options.method}", flush=True)
     projected = 0.0 if options.keep or options.executor == "ray" else project(options, device)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = run(options, options.keep or Path(folder))
-    for stage, value in seconds.items():
-        print(f"{stage:10} {value:7.1f} s")
+        place = options.keep or Path(folder)
+        with watched(Path(folder) / "busy.csv") as busy:
+            seconds = run(options, place, busy)
+        if options.same_as:
+            compare(*(Store(one / "store") for one in (options.same_as, place)))
     total = sum(seconds.values())
     print(f"all        {total:7.1f} s = {total / 60:.1f} min")
     if projected:
@@ -81,8 +91,8 @@ def project(options: Any, device: torch.device) -> float:
     return options.members * options.steps * step + texts * text + options.student_steps * distill
 
 
-def run(options: Any, folder: Path) -> dict[str, float]:
-    """Seconds of each stage."""
+def run(options: Any, folder: Path, busy: Callable[[], str]) -> dict[str, float]:
+    """Seconds of each stage. `busy`: as of `watched`."""
     write_model(folder / "model")
     write_texts(folder / "train.csv", options.pool + 100)
     write_texts(folder / "test.csv", options.test)
@@ -97,15 +107,78 @@ def run(options: Any, folder: Path) -> dict[str, float]:
         },
     )
     work = Work(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))
-    seconds = {}
-    with ExitStack() as stack:
-        if options.executor == "ray":
-            work.executor = stack.enter_context(open_cluster(settings.runtime, work.store))
+    with executed(work, options.executor) as (go, spent):
+        seconds = {"cluster": spent} if spent else {}
         for stage in ("prepare", "finetune", "label", "distill"):
+            busy()
             begin = time.perf_counter()
-            run_stage(work, stage)
+            go(stage)
             seconds[stage] = time.perf_counter() - begin
+            print(f"{stage:10} {seconds[stage]:7.1f} s   {busy()}", flush=True)
     return seconds
+
+
+@contextlib.contextmanager
+def executed(work: Work, executor: str) -> Iterator[tuple[Callable[[str], object], float]]:
+    """What walks through a stage, as `pet run --stage` does, and the seconds that it took to have that."""
+    if executor == "local":
+        yield partial(run_stage, work), 0.0
+        return
+    begin = time.perf_counter()
+    with open_cluster(work.settings.runtime, work.store) as crew:
+        spent = time.perf_counter() - begin
+        print(f"cluster    {spent:7.1f} s", flush=True)
+        crew.get_ready(work)
+
+        def go(stage: str) -> None:
+            with crew.run([order_of(work, run_stage, stage, walks=True)], work.runtime.reporter) as results:
+                for _, found in results:
+                    raised(found)
+
+        yield go, spent
+
+
+@contextlib.contextmanager
+def watched(path: Path) -> Iterator[Callable[[], str]]:
+    """What tells how busy each GPU has been since it was last asked: nvidia-smi looks four times a second."""
+    if shutil.which("nvidia-smi") is None:
+        yield lambda: ""
+        return
+    command = "nvidia-smi --query-gpu=index,utilization.gpu --format=csv,noheader,nounits -lms 250"
+    with path.open("w") as file, path.open() as lines:
+        process = subprocess.Popen(command.split(), stdout=file)
+
+        def busy() -> str:
+            found: dict[str, list[float]] = {}
+            for line in lines.read().splitlines():
+                number, _, percent = line.partition(", ")
+                if percent:
+                    found.setdefault(number, []).append(float(percent))
+            return ", ".join(f"GPU {one}: {np.mean(found[one]):.0f} %" for one in sorted(found))
+
+        try:
+            yield busy
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def compare(*stores: Store) -> None:
+    """How far the members of two stores are the same."""
+    first, second = ({path.parent.name for path in one.root.glob("finetune/[!.]*/manifest.json")} for one in stores)
+    bits = rows = others = 0
+    apart = largest = 0.0
+    for name in sorted(first & second):
+        a, b = (read_scores(one.open(one.root / "finetune" / name)) for one in stores)
+        bits += all(np.array_equal(a[split], b[split]) for split in a)
+        for split in a:
+            apart, largest = max(apart, np.abs(a[split] - b[split]).max()), max(largest, np.abs(a[split]).max())
+            others += int((a[split].argmax(1) != b[split].argmax(1)).sum())
+            rows += len(a[split])
+    print(
+        f"identities: {len(first)} and {len(second)}, {len(first & second)} in both; scores the same to the bit in "
+        f"{bits}, else {apart:.1e} apart at most, of scores up to {largest:.2f}; another label: {others:,} of {rows:,}"
+    )
 
 
 def write_model(folder: Path) -> None:

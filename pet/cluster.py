@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
-from pet import events, signals
+from pet import events, models, signals
 from pet.artifacts import Artifact, Store
-from pet.drafts import LOCKS
+from pet.drafts import LOCKS, is_locked
 from pet.errors import PetError, SettingsError, StoreError
+from pet.identity import Key
 from pet.runtime import Advance, Reporter, open_runtime, use
 from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
@@ -34,8 +35,8 @@ from pet.stages.bench import Bench
 from pet.stages.finetune import Plan
 from pet.stages.work import Work
 
-RETRIES = 5
-"""Times that a task is begun again whose worker was lost."""
+RETRIES = 20
+"""Times that a task is begun again whose worker was lost: a task may train many members, for days."""
 
 WALKS = 16
 """Walks at a time, at most: each is a process of half a gigabyte that does little but wait for its trainings."""
@@ -57,7 +58,8 @@ CALLING = 5.0
 @dataclass(frozen=True)
 class Order:
     """What a task is told: a function of a walk and more, and the walk itself. `walks`: the function is a whole walk,
-    whose trainings are to be tasks of their own. `name`: what its words begin with, if anything; `threads`: of torch on
+    whose trainings are to be tasks of their own. `makes`: what the function makes, if it need not be called where
+    others have made, or are making, all of that; `name`: what its words begin with, if anything; `threads`: of torch on
     a CPU, as many as here, so that sums come out the same to the last bit; `folder`: where relative paths begin;
     `typed`: the command, for the log."""
 
@@ -69,13 +71,21 @@ class Order:
     adapted: Artifact | None
     invocation: str
     walks: bool
+    makes: Sequence[Key]
     name: str
     threads: int
     folder: Path
     typed: Sequence[str]
 
 
-def order_of(work: Work, what: Callable[..., Any], *arguments: Any, walks: bool = False, name: str = "") -> Order:
+def order_of(
+    work: Work,
+    what: Callable[..., Any],
+    *arguments: Any,
+    walks: bool = False,
+    makes: Sequence[Key] = (),
+    name: str = "",
+) -> Order:
     """A function and its arguments, in this walk."""
     return Order(
         what,
@@ -86,6 +96,7 @@ def order_of(work: Work, what: Callable[..., Any], *arguments: Any, walks: bool 
         work.adapted,
         work.invocation,
         walks,
+        makes,
         name,
         torch.get_num_threads(),
         Path.cwd(),
@@ -246,12 +257,35 @@ class Crew:
         return raised(found)
 
     def members(self, work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
-        """As of `Executor`: one task each; adapters are trained together, as elsewhere, in one."""
-        together = [plan for plan in plans if plan.repetition is not None and work.settings.finetune.method == "lora"]
-        groups = [*([plan] for plan in plans if plan not in together), *([together] if together else [])]
-        with self.run([order_of(work, make_members, prepared, one) for one in groups]) as results:
+        """As of `Executor`. As many tasks as there are members, so that a cluster that can grow does; each makes one
+        after another of those that are still to be made, so that the next one is trained while weights are written.
+        Adapters are trained together, as elsewhere, by one task."""
+        together = [plan for plan in plans if finetune.is_together(work, plan)]
+        each = [plan for plan in plans if plan not in together]
+        keys = [finetune.key(work, prepared, plan) for plan in each]
+        orders = [order_of(work, make_members, prepared, each, False, makes=keys)] * len(each)
+        if together:
+            orders.append(order_of(work, make_members, prepared, together))
+        self.all(orders)
+        left = [plan for plan, key in zip(each, keys, strict=True) if work.find(key) is None]
+        if left:  # somebody else is at them, or was
+            self.all([order_of(work, make_members, prepared, left)])
+
+    def all(self, orders: Sequence[Order]) -> None:
+        """Until all of them are done; raises what the first to fail raised."""
+        with self.run(orders) as results:
             for _, found in results:
                 raised(found)
+
+    def get_ready(self, work: Work) -> None:
+        """Begin as many workers as have a GPU of their own, before there is anything for them to do; nobody waits for
+        them. Without a GPU there is less to begin with, and half a gigabyte each is more than a small run needs."""
+        import ray
+
+        gpus = self.resources["num_gpus"]
+        room = int(ray.cluster_resources().get("GPU", 0.0) / gpus) if gpus else 0
+        for _ in range(room):
+            self.start(order_of(work, read_ahead))
 
 
 def stop(tasks: list[Any]) -> None:
@@ -318,7 +352,6 @@ def obey(order: Order, crew: Crew) -> Any:
     Raises:
         StoreError: this host has another store, or none.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if order.folder.is_dir():
         os.chdir(order.folder)
     sys.argv = list(order.typed)
@@ -341,11 +374,18 @@ def do(order: Order, crew: Crew) -> Any:
     """What an order says."""
     if order.walks:
         return walk(order, crew)
+    if order.makes and not any(is_open(Store(order.root), key) for key in order.makes):
+        return None
     work = work_of(order, crew)
     use(work.runtime.device)  # the task before may have been given another one
-    if order.what is not make_members:
+    if order.what not in (make_members, read_ahead):
         _kept.clear()  # room for another model
     return order.what(work, *order.arguments)
+
+
+def is_open(store: Store, key: Key) -> bool:
+    """Whether nobody has made this, or is making it."""
+    return store.find(key) is None and not is_locked(store.root, key.stage, key.identity)
 
 
 def walk(order: Order, crew: Crew) -> Any:
@@ -388,11 +428,24 @@ def device_of() -> str:
     return f"cuda:{seen.index(str(given[0])) if seen else given[0]}"
 
 
-def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
-    """Make members here."""
+def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan], wait: bool = True) -> None:
+    """Make members here. `wait`: also for those that others are making."""
     (benches,) = (benches for kept, benches in _kept.values() if kept is work)
     bench = benches.setdefault(prepared.identity, Bench(work, prepared))
-    finetune.make(bench, plans)
+    if wait:
+        finetune.make(bench, plans)
+    else:
+        finetune.make_each(bench, plans, wait=False)
+
+
+def read_ahead(work: Work) -> None:
+    """What the first training would begin with that needs no text: Python reads transformers and the compiler, the
+    weights are hashed, CUDA begins."""
+    work.start_identity()
+    models.outline(work.settings.model)
+    if work.runtime.device.type == "cuda":
+        torch.zeros(1, device=work.runtime.device)
+        torch.compile(lambda value: value)  # which reads the compiler, and compiles nothing yet
 
 
 # ---- what tasks say ------------------------------------------------------------------------------------------------

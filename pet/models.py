@@ -56,6 +56,7 @@ def load_tokenizer(model: ModelSettings) -> Any:
     """
     from transformers import AutoTokenizer
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # on all cores; unset, it warns when a process is begun
     where, from_hub = locate(model)
     with readable_errors(model), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(where, **from_hub, **trust(model))

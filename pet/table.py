@@ -155,6 +155,7 @@ def make_by_tasks(
     table, reporter = Table(), runtime.reporter
     works = [open_cell(cell, settings, store, runtime) for cell in wanted]
     with open_cluster(chosen, store) as crew:
+        crew.get_ready(works[0])
         both = zip(wanted, works, strict=True)
         orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
         results: dict[int, Any] = {}

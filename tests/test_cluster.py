@@ -31,7 +31,10 @@ from pet.cluster import Crew, Replay, Telling
 from pet.drafts import LOCKS
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.events import read_events
+from pet.identity import Key
 from pet.settings import RuntimeSettings
+from pet.stages import finetune, prepare
+from pet.stages.bench import Bench
 
 NAME = "seed 7"
 
@@ -169,6 +172,33 @@ def test_a_host_that_sees_another_store_is_named(tmp_path, monkeypatch):
     assert not (tmp_path / "store" / LOCKS / mark).exists()
     with pytest.raises(StoreError, match=f"{tmp_path}/store on {socket.gethostname()} is not the store"):
         cluster.obey(order, Crew(None, {}, mark, ""))
+
+
+def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_path, monkeypatch):
+    ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
+    work = open_work(ground, tmp_path / "store")
+    keys = [Key("finetune", 1, {"number": number}, {}) for number in range(2)]
+    order = cluster.order_of(work, lambda given: "called", makes=keys)
+    monkeypatch.setattr(cluster, "work_of", lambda order, crew: work)
+    assert cluster.do(order, crew_of(Heard())) == "called"
+    with work.store.publish(keys[0], "made"):
+        pass
+    assert cluster.do(order, crew_of(Heard())) == "called"
+    with work.store.publish(keys[1], "being made"):
+        assert cluster.do(order, crew_of(Heard())) is None
+    assert cluster.do(order, crew_of(Heard())) is None
+
+
+def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is_to_do(tmp_path):
+    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
+    work = open_work(ground, tmp_path / "store", finetune={"steps": 1, "repetitions": 1})
+    prepared = prepare.run(work)
+    plans = finetune.distinct(*finetune.plans(work))
+    bench = Bench(work, prepared)
+    keys = [finetune.key(work, prepared, plan) for plan in plans]
+    with finetune.open_draft(bench, plans[0]):
+        finetune.make_each(bench, plans, wait=False)
+        assert [work.find(key) is not None for key in keys] == [False, *[True] * (len(plans) - 1)]
 
 
 # ---- with Ray ------------------------------------------------------------------------------------------------------

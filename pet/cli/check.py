@@ -1,6 +1,5 @@
 """`pet check`: a task's patterns, words and texts, looked at before a run."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,7 +39,6 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
         pet check mails/task.yaml
         pet check agnews --data archives/ag_news_csv --model roberta-large --set model.max_length=256
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.artifacts import Store
     from pet.check import check as look
     from pet.cli.screen import Screen

@@ -1,7 +1,6 @@
 """`pet init`: a first task card for a file of texts."""
 
 import csv
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +49,6 @@ def init(
         pet init mails --input mails.csv --text message --label category --model roberta-large
         pet init notes --input notes.txt --labels complaint,praise
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.cli.screen import Screen
     from pet.labelwords import propose_words
     from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card

@@ -1,6 +1,5 @@
 """`pet predict`: labels and probabilities of new texts, from a finished run."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +70,6 @@ def predict(
         raise SettingsError("predict needs texts; give either --text TEXT or --input FILE")
     if texts and (output or strict):
         raise SettingsError("--output and --strict go with --input; --text is shown on the screen")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         if source:
             label_file(run, source, output, kind, abstain, strict, store, device, precision)

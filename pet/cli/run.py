@@ -1,6 +1,5 @@
 """`pet run`: walk through the stages of a pipeline. What `pet ipet` shares with it is here too."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,7 +102,6 @@ def walk(
 ) -> None:
     """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
     that; `steps`: what it would make."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet.artifacts import Store
     from pet.cli.screen import Screen
     from pet.tracking import check_kind
@@ -179,6 +177,7 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> I
         tracked(screen, tracker, works[0], screen.warn),
         open_cluster(works[0].settings.runtime, works[0].store) as crew,
     ):
+        crew.get_ready(works[0])
         several = len(works) > 1
         names = [f"seed {work.settings.seed}" if several else "" for work in works]
         orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]

@@ -1,6 +1,5 @@
 """`pet table`: methods, numbers of labelled texts and seeds, compared."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -61,7 +60,6 @@ def table(
         pet table agnews --data archives/ag_news_csv
         pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from pet import plot, tabulate
     from pet import table as tables
     from pet.artifacts import Store

@@ -160,26 +160,35 @@ def make(bench: Bench, wanted: Sequence[Plan]) -> None:
     if work.executor is not None:
         work.executor.members(work, bench.prepared, missing)
         return
-    share_out(lambda plan, wait: make_untuned(bench, plan, wait), [plan for plan in missing if plan.repetition is None])
-    trained = [plan for plan in missing if plan.repetition is not None]
-    if work.settings.finetune.method == "lora":
-        make_together(bench, trained)
-        return
-    with models.quiet_transformers(), Aside() as aside:
-        share_out(lambda plan, wait: make_alone(bench, plan, aside, wait), trained)
+    make_each(bench, [plan for plan in missing if not is_together(work, plan)])
+    make_together(bench, [plan for plan in missing if is_together(work, plan)])
 
 
-def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan]) -> None:
-    """Make each; those that another process is at come last and are waited for. So processes that want the same members
-    share them out among themselves."""
+def is_together(work: Work, plan: Plan) -> bool:
+    """Whether this one is trained in one batch with others, as an adapter."""
+    return plan.repetition is not None and work.settings.finetune.method == "lora"
+
+
+def make_each(bench: Bench, plans: Sequence[Plan], wait: bool = True) -> None:
+    """Make each by itself; those that another process is at come last and are waited for. So processes that want the
+    same members share them out among themselves. `wait`: else they are left to it."""
     others = []
-    for plan in plans:
-        try:
-            make_one(plan, False)
-        except Busy:
-            others.append(plan)
-    for plan in others:
-        make_one(plan, True)
+    with models.quiet_transformers(), Aside() as aside:
+        for plan in plans:
+            try:
+                make_one(bench, plan, aside, False)
+            except Busy:
+                others.append(plan)
+        for plan in others if wait else ():
+            make_one(bench, plan, aside, True)
+
+
+def make_one(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
+    """As `make_untuned` or `make_alone`."""
+    if plan.repetition is None:
+        make_untuned(bench, plan, wait)
+    else:
+        make_alone(bench, plan, aside, wait)
 
 
 def need(work: Work, prepared: Artifact) -> Members:
