@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ def main() -> None:
     projected = 0.0 if options.keep or options.executor == "ray" else project(options, device)
     with tempfile.TemporaryDirectory() as folder:
         place = options.keep or Path(folder)
-        with watched(Path(folder) / "busy.csv") as busy:
-            seconds = run(options, place, busy)
+        seconds = run(options, place)
         if options.same_as:
             compare(*(Store(one / "store") for one in (options.same_as, place)))
     total = sum(seconds.values())
@@ -91,8 +90,9 @@ def project(options: Any, device: torch.device) -> float:
     return options.members * options.steps * step + texts * text + options.student_steps * distill
 
 
-def run(options: Any, folder: Path, busy: Callable[[], str]) -> dict[str, float]:
-    """Seconds of each stage. `busy`: as of `watched`."""
+def run(options: Any, folder: Path) -> dict[str, float]:
+    """Seconds of each stage, which are printed with what the GPUs did meanwhile."""
+    seconds = {}
     write_model(folder / "model")
     write_texts(folder / "train.csv", options.pool + 100)
     write_texts(folder / "test.csv", options.test)
@@ -107,52 +107,53 @@ def run(options: Any, folder: Path, busy: Callable[[], str]) -> dict[str, float]
         },
     )
     work = Work(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))
-    with executed(work, options.executor) as (go, spent):
-        seconds = {"cluster": spent} if spent else {}
-        for stage in ("prepare", "finetune", "label", "distill"):
-            busy()
-            begin = time.perf_counter()
-            go(stage)
-            seconds[stage] = time.perf_counter() - begin
-            print(f"{stage:10} {seconds[stage]:7.1f} s   {busy()}", flush=True)
+    with watched(folder / "busy.csv") as busy:
+        for stage, (begun, ended) in walk_by(options.executor, work).items():
+            seconds[stage] = ended - begun
+            half = (begun + ended) / 2
+            print(f"{stage:10} {ended - begun:7.1f} s   {busy(begun, ended)}; in its second half {busy(half, ended)}")
     return seconds
 
 
-@contextlib.contextmanager
-def executed(work: Work, executor: str) -> Iterator[tuple[Callable[[str], object], float]]:
-    """What walks through a stage, as `pet run --stage` does, and the seconds that it took to have that."""
+def walk_by(executor: str, work: Work) -> dict[str, tuple[float, float]]:
+    """When each stage began and ended, in the walk that `pet run` makes with this executor."""
     if executor == "local":
-        yield partial(run_stage, work), 0.0
-        return
-    begin = time.perf_counter()
+        return walk(work)
+    begun = time.time()
     with open_cluster(work.settings.runtime, work.store) as crew:
-        spent = time.perf_counter() - begin
-        print(f"cluster    {spent:7.1f} s", flush=True)
+        opened = time.time()
         crew.get_ready(work)
+        with crew.run([order_of(work, walk, walks=True)], work.runtime.reporter) as results:
+            ((_, found),) = results
+    times = raised(found)
+    return {"cluster": (begun, opened), "walk": (opened, times["prepare"][0]), **times}
 
-        def go(stage: str) -> None:
-            with crew.run([order_of(work, run_stage, stage, walks=True)], work.runtime.reporter) as results:
-                for _, found in results:
-                    raised(found)
 
-        yield go, spent
+def walk(work: Work) -> dict[str, tuple[float, float]]:
+    """When each stage began and ended."""
+    times = {}
+    for stage in ("prepare", "finetune", "label", "distill"):
+        begun = time.time()
+        run_stage(work, stage)
+        times[stage] = (begun, time.time())
+    return times
 
 
 @contextlib.contextmanager
-def watched(path: Path) -> Iterator[Callable[[], str]]:
-    """What tells how busy each GPU has been since it was last asked: nvidia-smi looks four times a second."""
+def watched(path: Path) -> Iterator[Callable[[float, float], str]]:
+    """What tells how busy each GPU was between two times: nvidia-smi looks four times a second."""
     if shutil.which("nvidia-smi") is None:
-        yield lambda: ""
+        yield lambda begun, ended: "no GPU"
         return
-    command = "nvidia-smi --query-gpu=index,utilization.gpu --format=csv,noheader,nounits -lms 250"
-    with path.open("w") as file, path.open() as lines:
+    command = "nvidia-smi --query-gpu=timestamp,index,utilization.gpu --format=csv,noheader,nounits -lms 250"
+    with path.open("w") as file:
         process = subprocess.Popen(command.split(), stdout=file)
 
-        def busy() -> str:
+        def busy(begun: float, ended: float) -> str:
             found: dict[str, list[float]] = {}
-            for line in lines.read().splitlines():
-                number, _, percent = line.partition(", ")
-                if percent:
+            for line in path.read_text().splitlines()[:-1]:  # the last one may not be whole
+                when, number, percent = line.split(", ")
+                if begun <= datetime.strptime(when, "%Y/%m/%d %H:%M:%S.%f").timestamp() <= ended:
                     found.setdefault(number, []).append(float(percent))
             return ", ".join(f"GPU {one}: {np.mean(found[one]):.0f} %" for one in sorted(found))
 

@@ -444,8 +444,7 @@ def read_ahead(work: Work) -> None:
     work.start_identity()
     models.outline(work.settings.model)
     if work.runtime.device.type == "cuda":
-        torch.zeros(1, device=work.runtime.device)
-        torch.compile(lambda value: value)  # which reads the compiler, and compiles nothing yet
+        torch.compile(torch.neg)(torch.zeros(8, device=work.runtime.device))  # which readies the compiler, too
 
 
 # ---- what tasks say ------------------------------------------------------------------------------------------------

@@ -154,6 +154,10 @@ class Bench:
 
     def ask(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
         """Fill all texts into a pattern. `drawn`: holds the texts to be trained on; default: the labelled ones."""
+        return Asked(*self._fill(pvp, drawn), self.verbalizers[pvp.number])
+
+    def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, Rows], NDArray[np.int64]]:
+        """Rows and labels."""
         settings = self.work.settings
         encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
         train, tokens = self.splits.train, self.tokens
@@ -161,7 +165,15 @@ class Bench:
             train = read_texts(drawn.file("train.parquet"))
             tokens = tokens | {"train": TokenizedTexts(self.work.speller, train)}
         rows = {split: encoder.encode(found) for split, found in tokens.items()}
-        return Asked(rows, label_numbers(train, self.work.card.labels), self.verbalizers[pvp.number])
+        return rows, label_numbers(train, self.work.card.labels)
+
+    def begin(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
+        """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
+        words = self.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
+        with ThreadPoolExecutor(1) as beside:
+            filled = beside.submit(self._fill, pvp, drawn)
+            self.reset()
+            return Asked(*filled.result(), words)
 
     def sources(self, asked: Asked) -> Sources:
         """What a member of this pattern is trained on."""

@@ -170,17 +170,22 @@ def is_together(work: Work, plan: Plan) -> bool:
 
 
 def make_each(bench: Bench, plans: Sequence[Plan], wait: bool = True) -> None:
-    """Make each by itself; those that another process is at come last and are waited for. So processes that want the
-    same members share them out among themselves. `wait`: else they are left to it."""
-    others = []
+    """Make each by itself, as `share_out` does."""
     with models.quiet_transformers(), Aside() as aside:
-        for plan in plans:
-            try:
-                make_one(bench, plan, aside, False)
-            except Busy:
-                others.append(plan)
-        for plan in others if wait else ():
-            make_one(bench, plan, aside, True)
+        share_out(lambda plan, wait: make_one(bench, plan, aside, wait), plans, wait)
+
+
+def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan], wait: bool = True) -> None:
+    """Make each; those that another process is at come last and are waited for, or, without `wait`, left to it. So
+    processes that want the same members share them out among themselves."""
+    others = []
+    for plan in plans:
+        try:
+            make_one(plan, False)
+        except Busy:
+            others.append(plan)
+    for plan in others if wait else ():
+        make_one(plan, True)
 
 
 def make_one(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
@@ -242,8 +247,7 @@ def make_untuned(bench: Bench, plan: Plan, wait: bool) -> None:
         if draft is None:
             return
         announce(bench, [plan])
-        bench.reset()
-        asked = bench.ask(plan.pvp)
+        asked = bench.begin(plan.pvp)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
         write_member(draft, bench, plan, asked, scores)
 
@@ -260,8 +264,7 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
         if draft is None:
             return
         announce(bench, [plan])
-        asked = bench.ask(plan.pvp, plan.drawn)
-        bench.reset()
+        asked = bench.begin(plan.pvp, plan.drawn)
         seed = member_seed(bench.work, plan)
         seed_everything(seed)
         steps = settings_of(bench.work, plan).steps
