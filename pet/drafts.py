@@ -16,6 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -94,10 +95,12 @@ class Draft:
         if self.sealed:
             return
         open_to_all(self.path)
-        manifest = describe(self, self.seconds)
         if after is not None:
             (self.path / AFTER).write_text(after, encoding="utf-8")
-        sync_all(self.path)
+        with ThreadPoolExecutor(1) as beside:  # the disk writes what is hashed
+            synced = beside.submit(sync_all, self.path)
+            manifest = describe(self, self.seconds)
+            synced.result()
         write_manifest(self.path, manifest)
         self.sealed = True
 
