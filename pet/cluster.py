@@ -2,8 +2,8 @@
 
 The store lies on a file system that all hosts share, at the same path, and pet is installed on each. A walk is a task
 that waits for others; a training is a task that takes its identity's lock, makes the artifact and publishes it, as any
-process would. A task whose worker or host is lost is begun again, and goes on from the checkpoint. What tasks say is
-shown where the walks were begun.
+process would. A task whose worker or host is lost is begun again, and goes on from the checkpoint. What trainings say
+is told to their walk, which writes it down, and what walks say is shown where they were begun.
 """
 
 import contextlib
@@ -125,7 +125,7 @@ def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["Crew"]:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         hub = ray.remote(num_cpus=0, scheduling_strategy=here)(Hub).remote()  # no other host takes it down with it
-        yield Crew(hub, resources_of(settings), mark, "")
+        yield Crew(hub, resources_of(settings), mark)
 
 
 @contextlib.contextmanager
@@ -173,8 +173,11 @@ def call(address: str) -> None:
 def no_cluster(reason: str) -> SettingsError:
     """One sentence."""
     address = os.environ.get("RAY_ADDRESS")
-    where = f"at RAY_ADDRESS {address!r}" if address else "that can be used or begun"
-    return SettingsError(f"no Ray cluster {where} ({reason}); start one with `ray start --head`, or unset RAY_ADDRESS")
+    if address:
+        where, remedy = f"at RAY_ADDRESS {address!r}", "start one with `ray start --head`, or unset RAY_ADDRESS"
+    else:  # Ray looks for one that was begun on this host, also where that was killed since
+        where, remedy = "on this host", "run `ray stop`, which forgets one that is gone, and try again"
+    return SettingsError(f"no Ray cluster {where} ({reason}); {remedy}")
 
 
 @contextlib.contextmanager
@@ -199,17 +202,17 @@ def marked(store: Store) -> Iterator[str]:
 @dataclass(frozen=True)
 class Crew:
     """What starts tasks, here and in a task that is a walk. `hub`: where they say how it goes; `resources`: of a
-    training; `mark`: as of `marked`; `name`: of the walk that this one is in."""
+    training; `mark`: as of `marked`; `name`: what the words of a task begin with, if anything; `box`: of the hub, that
+    they are for."""
 
     hub: Any
     resources: Mapping[str, float]
     mark: str
-    name: str
+    name: str = ""
+    box: str = ""
 
     @contextlib.contextmanager
-    def run(
-        self, orders: Sequence[Order], reporter: Reporter | None = None
-    ) -> Iterator[Generator[tuple[int, Any], None, None]]:
+    def run(self, orders: Sequence[Order], reporter: Reporter) -> Iterator[Generator[tuple[int, Any], None, None]]:
         """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
         told what all tasks say meanwhile. Tasks that are left when the block ends are stopped."""
         results = self.results(orders, reporter)
@@ -218,11 +221,11 @@ class Crew:
         finally:
             results.close()  # now, and not when Python comes to it: Ray is there no more then
 
-    def results(self, orders: Sequence[Order], reporter: Reporter | None) -> Generator[tuple[int, Any], None, None]:
+    def results(self, orders: Sequence[Order], reporter: Reporter) -> Generator[tuple[int, Any], None, None]:
         """As `run`."""
         import ray
 
-        replay = Replay(reporter) if reporter else None
+        replay = Replay(reporter)
         todo = list(enumerate(orders))[::-1]
         waiting: dict[Any, int] = {}
         try:
@@ -232,15 +235,13 @@ class Crew:
                     waiting[self.start(order)] = number
                 with signals.deferred():  # Ray would make a plain KeyboardInterrupt of whatever signal it is
                     done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
-                if replay:
-                    replay.show(ray.get(self.hub.drain.remote()))
+                replay.show(ray.get(self.hub.drain.remote(self.box)))
                 for one in done:
                     yield waiting.pop(one), result_of(one)
         finally:
             stop(list(waiting))
-            if replay:
-                replay.show(ray.get(self.hub.drain.remote()))
-                replay.close()
+            replay.show(ray.get(self.hub.drain.remote(self.box)))
+            replay.close()
 
     def start(self, order: Order) -> Any:
         """Begin a task."""
@@ -248,11 +249,11 @@ class Crew:
 
         needs = {"num_cpus": 0} if order.walks else self.resources
         task = ray.remote(max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD", **needs)(obey)
-        return task.remote(order, replace(self, name=order.name or self.name))
+        return task.remote(order, replace(self, name=order.name))
 
     def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
         """As of `Executor`."""
-        with self.run([order_of(work, what, *arguments)]) as results:
+        with self.run([order_of(work, what, *arguments)], work.runtime.reporter) as results:
             ((_, found),) = results
         return raised(found)
 
@@ -266,14 +267,14 @@ class Crew:
         orders = [order_of(work, make_members, prepared, each, False, makes=keys)] * len(each)
         if together:
             orders.append(order_of(work, make_members, prepared, together))
-        self.all(orders)
+        self.all(work, orders)
         left = [plan for plan, key in zip(each, keys, strict=True) if work.find(key) is None]
         if left:  # somebody else is at them, or was
-            self.all([order_of(work, make_members, prepared, left)])
+            self.all(work, [order_of(work, make_members, prepared, left)])
 
-    def all(self, orders: Sequence[Order]) -> None:
-        """Until all of them are done; raises what the first to fail raised."""
-        with self.run(orders) as results:
+    def all(self, work: Work, orders: Sequence[Order]) -> None:
+        """Until all orders of a walk are done; raises what the first to fail raised."""
+        with self.run(orders, work.runtime.reporter) as results:
             for _, found in results:
                 raised(found)
 
@@ -363,11 +364,20 @@ def obey(order: Order, crew: Crew) -> Any:
         )
     try:
         with signals.heeded():
-            return do(order, crew)
+            try:
+                return do(order, crew)
+            finally:
+                flush(crew)
     except signals.Stopped as stop:
         if stop.code == 128 + signal.SIGTERM:  # the host is taken away: let another one go on
             os._exit(stop.code)
         raise
+
+
+def flush(crew: Crew) -> None:
+    """Wait until the hub has heard what was said here, if there still is one."""
+    with contextlib.suppress(Exception):
+        crew.hub.heard.remote().future().result(PATIENCE)
 
 
 def do(order: Order, crew: Crew) -> Any:
@@ -394,7 +404,7 @@ def walk(order: Order, crew: Crew) -> Any:
     work = new_work(order, crew, "cpu")  # of what it computes itself, the calibration, there is little
     with events.open_log(order.root, work.draw_label, Telling(crew), settings, seed=order.settings.seed) as log:
         work.runtime = replace(work.runtime, reporter=log)
-        work.executor = crew
+        work.executor = replace(crew, name="", box=uuid.uuid4().hex)
         return order.what(work, *order.arguments)
 
 
@@ -454,28 +464,34 @@ class Hub:
     """Where all tasks say how it goes; an actor of Ray."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.said: dict[str, list[tuple[Any, ...]]] = {}
 
-    def put(self, event: tuple[Any, ...]) -> None:
+    def put(self, box: str, event: tuple[Any, ...]) -> None:
         """One word of a task."""
-        self.said.append(event)
+        self.said.setdefault(box, []).append(event)
 
-    def drain(self) -> list[tuple[Any, ...]]:
+    def drain(self, box: str) -> list[tuple[Any, ...]]:
         """Everything said since the last time."""
-        said, self.said = self.said, []
-        return said
+        return self.said.pop(box, [])
+
+    def heard(self) -> None:
+        """Nothing: who has an answer knows that what it said before has come."""
 
 
 class Telling:
     """A reporter that tells the hub."""
 
     def __init__(self, crew: Crew) -> None:
-        self.hub = crew.hub
+        self.hub, self.box = crew.hub, crew.box
         self.prefix = f"{crew.name}: " if crew.name else ""
+
+    def put(self, *event: Any) -> None:
+        """One word."""
+        self.hub.put.remote(self.box, event)
 
     def say(self, message: str) -> None:
         """One line."""
-        self.hub.put.remote(("say", self.prefix + message))
+        self.put("say", self.prefix + message)
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
@@ -485,24 +501,24 @@ class Telling:
     def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar."""
         bar = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
-        self.hub.put.remote(("open", bar, self.prefix + label, total, unit))
+        self.put("open", bar, self.prefix + label, total, unit)
         done, told = 0, time.monotonic()
 
         def advance(more: int) -> None:
             nonlocal done, told
             done += more
             if time.monotonic() - told > TOLD_EVERY:
-                self.hub.put.remote(("advance", bar, done))
+                self.put("advance", bar, done)
                 done, told = 0, time.monotonic()
 
         try:
             yield advance
         finally:
-            self.hub.put.remote(("close", bar, done))
+            self.put("close", bar, done)
 
     def log(self, name: str, values: Mapping[str, float], step: int) -> None:
         """Numbers."""
-        self.hub.put.remote(("log", self.prefix + name, dict(values), step))
+        self.put("log", self.prefix + name, dict(values), step)
 
 
 class Replay:

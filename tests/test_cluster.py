@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,20 +97,29 @@ def test_what_a_task_says_is_told_in_its_order_under_the_name_of_its_walk():
     with telling.track("scoring", 10, "texts") as advance:
         for _ in range(10):
             advance(1)
-    Replay(told).show(heard.hub.drain())
+    Replay(told).show(heard.hub.drain(""))
     assert told.lines == [
         f"{NAME}: training",
         f"{NAME}: Warning: slow",
         (f"{NAME}: p0-r0", {"loss": 0.5}, 3),
         (f"{NAME}: scoring", 10, "texts", 10),
     ]
-    assert heard.hub.drain() == []
+    assert heard.hub.drain("") == []
 
 
 def test_a_walk_that_is_alone_has_no_name_before_its_words():
     heard = Heard()
     Telling(crew_of(heard, "")).say("training")
-    assert heard.hub.drain() == [("say", "training")]
+    assert heard.hub.drain("") == [("say", "training")]
+
+
+def test_each_hears_what_was_said_to_it(tmp_path):
+    heard = Heard()
+    Telling(replace(crew_of(heard, ""), box="walk")).say("training")
+    Telling(crew_of(heard, "")).say("walking")
+    assert heard.hub.drain("walk") == [("say", "training")]
+    assert heard.hub.drain("") == [("say", "walking")]
+    assert heard.hub.drain("walk") == []
 
 
 def test_the_bar_of_a_task_that_was_lost_is_closed_at_the_end():
@@ -117,7 +127,7 @@ def test_the_bar_of_a_task_that_was_lost_is_closed_at_the_end():
     bar = Telling(crew_of(heard)).track("scoring", 10, "texts")
     bar.__enter__()
     replay = Replay(told)
-    replay.show(heard.hub.drain())
+    replay.show(heard.hub.drain(""))
     assert told.lines == []
     replay.close()
     replay.close()
@@ -316,6 +326,13 @@ def at_work(store: Path) -> int | None:
     return None
 
 
+def told_of(log: list[dict[str, Any]]) -> list[str]:
+    """What a log tells of trainings, in any order: their beginnings, their numbers, and how much they have scored."""
+    facts = ("message", "name", "step", "values", "label", "total", "done")
+    told = [{name: one[name] for name in facts if name in one} for one in log]
+    return sorted(str(one) for one in told if "reused" not in str(one))
+
+
 def made(said: str) -> Counter[str]:
     """How often each member was begun."""
     return Counter(
@@ -348,6 +365,8 @@ def test_tasks_make_what_one_process_makes_each_member_once(address, commands, w
     (log,) = map(read_events, logs_of(tmp_path))
     assert f"ipet {commands[0][1]} " in log[0]["command"]
     assert log[-1]["event"] == "done"
+    (alone,) = map(read_events, logs_of(whole[0]))
+    assert told_of(log) == told_of(alone)
     again = pet_ray(address, *commands[0], "--store", tmp_path)
     assert not made(again)
 
