@@ -54,6 +54,7 @@ def main() -> None:
     for name, default in (("pool", 40_000), ("test", 7_600), ("steps", 1000), ("student-steps", 5000), ("members", 18)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    parser.add_argument("--task-gpus", type=float, help="of a Ray task; 0.5: two trainings at a time on a GPU")
     parser.add_argument("--keep", type=Path, help="leave the store in this folder; nothing is projected")
     parser.add_argument("--same-as", type=Path, help="compare with what a run has left in this folder")
     parser.add_argument("--tiny", action="store_true")
@@ -104,6 +105,7 @@ def run(options: Any, folder: Path) -> dict[str, float]:
             "data": {"train_examples": 10, "pool_per_label": options.pool // len(LABELS)},
             "finetune": {"steps": options.steps, "method": options.method, "repetitions": options.members // 6},
             "distill": {"steps": options.student_steps},
+            "runtime": {"task_gpus": options.task_gpus},
         },
     )
     work = Work(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))

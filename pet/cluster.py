@@ -377,7 +377,7 @@ def obey(order: Order, crew: Crew) -> Any:
 def flush(crew: Crew) -> None:
     """Wait until the hub has heard what was said here, if there still is one."""
     with contextlib.suppress(Exception):
-        crew.hub.heard.remote().future().result(PATIENCE)
+        crew.hub.heard.remote().future().result(CALLING)
 
 
 def do(order: Order, crew: Crew) -> Any:
