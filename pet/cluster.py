@@ -13,10 +13,8 @@ import os
 import signal
 import socket
 import sys
-import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,13 @@ from pet.artifacts import Artifact, Store
 from pet.drafts import LOCKS, is_locked
 from pet.errors import PetError, SettingsError, StoreError
 from pet.identity import Key
-from pet.runtime import Advance, Reporter, open_runtime, use
+from pet.runtime import Reporter, open_runtime, use
 from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
 from pet.stages.bench import Bench
 from pet.stages.finetune import Plan
 from pet.stages.work import Work
+from pet.telling import TOLD_EVERY, Hub, Replay, Telling
 
 RETRIES = 20
 """Times that a task is begun again whose worker was lost: a task may train many members, for days."""
@@ -44,9 +43,6 @@ WALKS = 16
 SAME_WORKERS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
 """Ray would hide all GPUs but a task's own, and so have to end a worker after each task: CUDA looks only once. Workers
 see all, are kept with the model they have loaded, and take the one they are given (`device_of`)."""
-
-TOLD_EVERY = 0.3
-"""Seconds between two words of a task about how far it is, and between two looks at what was said."""
 
 PATIENCE = 20.0
 """Seconds that a task has to save its training when all are asked to stop."""
@@ -402,7 +398,9 @@ def walk(order: Order, crew: Crew) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
     work = new_work(order, crew, "cpu")  # of what it computes itself, the calibration, there is little
-    with events.open_log(order.root, work.draw_label, Telling(crew), settings, seed=order.settings.seed) as log:
+    with events.open_log(
+        order.root, work.draw_label, Telling(crew.hub, crew.box, crew.name), settings, seed=order.settings.seed
+    ) as log:
         work.runtime = replace(work.runtime, reporter=log)
         work.executor = replace(crew, name="", box=uuid.uuid4().hex)
         return order.what(work, *order.arguments)
@@ -410,7 +408,9 @@ def walk(order: Order, crew: Crew) -> Any:
 
 def new_work(order: Order, crew: Crew, device: str) -> Work:
     """The walk of an order on a device."""
-    runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), Telling(crew))
+    runtime = open_runtime(
+        order.settings.runtime.model_copy(update={"device": device}), Telling(crew.hub, crew.box, crew.name)
+    )
     work = Work(order.settings, Store(order.root, order.verify), runtime, order.invocation)
     work.adapted = order.adapted
     return work
@@ -455,96 +455,3 @@ def read_ahead(work: Work) -> None:
     models.outline(work.settings.model)
     if work.runtime.device.type == "cuda":
         torch.compile(torch.neg)(torch.zeros(8, device=work.runtime.device))  # which readies the compiler, too
-
-
-# ---- what tasks say ------------------------------------------------------------------------------------------------
-
-
-class Hub:
-    """Where all tasks say how it goes; an actor of Ray."""
-
-    def __init__(self) -> None:
-        self.said: dict[str, list[tuple[Any, ...]]] = {}
-
-    def put(self, box: str, event: tuple[Any, ...]) -> None:
-        """One word of a task."""
-        self.said.setdefault(box, []).append(event)
-
-    def drain(self, box: str) -> list[tuple[Any, ...]]:
-        """Everything said since the last time."""
-        return self.said.pop(box, [])
-
-    def heard(self) -> None:
-        """Nothing: who has an answer knows that what it said before has come."""
-
-
-class Telling:
-    """A reporter that tells the hub."""
-
-    def __init__(self, crew: Crew) -> None:
-        self.hub, self.box = crew.hub, crew.box
-        self.prefix = f"{crew.name}: " if crew.name else ""
-
-    def put(self, *event: Any) -> None:
-        """One word."""
-        self.hub.put.remote(self.box, event)
-
-    def say(self, message: str) -> None:
-        """One line."""
-        self.put("say", self.prefix + message)
-
-    def warn(self, message: str) -> None:
-        """One line that stands out."""
-        self.say(f"Warning: {message}")
-
-    @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """A bar."""
-        bar = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
-        self.put("open", bar, self.prefix + label, total, unit)
-        done, told = 0, time.monotonic()
-
-        def advance(more: int) -> None:
-            nonlocal done, told
-            done += more
-            if time.monotonic() - told > TOLD_EVERY:
-                self.put("advance", bar, done)
-                done, told = 0, time.monotonic()
-
-        try:
-            yield advance
-        finally:
-            self.put("close", bar, done)
-
-    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
-        """Numbers."""
-        self.put("log", self.prefix + name, dict(values), step)
-
-
-class Replay:
-    """Tells a reporter what tasks said."""
-
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
-        self.bars: dict[str, tuple[AbstractContextManager[Advance], Advance]] = {}
-
-    def show(self, said: list[tuple[Any, ...]]) -> None:
-        """Everything, in order."""
-        for kind, *facts in said:
-            if kind == "say":
-                self.reporter.say(*facts)
-            elif kind == "log":
-                self.reporter.log(*facts)
-            elif kind == "open":
-                bar = self.reporter.track(*facts[1:])
-                self.bars[facts[0]] = (bar, bar.__enter__())
-            elif facts[0] in self.bars:
-                self.bars[facts[0]][1](facts[1])
-                if kind == "close":
-                    self.bars.pop(facts[0])[0].__exit__(None, None, None)
-
-    def close(self) -> None:
-        """Close the bars of tasks that were lost."""
-        for bar, _ in self.bars.values():
-            bar.__exit__(None, None, None)
-        self.bars.clear()

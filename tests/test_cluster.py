@@ -16,7 +16,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +27,7 @@ from rows import find_all, killable, lay_ground, lively_model, logs_of, open_wor
 
 from pet import cluster
 from pet.artifacts import Store
-from pet.cluster import Crew, Replay, Telling
+from pet.cluster import Crew
 from pet.drafts import LOCKS
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.events import read_events
@@ -36,6 +35,7 @@ from pet.identity import Key
 from pet.settings import RuntimeSettings
 from pet.stages import finetune, prepare
 from pet.stages.bench import Bench
+from pet.telling import Hub, Replay, Telling
 
 NAME = "seed 7"
 
@@ -50,7 +50,7 @@ class Heard:
     """The hub, in this process."""
 
     def __init__(self) -> None:
-        self.hub = cluster.Hub()
+        self.hub = Hub()
         self.put = SimpleNamespace(remote=self.hub.put)
 
 
@@ -90,7 +90,7 @@ def crew_of(heard: Heard, name: str = NAME) -> Crew:
 
 def test_what_a_task_says_is_told_in_its_order_under_the_name_of_its_walk():
     heard, told = Heard(), Told()
-    telling = Telling(crew_of(heard))
+    telling = Telling(heard, "", NAME)
     telling.say("training")
     telling.warn("slow")
     telling.log("p0-r0", {"loss": 0.5}, 3)
@@ -109,14 +109,14 @@ def test_what_a_task_says_is_told_in_its_order_under_the_name_of_its_walk():
 
 def test_a_walk_that_is_alone_has_no_name_before_its_words():
     heard = Heard()
-    Telling(crew_of(heard, "")).say("training")
+    Telling(heard, "", "").say("training")
     assert heard.hub.drain("") == [("say", "training")]
 
 
 def test_each_hears_what_was_said_to_it(tmp_path):
     heard = Heard()
-    Telling(replace(crew_of(heard, ""), box="walk")).say("training")
-    Telling(crew_of(heard, "")).say("walking")
+    Telling(heard, "walk", "").say("training")
+    Telling(heard, "", "").say("walking")
     assert heard.hub.drain("walk") == [("say", "training")]
     assert heard.hub.drain("") == [("say", "walking")]
     assert heard.hub.drain("walk") == []
@@ -124,7 +124,7 @@ def test_each_hears_what_was_said_to_it(tmp_path):
 
 def test_the_bar_of_a_task_that_was_lost_is_closed_at_the_end():
     heard, told = Heard(), Told()
-    bar = Telling(crew_of(heard)).track("scoring", 10, "texts")
+    bar = Telling(heard, "", NAME).track("scoring", 10, "texts")
     bar.__enter__()
     replay = Replay(told)
     replay.show(heard.hub.drain(""))

@@ -67,6 +67,7 @@ LAYERS = {
     "newcard": 7,
     "check": 7,
     "cluster": 7,
+    "telling": 7,
     "members": 7,
     "predict": 7,
     "suggest": 7,
