@@ -4,7 +4,7 @@
     python bench/job.py --keep one
     python bench/job.py --executor ray --same-as one     members as tasks, over all GPUs of the host
 
-The last two leave out the projection, print how busy each GPU was, and whether both made the same artifacts.
+The last two leave out the projection, print how busy each GPU was, and how far both made the same members.
 
 6 patterns, 3 repetitions: 18 members of 1,000 steps with 4 labelled and 12 unlabelled texts, 40,000 pool and 7,600 test
 texts scored by each, a student of 5,000 steps. Texts are made-up words in the lengths of AG News. Everything is really

@@ -1,9 +1,10 @@
 """Walks and their trainings as Ray tasks, on as many hosts as the cluster has: members, students, baselines.
 
 The store lies on a file system that all hosts share, at the same path, and pet is installed on each. A walk is a task
-that waits for others; a training is a task that takes its identity's lock, makes the artifact and publishes it, as any
-process would. A task whose worker or host is lost is begun again, and goes on from the checkpoint. What trainings say
-is told to their walk, which writes it down, and what walks say is shown where they were begun.
+that waits for others; a student or a baseline is a task, and members are made one after another by as many tasks as
+there is room for. Each takes the lock of an identity, makes the artifact and publishes it, as any process would. A
+task whose worker or host is lost is begun again, and goes on from the checkpoint. What trainings say is told to their
+walk, which writes it down, and what walks say is shown where they were begun.
 """
 
 import contextlib
@@ -207,6 +208,10 @@ class Crew:
     name: str = ""
     box: str = ""
 
+    def reporter(self) -> Telling:
+        """What a task tells how it goes."""
+        return Telling(self.hub, self.box, self.name)
+
     @contextlib.contextmanager
     def run(self, orders: Sequence[Order], reporter: Reporter) -> Iterator[Generator[tuple[int, Any], None, None]]:
         """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
@@ -258,7 +263,7 @@ class Crew:
         after another of those that are still to be made, so that the next one is trained while weights are written.
         Adapters are trained together, as elsewhere, by one task."""
         together = [plan for plan in plans if finetune.is_together(work, plan)]
-        each = [plan for plan in plans if plan not in together]
+        each = [plan for plan in plans if not finetune.is_together(work, plan)]
         keys = [finetune.key(work, prepared, plan) for plan in each]
         orders = [order_of(work, make_members, prepared, each, False, makes=keys)] * len(each)
         if together:
@@ -380,7 +385,8 @@ def do(order: Order, crew: Crew) -> Any:
     """What an order says."""
     if order.walks:
         return walk(order, crew)
-    if order.makes and not any(is_open(Store(order.root), key) for key in order.makes):
+    store = Store(order.root)
+    if order.makes and not any(is_open(store, key) for key in order.makes):
         return None
     work = work_of(order, crew)
     use(work.runtime.device)  # the task before may have been given another one
@@ -398,9 +404,7 @@ def walk(order: Order, crew: Crew) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
     work = new_work(order, crew, "cpu")  # of what it computes itself, the calibration, there is little
-    with events.open_log(
-        order.root, work.draw_label, Telling(crew.hub, crew.box, crew.name), settings, seed=order.settings.seed
-    ) as log:
+    with events.open_log(order.root, work.draw_label, crew.reporter(), settings, seed=order.settings.seed) as log:
         work.runtime = replace(work.runtime, reporter=log)
         work.executor = replace(crew, name="", box=uuid.uuid4().hex)
         return order.what(work, *order.arguments)
@@ -408,9 +412,7 @@ def walk(order: Order, crew: Crew) -> Any:
 
 def new_work(order: Order, crew: Crew, device: str) -> Work:
     """The walk of an order on a device."""
-    runtime = open_runtime(
-        order.settings.runtime.model_copy(update={"device": device}), Telling(crew.hub, crew.box, crew.name)
-    )
+    runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), crew.reporter())
     work = Work(order.settings, Store(order.root, order.verify), runtime, order.invocation)
     work.adapted = order.adapted
     return work

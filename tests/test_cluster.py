@@ -113,7 +113,7 @@ def test_a_walk_that_is_alone_has_no_name_before_its_words():
     assert heard.hub.drain("") == [("say", "training")]
 
 
-def test_each_hears_what_was_said_to_it(tmp_path):
+def test_each_hears_what_was_said_to_it():
     heard = Heard()
     Telling(heard, "walk", "").say("training")
     Telling(heard, "", "").say("walking")
