@@ -4,7 +4,7 @@
     python bench/job.py --keep one
     python bench/job.py --executor ray --same-as one     members as tasks, over all GPUs of the host
 
-The last two leave out the projection, print how busy each GPU was, and how far both made the same members.
+The last two leave out the projection, print how busy each GPU was, and how far both made the same artifacts.
 
 6 patterns, 3 repetitions: 18 members of 1,000 steps with 4 labelled and 12 unlabelled texts, 40,000 pool and 7,600 test
 texts scored by each, a student of 5,000 steps. Texts are made-up words in the lengths of AG News. Everything is really
@@ -15,6 +15,7 @@ its own rates measured here first.
 import argparse
 import contextlib
 import csv
+import json
 import shutil
 import subprocess
 import tempfile
@@ -167,21 +168,26 @@ def watched(path: Path) -> Iterator[Callable[[float, float], str]]:
 
 
 def compare(*stores: Store) -> None:
-    """How far the members of two stores are the same."""
-    first, second = ({path.parent.name for path in one.root.glob("finetune/[!.]*/manifest.json")} for one in stores)
-    bits = rows = others = 0
-    apart = largest = 0.0
-    for name in sorted(first & second):
-        a, b = (read_scores(one.open(one.root / "finetune" / name)) for one in stores)
-        bits += all(np.array_equal(a[split], b[split]) for split in a)
-        for split in a:
-            apart, largest = max(apart, np.abs(a[split] - b[split]).max()), max(largest, np.abs(a[split]).max())
-            others += int((a[split].argmax(1) != b[split].argmax(1)).sum())
-            rows += len(a[split])
-    print(
-        f"identities: {len(first)} and {len(second)}, {len(first & second)} in both; scores the same to the bit in "
-        f"{bits}, else {apart:.1e} apart at most, of scores up to {largest:.2f}; another label: {others:,} of {rows:,}"
+    """How far two stores hold the same artifacts, and how far apart members are that differ."""
+    first, second = (
+        {
+            path.parent.relative_to(one.root): sorted(
+                sorted(each.items()) for each in json.loads(path.read_text())["files"]
+            )
+            for path in one.root.glob("*/[!.]*/manifest.json")
+        }
+        for one in stores
     )
+    for stage in sorted({name.parent.name for name in first | second}):
+        names = [name for name in first | second if name.parent.name == stage]
+        same = [name for name in names if first.get(name) == second.get(name)]
+        print(f"{stage}: of {len(names)} artifacts {len(same)} are the same to the last byte")
+    members = [name for name in first if name.parent.name == "finetune" and first[name] != second.get(name, [])]
+    for name in members:
+        a, b = (read_scores(one.open(one.root / name)) for one in stores)
+        apart = max(np.abs(a[split] - b[split]).max() for split in a)
+        others = sum(int((a[split].argmax(1) != b[split].argmax(1)).sum()) for split in a)
+        print(f"  {name.name}: scores {apart:.1e} apart at most; another label: {others:,}")
 
 
 def write_model(folder: Path) -> None:

@@ -30,7 +30,7 @@ from pet.identity import Key
 from pet.runtime import Reporter, open_runtime, use
 from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
-from pet.stages.bench import Bench
+from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import Plan
 from pet.stages.work import Work
 from pet.telling import TOLD_EVERY, Hub, Replay, Telling
@@ -343,9 +343,22 @@ def raised(found: Any) -> Any:
 
 # ---- in a task -----------------------------------------------------------------------------------------------------
 
-_kept: dict[Any, tuple[Work, dict[str, Bench]]] = {}
-"""The walk that this worker was last told of, with its models and tokenised texts, on each device that it was given:
-the next member needs the same."""
+
+class Kept:
+    """A walk, with its models and the tokenised texts of each draw: the next member needs the same."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.learner = Learner(work)
+        self.benches: dict[str, Bench] = {}
+
+    def bench(self, prepared: Artifact) -> Bench:
+        """That of a draw."""
+        return self.benches.setdefault(prepared.identity, Bench(self.work, prepared, self.learner))
+
+
+_kept: dict[Any, Kept] = {}
+"""What this worker was last told of, on each device that it was given."""
 
 
 def obey(order: Order, crew: Crew) -> Any:
@@ -425,8 +438,8 @@ def work_of(order: Order, crew: Crew) -> Work:
     if name not in _kept:
         for other in [one for one in _kept if one[0] == device]:
             del _kept[other]
-        _kept[name] = (new_work(order, crew, device), {})
-    return _kept[name][0]
+        _kept[name] = Kept(new_work(order, crew, device))
+    return _kept[name].work
 
 
 def device_of() -> str:
@@ -440,10 +453,15 @@ def device_of() -> str:
     return f"cuda:{seen.index(str(given[0])) if seen else given[0]}"
 
 
+def kept_of(work: Work) -> Kept:
+    """What is kept with a walk."""
+    (found,) = (kept for kept in _kept.values() if kept.work is work)
+    return found
+
+
 def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan], wait: bool = True) -> None:
     """Make members here. `wait`: also for those that others are making."""
-    (benches,) = (benches for kept, benches in _kept.values() if kept is work)
-    bench = benches.setdefault(prepared.identity, Bench(work, prepared))
+    bench = kept_of(work).bench(prepared)
     if wait:
         finetune.make(bench, plans)
     else:
@@ -451,9 +469,10 @@ def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan], wait: bo
 
 
 def read_ahead(work: Work) -> None:
-    """What the first training would begin with that needs no text: Python reads transformers and the compiler, the
-    weights are hashed, CUDA begins."""
+    """What the first member would begin with that needs none of the draw's texts: Python reads transformers, CUDA
+    begins, weights are hashed and loaded, and what is compiled is."""
     work.start_identity()
-    models.outline(work.settings.model)
-    if work.runtime.device.type == "cuda":
-        torch.compile(torch.neg)(torch.zeros(8, device=work.runtime.device))  # which readies the compiler, too
+    if work.settings.adapt.enabled:  # members start from weights that are still to be made
+        models.outline(work.settings.model)
+    else:
+        kept_of(work).learner.rehearse()

@@ -86,11 +86,27 @@ def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targ
     return FusibleTokenLosses.apply(products, bias, targets, losses_and_totals, products_gradient)  # type: ignore
 
 
+FIRST = 104
+"""Targets that compiled losses see first."""
+
+
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
-    """The same as a few kernels; `alike`: for one number of targets, or two, not for any."""
+    """The same as a few kernels; `alike`: for one number of targets, or two, not for any. Then they see FIRST targets
+    before others, for the reason that `packing.settle` gives."""
     parts = [torch.compile(one, dynamic=not alike) for one in (losses_and_totals, products_gradient)]
-    return lambda products, bias, targets: FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
+    seen = set[tuple[Any, ...]]()
+
+    def losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        kind = (len(products), products.dtype, bias is None)
+        if not alike and kind not in seen and torch.is_grad_enabled():
+            seen.add(kind)
+            first = products.new_zeros(len(products), FIRST).requires_grad_()
+            found = losses(first, bias, targets.new_zeros(FIRST))
+            torch.autograd.grad(found, first, torch.ones_like(found))
+        return FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
+
+    return losses
 
 
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:

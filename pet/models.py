@@ -306,7 +306,24 @@ def compile_layers(model: Any, runtime: Runtime, alike: bool = False) -> bool:
         embeddings = [one for name, one in model.base_model.named_children() if name == "embeddings"]
         for part in [*embeddings, *layers] if alike else layers[:-1]:
             part.compile(dynamic=not alike)
+        make_deterministic()
+        model.pet_kinds_seen = None if alike else set()
     return wanted
+
+
+def make_deterministic() -> None:
+    """Have Inductor choose kernels by rule, not by which was the fastest just now: two that are nearly alike may sum in
+    another order, and another process, or this one the next time, take the other (pytorch/pytorch#189121)."""
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):  # torch 2.10 and newer
+        config.deterministic = True
+
+
+def kinds_seen(model: Any) -> set[tuple[bool, ...]] | None:
+    """Of which kinds the layers of a transformers model have seen a batch since they were compiled for any number of
+    tokens; `None`: they were not."""
+    return getattr(model, "pet_kinds_seen", None)
 
 
 def check_length(model: ModelSettings, config: Any, setting: str = "model.max_length") -> None:

@@ -211,6 +211,27 @@ def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is
         assert [work.find(key) is not None for key in keys] == [False, *[True] * (len(plans) - 1)]
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, monkeypatch, method):
+    """The same bytes, by the model that it has loaded by then."""
+    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
+    scores = []
+    for ahead in (True, False):
+        work = open_work(ground, tmp_path / f"store-{ahead}", finetune={"steps": 3, "repetitions": 1, "method": method})
+        prepared, plans = prepare.run(work), finetune.distinct(*finetune.plans(work))
+        monkeypatch.setattr(cluster, "_kept", {"cpu": cluster.Kept(work)})
+        monkeypatch.setattr(cluster, "work_of", lambda order, crew, work=work: work)
+        if ahead:
+            cluster.do(cluster.order_of(work, cluster.read_ahead), crew_of(Heard()))
+        loaded = cluster.kept_of(work).learner.__dict__.get("cloze")
+        cluster.do(cluster.order_of(work, cluster.make_members, prepared, plans), crew_of(Heard()))
+        assert (cluster.kept_of(work).learner.cloze is loaded) == ahead
+        found = work.store.root.glob("finetune/*/scores.safetensors")
+        scores.append({path.parent.name: path.read_bytes() for path in found})
+    assert len(scores[0]) > 2
+    assert scores[0] == scores[1]
+
+
 # ---- with Ray ------------------------------------------------------------------------------------------------------
 
 SAME = {"device": "cpu", "precision": "fp32"}

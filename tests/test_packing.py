@@ -387,3 +387,59 @@ def test_both_kernels_for_half_precision_let_each_row_attend_to_itself(training,
     for one, exact in pairs:
         assert one.isfinite().all()
         assert float((one - exact).detach().norm()) < 0.02 * float(exact.detach().float().norm())
+
+
+# ---- what is compiled ----------------------------------------------------------------------------------------------
+
+
+def compile_here(lm: Any) -> list[list[int]]:
+    """Compile all layers but the last one on a CPU; what is returned fills with the numbers that each program was
+    fitted to."""
+    fitted: list[list[int]] = []
+
+    def backend(graph: Any, inputs: list[Any]) -> Any:
+        sizes = [size for one in inputs for size in ([one] if isinstance(one, torch.SymInt) else one.shape)]
+        fitted.append(sorted({size.node.hint for size in sizes if isinstance(size, torch.SymInt)}))
+        return graph.forward
+
+    torch._dynamo.reset()
+    for layer in layers_of(lm)[:-1]:
+        layer.compile(dynamic=True, backend=backend)
+    lm.pet_kinds_seen = set()
+    return fitted
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["end to end", "padded"])
+def test_what_is_compiled_is_fitted_to_the_same_numbers_whatever_comes_first(layout):
+    """And only once for each way to be asked, so the real batches are computed by that."""
+    family = "roberta" if layout == "end to end" else "deberta-v2"
+    batch = some_batch(family, {**END_TO_END, **PADDED}[layout])
+    ways = [(training, some) for training in (True, False) for some in (True, False)]
+    found = []
+    for order in (ways, ways[::-1]):
+        lm = model_of(family)
+        fitted = compile_here(lm)
+        for training, some in order:
+            lm.train(training)
+            with torch.inference_mode(not training):
+                found_states = states_at(lm, batch, batch.mask_positions) if some else hidden_states(lm, batch)
+            assert len(found_states) == (len(batch) if some else len(batch.input_ids))
+        found.append(sorted(map(tuple, fitted)))
+    rows, width = packing.FIRST
+    numbers = {rows * width, rows + 1, 3 * width} if layout == "end to end" else {rows, width}
+    assert found[0] == found[1]
+    assert {number for fitted in found[0] for number in fitted} == numbers
+
+
+def test_the_first_batch_that_is_compiled_for_changes_no_random_number():
+    lm, other = model_of("roberta"), model_of("roberta")
+    other.pet_kinds_seen = set()
+    batch = some_batch("roberta", END_TO_END["end to end"])
+    found = []
+    for one in (lm, other):
+        one.train()
+        torch.manual_seed(0)
+        found.append(hidden_states(one, batch))
+    assert other.pet_kinds_seen
+    assert torch.equal(*found)

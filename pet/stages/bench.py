@@ -1,5 +1,6 @@
-"""What all members of a walk share: the model, the tokenised texts and the starting weights. No artifact here."""
+"""What all members of a walk share: the model, the starting weights and the tokenised texts. No artifact here."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from pet import models, packing
 from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
-from pet.examples import TextSource
+from pet.examples import Texts, TextSource
 from pet.inference import computing_copy, refresh, score_rows
 from pet.patterns import PVP
+from pet.runtime import Silent
 from pet.stages import prepare
-from pet.stages.batches import ClozeBatch, Sources, cloze_losses, never_masked
+from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.stages.work import Work, label_numbers
-from pet.tasks import TextFile, read_texts
+from pet.tasks import TaskCard, TextFile, read_texts
 from pet.training import Losses, Trainer
 
 
@@ -63,23 +65,12 @@ class Aside:
             job.result()
 
 
-class Bench:
-    """Everything is loaded when the first member needs it."""
+class Learner:
+    """The model that all members of a walk start from, the copy of it that computes, and its training: what needs no
+    text of the draw. Everything is loaded when it is needed first."""
 
-    def __init__(self, work: Work, prepared: Artifact) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
-        self.prepared = prepared
-
-    @cached_property
-    def splits(self) -> prepare.Splits[TextFile]:
-        """The texts."""
-        return prepare.load(self.prepared)
-
-    @cached_property
-    def tokens(self) -> dict[str, TokenizedTexts]:
-        """Every text, tokenised once for all patterns."""
-        texts: dict[str, TextSource] = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
-        return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
 
     @cached_property
     def verbalizers(self) -> dict[int, VerbalizerIds]:
@@ -152,14 +143,75 @@ class Bench:
             self.cloze.lm, self.work.runtime, self.work.settings.model.max_length if whole else None
         )
 
+    def encoder(self, pvp: PVP) -> Encoder:
+        """What fills texts into a pattern."""
+        settings = self.work.settings
+        return Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+
+    def sources(self, asked: Asked) -> Sources:
+        """What a member of this pattern is trained on."""
+        never = never_masked(self.work.speller, self.work.settings.finetune.mask_targets)
+        return Sources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
+
+    def rehearse(self) -> None:
+        """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member
+        is begun, which then comes out as it would have: it starts from the same weights, and `packing.settle` sees to
+        the rest."""
+        work, pvp = self.work, self.work.pvps[0]
+        texts = made_up_texts(work.card)
+        rows, words = self.encoder(pvp).encode(TokenizedTexts(work.speller, texts)), self.verbalizers[pvp.number]
+        self.reset()
+        if work.num_labelled and work.settings.finetune.method == "full":
+            asked = Asked({"train": rows, "pool": rows}, label_numbers(texts, work.card.labels), words)
+            settings, layout, rng = work.settings.finetune, self.layout(), np.random.default_rng(0)
+            share = next(draw_shares(self.sources(asked), settings, layout, rng))
+            self.twin.train()
+            self.trainer.run_step([combine([share], settings, layout).to(work.runtime.device)] * settings.accumulation)
+            self.twin.eval()
+            self.reset()
+        score_rows(
+            lambda batch: self.twin.label_scores(batch, words.to(work.runtime.device)),
+            rows,
+            packing.scoring_layout(self.twin.lm),
+            dataclasses.replace(work.runtime, reporter=Silent()),
+            "rehearsal",
+        )
+
+
+def made_up_texts(card: TaskCard) -> Texts:
+    """Texts that say nothing, with labels."""
+    numbers = range(64)
+    said = ["a " * (1 + number % 7) for number in numbers]
+    labels: list[str | None] = [card.labels[number % len(card.labels)] for number in numbers]
+    return Texts([str(number) for number in numbers], dict.fromkeys(card.fields, said), labels)
+
+
+class Bench:
+    """What all members of a draw share: its texts, tokenised when the first member needs them."""
+
+    def __init__(self, work: Work, prepared: Artifact, learner: Learner | None = None) -> None:
+        self.work = work
+        self.prepared = prepared
+        self.learner = learner or Learner(work)
+
+    @cached_property
+    def splits(self) -> prepare.Splits[TextFile]:
+        """The texts."""
+        return prepare.load(self.prepared)
+
+    @cached_property
+    def tokens(self) -> dict[str, TokenizedTexts]:
+        """Every text, tokenised once for all patterns."""
+        texts: dict[str, TextSource] = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
+        return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
+
     def ask(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
         """Fill all texts into a pattern. `drawn`: holds the texts to be trained on; default: the labelled ones."""
-        return Asked(*self._fill(pvp, drawn), self.verbalizers[pvp.number])
+        return Asked(*self._fill(pvp, drawn), self.learner.verbalizers[pvp.number])
 
     def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, Rows], NDArray[np.int64]]:
         """Rows and labels."""
-        settings = self.work.settings
-        encoder = Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+        encoder = self.learner.encoder(pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.file("train.parquet"))
@@ -169,26 +221,21 @@ class Bench:
 
     def begin(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
-        words = self.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
+        words = self.learner.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
         with ThreadPoolExecutor(1) as beside:
             filled = beside.submit(self._fill, pvp, drawn)
-            self.reset()
+            self.learner.reset()
             return Asked(*filled.result(), words)
-
-    def sources(self, asked: Asked) -> Sources:
-        """What a member of this pattern is trained on."""
-        never = never_masked(self.work.speller, self.work.settings.finetune.mask_targets)
-        return Sources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
 
     def score(self, asked: Asked, splits: Sequence[str], name: str) -> dict[str, NDArray[np.float32]]:
         """Label scores [N, L] of the model as it is now, by split."""
-        runtime = self.work.runtime
+        runtime, twin = self.work.runtime, self.learner.twin
         words = asked.verbalizers.to(runtime.device)
         return {
             split: score_rows(
-                lambda batch: self.twin.label_scores(batch, words),
+                lambda batch: twin.label_scores(batch, words),
                 asked.rows[split],
-                packing.scoring_layout(self.twin.lm),
+                packing.scoring_layout(twin.lm),
                 runtime,
                 f"{name} on {split}",
             )

@@ -265,17 +265,19 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
             return
         announce(bench, [plan])
         asked = bench.begin(plan.pvp, plan.drawn)
-        seed = member_seed(bench.work, plan)
+        seed, learner = member_seed(bench.work, plan), bench.learner
         seed_everything(seed)
         steps = settings_of(bench.work, plan).steps
-        saver = bench.work.saver(draft, bench.cloze, bench.trainer.optimizer, f"finetune {plan.label}", [plan.label])
+        saver = bench.work.saver(
+            draft, learner.cloze, learner.trainer.optimizer, f"finetune {plan.label}", [plan.label]
+        )
         (report,) = train_saved(
-            bench.trainer,
+            learner.trainer,
             saver,
             lambda done: draw_batches(bench, [asked], [seed], done),
             plan.label,
             steps=steps,
-            restored=lambda: refresh(bench.twin, bench.cloze),
+            restored=lambda: refresh(learner.twin, learner.cloze),
         )
         draft.count_from(draft.seconds + saver.before)
         scores = bench.score(asked, splits_of(bench, plan), plan.label)
@@ -283,10 +285,10 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
         if not bench.work.settings.runtime.keep_members:
             return
         if bench.work.runtime.ranks.size > 1:  # which all wait until it is published
-            write_member_model(bench, draft, bench.cloze.lm.state_dict())
+            write_member_model(bench, draft, learner.cloze.lm.state_dict())
             return
         aside.wait()  # before the memory that it reads is used again
-        state = bench.state_on_host()
+        state = learner.state_on_host()
         publishing = stack.pop_all()
 
     def write_model() -> None:
@@ -298,7 +300,7 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
 
 def write_member_model(bench: Bench, draft: Draft, state: dict[str, torch.Tensor]) -> None:
     """Write a member's weights, and its tokenizer."""
-    bench.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
+    bench.learner.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
     bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
 
 
@@ -320,15 +322,15 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
     """Train, score, write and publish the members of these drafts, which are in the order in which they were taken; the
     first one keeps the checkpoint."""
     announce(bench, plans)
-    work, model = bench.work, bench.twin.lm
+    work, model = bench.work, bench.learner.twin.lm
     if len(plans) > 1:
         work.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
     base = work.model_settings(None)
-    bench.reset()
+    bench.learner.reset()
     asked = [bench.ask(plan.pvp, plan.drawn) for plan in plans]
     seeds = [member_seed(work, plan) for plan in plans]
     settings = settings_of(work, plans[0])  # all are of one generation
-    adapters = Adapters(model, bench.cloze.lm, seeds, settings)
+    adapters = Adapters(model, bench.learner.cloze.lm, seeds, settings)
     with adapters.installed():
         names, spent = [plan.label for plan in plans], dict[Draft, float]()
         first, *others = drafts.values()
@@ -361,11 +363,11 @@ def train_adapters(
 ) -> tuple[list[TrainingReport], float]:
     """Train installed adapters: one report each, and the seconds of all. The frozen model stays in eval mode: dropout
     is the adapters' own. `draft`: keeps the checkpoint."""
-    dtype = next(bench.twin.lm.base_model.parameters()).dtype
+    dtype = next(bench.learner.twin.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
         adapters.open_gate(given.members, dtype, given.keys)
-        return cloze_losses(bench.twin, given, settings.alpha)
+        return cloze_losses(bench.learner.twin, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
     trainer = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip)
@@ -377,9 +379,9 @@ def train_adapters(
 
 def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int], done: int = 0) -> Iterator[ClozeBatch]:
     """Micro-batches of these members for ever, each with its own random stream, those after `done` steps."""
-    settings, layout, ranks = bench.work.settings.finetune, bench.layout(), bench.work.runtime.ranks
+    settings, layout, ranks = bench.work.settings.finetune, bench.learner.layout(), bench.work.runtime.ranks
     shares = [
-        draw_shares(bench.sources(one), settings, layout, np.random.default_rng(seed), ranks)
+        draw_shares(bench.learner.sources(one), settings, layout, np.random.default_rng(seed), ranks)
         for one, seed in zip(asked, seeds, strict=True)
     ]
     for share in shares:

@@ -37,7 +37,7 @@ from pet.errors import DamagedArtifact, SettingsError
 from pet.losses import IGNORED
 from pet.stages import finetune, prepare
 from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
-from pet.stages.bench import Bench
+from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import draw_batches
 from pet.stages.work import open_scores, read_scores
 from pet.tasks import read_texts
@@ -224,7 +224,7 @@ def open_bench(done):
 def any_layout(request, monkeypatch):
     """Batches as on a CPU, as on a GPU, and as of a family that needs padded rows."""
     if LAYOUTS[request.param]:
-        monkeypatch.setattr(Bench, "layout", lambda self: LAYOUTS[request.param])
+        monkeypatch.setattr(Learner, "layout", lambda self: LAYOUTS[request.param])
     return request.param
 
 
@@ -282,7 +282,7 @@ def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, any_layo
     assert len(targets_of(given)[0]) > 5
     assert (len(given.targets) > len(targets_of(given)[0])) == (any_layout == "filled up"), "targets are filled up too"
     assert (len(given.batch.input_ids) > int(given.batch.starts[9])) == (any_layout == "filled up")
-    found = {name: float(value.detach()) for name, value in cloze_losses(bench.cloze, given, alpha).items()}
+    found = {name: float(value.detach()) for name, value in cloze_losses(bench.learner.cloze, given, alpha).items()}
     label, mlm = reference_losses(bench, given)
     assert found["label_loss"] == pytest.approx(label, rel=1e-5)
     assert found["mlm_loss"] == pytest.approx(mlm, rel=1e-5)
@@ -356,7 +356,7 @@ def test_without_alpha_or_unlabelled_rows_there_is_no_mlm_loss(open_bench, off, 
     (given,), _ = batches_of(bench, 1)
     assert len(given.batch) == given.labels.numel() == 3
     assert len(given.targets) == 0
-    found = cloze_losses(bench.cloze, given, bench.work.settings.finetune.alpha)
+    found = cloze_losses(bench.learner.cloze, given, bench.work.settings.finetune.alpha)
     assert set(found) == {"loss", "label_loss"}
     assert found["loss"] is found["label_loss"]
 
@@ -365,10 +365,10 @@ def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench,
     bench = open_bench(mask_probability=1e-9, unlabelled_batch=16)
     (given,), _ = batches_of(bench, 1)
     assert len(targets_of(given)[1]) == 0
-    found = cloze_losses(bench.cloze, given, 0.5)
+    found = cloze_losses(bench.learner.cloze, given, 0.5)
     assert float(found["mlm_loss"].detach()) == 0
     found["loss"].sum().backward()
-    assert all(one.grad.isfinite().all() for one in bench.cloze.parameters() if one.grad is not None)
+    assert all(one.grad.isfinite().all() for one in bench.learner.cloze.parameters() if one.grad is not None)
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 111, 112, 113, 128, 200])
@@ -390,7 +390,7 @@ def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch,
     layout = (
         FILLED if targets == "content" else packing.training_layout(None, SimpleNamespace(captures=True), MAX_LENGTH)
     )
-    monkeypatch.setattr(Bench, "layout", lambda self: layout)
+    monkeypatch.setattr(Learner, "layout", lambda self: layout)
     bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
     batches, _ = batches_of(bench, 30, *patterns)
     sizes = {(given.batch.input_ids.shape, len(given.targets)) for given in batches}
@@ -400,7 +400,7 @@ def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch,
 
 
 def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench, monkeypatch):
-    monkeypatch.setattr(Bench, "layout", lambda self: FILLED)
+    monkeypatch.setattr(Learner, "layout", lambda self: FILLED)
     bench = open_bench(mask_probability=0.4)
     (given,), _ = batches_of(bench, 1)
     places, targets = targets_of(given)
@@ -409,9 +409,9 @@ def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_ben
     bare = dataclasses.replace(given, target_places=places, targets=targets, target_members=members)
     losses, found = [], []
     for one in (given, bare):
-        mine = cloze_losses(bench.cloze, one, 0.5)
+        mine = cloze_losses(bench.learner.cloze, one, 0.5)
         losses.append({name: float(value.detach()) for name, value in mine.items()})
-        found.append(gradients(bench.cloze, mine["loss"].sum()))
+        found.append(gradients(bench.learner.cloze, mine["loss"].sum()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert_same_gradients(*found)
 
@@ -445,7 +445,10 @@ def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_b
             scores = given.averaging[member][given.averaging[member].any(1)]
             assert torch.equal(scores, asked[member].verbalizers.averaging)
             with torch.no_grad():
-                found, alone_ = cloze_losses(bench.cloze, given, 0.3), cloze_losses(bench.cloze, mine, 0.3)
+                found, alone_ = (
+                    cloze_losses(bench.learner.cloze, given, 0.3),
+                    cloze_losses(bench.learner.cloze, mine, 0.3),
+                )
             for name, value in alone_.items():
                 assert float(found[name][member]) == pytest.approx(float(value), rel=1e-5), name
     assert given.batch.input_ids.shape[0] == sum(len(batches_of(bench, 3, one)[0][2].batch.input_ids) for one in (0, 1))
@@ -454,9 +457,9 @@ def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_b
 def test_the_losses_of_members_in_one_batch_are_those_of_the_full_logits(open_bench, any_layout):
     bench = open_bench(mask_probability=0.4, unlabelled_batch=4)
     if any_layout == "padded":
-        bench.layout = lambda: Layout(True, MAX_LENGTH)
+        bench.learner.layout = lambda: Layout(True, MAX_LENGTH)
     (given,), _ = batches_of(bench, 1, 0, 1)
-    found = cloze_losses(bench.cloze, given, 0.3)
+    found = cloze_losses(bench.learner.cloze, given, 0.3)
     for member in (0, 1):
         label, mlm = reference_losses(bench, given, member)
         assert float(found["label_loss"][member].detach()) == pytest.approx(label, rel=1e-5)
@@ -465,17 +468,17 @@ def test_the_losses_of_members_in_one_batch_are_those_of_the_full_logits(open_be
 
 def test_rows_in_training_are_padded_only_where_they_must_be(open_bench, done, electra):
     """Because the family needs it, or because padding is a target; to one width where members share a batch."""
-    assert open_bench().layout() == open_bench(method="lora").layout() == Layout(False, None, 8)
-    assert open_bench(mask_targets="any").layout() == Layout(True, MAX_LENGTH, 8)
+    assert open_bench().learner.layout() == open_bench(method="lora").learner.layout() == Layout(False, None, 8)
+    assert open_bench(mask_targets="any").learner.layout() == Layout(True, MAX_LENGTH, 8)
     for method, width in (("full", None), ("lora", MAX_LENGTH)):
         work = open_work(done.ground, done.store, model={"name": str(electra)}, finetune={"method": method})
-        assert Bench(work, prepare.need(work)).layout() == Layout(True, width, 8)
+        assert Bench(work, prepare.need(work)).learner.layout() == Layout(True, width, 8)
 
 
 def test_all_members_are_trained_by_one_trainer(open_bench):
     bench = open_bench()
-    assert bench.trainer is bench.trainer
-    assert bench.trainer.model is bench.cloze
+    assert bench.learner.trainer is bench.learner.trainer
+    assert bench.learner.trainer.model is bench.learner.cloze
 
 
 def test_a_member_learns_its_labelled_texts(tiny_folder, tmp_path):
