@@ -168,26 +168,33 @@ def watched(path: Path) -> Iterator[Callable[[float, float], str]]:
 
 
 def compare(*stores: Store) -> None:
-    """How far two stores hold the same artifacts, and how far apart members are that differ."""
+    """How far two stores hold the same artifacts; of those that differ which files do, and how far apart scores are."""
     first, second = (
         {
-            path.parent.relative_to(one.root): sorted(
-                sorted(each.items()) for each in json.loads(path.read_text())["files"]
-            )
+            path.parent.relative_to(one.root): {
+                each["path"]: each["sha256"] for each in json.loads(path.read_text())["files"]
+            }
             for path in one.root.glob("*/[!.]*/manifest.json")
         }
         for one in stores
     )
     for stage in sorted({name.parent.name for name in first | second}):
-        names = [name for name in first | second if name.parent.name == stage]
+        names = [name for name in sorted(first | second) if name.parent.name == stage]
         same = [name for name in names if first.get(name) == second.get(name)]
         print(f"{stage}: of {len(names)} artifacts {len(same)} are the same to the last byte")
-    members = [name for name in first if name.parent.name == "finetune" and first[name] != second.get(name, [])]
-    for name in members:
-        a, b = (read_scores(one.open(one.root / name)) for one in stores)
-        apart = max(np.abs(a[split] - b[split]).max() for split in a)
-        others = sum(int((a[split].argmax(1) != b[split].argmax(1)).sum()) for split in a)
-        print(f"  {name.name}: scores {apart:.1e} apart at most; another label: {others:,}")
+        for name in names:
+            if name not in same and name in first and name in second:
+                files = [path for path, digest in first[name].items() if second[name].get(path) != digest]
+                print(f"  {name.name}: {', '.join(files)}")
+                if "scores.safetensors" in files:
+                    print(f"    {apart(*(read_scores(one.open(one.root / name)) for one in stores))}")
+
+
+def apart(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """How far two members' scores are from each other."""
+    most = max(np.abs(first[split] - second[split]).max() for split in first)
+    others = sum(int((first[split].argmax(1) != second[split].argmax(1)).sum()) for split in first)
+    return f"scores {most:.1e} apart at most; {others:,} texts have another label"
 
 
 def write_model(folder: Path) -> None:

@@ -72,5 +72,6 @@ class ClassifierModel(nn.Module):
         states = packing.hidden_states(self.model, batch).float()
         if batch.attention_mask is not None:
             states = states * batch.attention_mask[:, None]
-        sums = states.new_zeros(len(batch.starts), states.shape[-1]).index_add(0, batch.rows, states)[: len(batch)]
+        # Not `index_add`: a GPU adds in whatever order it comes to.
+        sums = torch.segment_reduce(states, "sum", offsets=batch.starts.long(), initial=0)[: len(batch)]
         return nn.functional.normalize(sums, dim=-1)  # the mean's length does not matter

@@ -112,9 +112,10 @@ def compiled_token_losses(alike: bool) -> TokenLosses:
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
     """For each member [M] the mean of the losses [K] of its targets that are not IGNORED, 0 if it has none. `targets`,
     `members`: what each was and whose it is [K]."""
-    sums = losses.new_zeros(num_members).index_add(0, members, losses)
-    counts = losses.new_zeros(num_members).index_add(0, members, (targets != IGNORED).float())
-    return sums / counts.clamp(min=1)
+    own = members == torch.arange(num_members, device=members.device)[:, None]  # [M, K]
+    # Not `index_add`: a GPU adds in whatever order it comes to, and no two runs would tell the same loss.
+    sums = torch.where(own, losses, 0.0).sum(1)
+    return sums / (own & (targets != IGNORED)).sum(1).clamp(min=1)
 
 
 def combined_loss(label: torch.Tensor, mlm: torch.Tensor, alpha: float) -> torch.Tensor:
