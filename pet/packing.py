@@ -165,7 +165,7 @@ def run_body(model: Any, batch: Batch, reads: Reads | None = None) -> torch.Tens
     return torch.as_tensor(model.base_model(**inputs_of(model, batch), **asked).last_hidden_state).flatten(0, 1)
 
 
-def settle(model: Any, batch: Batch, reads: Reads | None) -> None:
+def settle(model: Any, batch: Batch, reads: Reads | None = None) -> None:
     """Show compiled layers `first_batch` before this one, if they have seen no batch of this kind yet.
 
     What is compiled for any number of tokens is still fitted to the one that comes first, down to the order of its
@@ -209,4 +209,5 @@ def first_batch(like: Batch) -> Batch:
 
 def full_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] of a transformers masked LM."""
+    settle(model, batch)
     return torch.as_tensor(model(**inputs_of(model, batch)).logits).flatten(0, 1)
