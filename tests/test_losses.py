@@ -1,10 +1,13 @@
 """The losses against their formulas in float64, and what may become an MLM target."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from pet.losses import (
+    FIRST,
     IGNORED,
     combined_loss,
     compiled_token_losses,
@@ -84,6 +87,28 @@ def test_every_form_of_the_token_losses_is_the_cross_entropy_with_its_gradients(
         torch.testing.assert_close(products.grad.double(), exact.grad, rtol=tolerance, atol=tolerance)
         if biased:
             torch.testing.assert_close(bias.grad.double(), exact_bias.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_losses_see_the_same_number_of_targets_first_and_that_leaves_no_trace(monkeypatch):
+    sizes: list[int] = []
+
+    def noting(part: Any, dynamic: bool) -> Any:
+        def call(products: torch.Tensor, *rest: Any) -> Any:
+            sizes.append(products.shape[1])
+            return part(products, *rest)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", noting)
+    found = []
+    for form in (compiled_token_losses.__wrapped__(False), fusible_token_losses):
+        products = torch.tensor(scores(1, 50, 7)).requires_grad_()
+        bias = torch.tensor(scores(2, 50)).requires_grad_()
+        for _ in range(2):
+            form(products, bias, torch.arange(7)).sum().backward()
+        found.append((products.grad, bias.grad))
+    assert sizes == [FIRST, FIRST, 7, 7, 7, 7]
+    assert all(torch.equal(mine, plain) for mine, plain in zip(*found, strict=True))
 
 
 def test_the_label_loss_is_the_mean_cross_entropy():
