@@ -190,9 +190,12 @@ class Store:
         except OSError as problem:
             if not self._is_ours(problem):
                 raise
+            remedy = (
+                "make room" if problem.errno in (errno.ENOSPC, errno.EDQUOT) else "give a writable folder with --store"
+            )
             raise StoreError(
-                f"the store {self.root} cannot be written ({problem.strerror or problem}); make room or give a "
-                "writable folder with --store: nothing half-written stays, and the same command goes on"
+                f"the store {self.root} cannot be written ({problem.strerror or problem}); {remedy}: nothing "
+                "half-written stays, and the same command goes on"
             ) from problem
 
     def _is_ours(self, problem: OSError) -> bool:

@@ -132,7 +132,7 @@ def joined() -> Iterator[Any]:
     Raises:
         SettingsError: there is no cluster at RAY_ADDRESS.
     """
-    call(os.environ.get("RAY_ADDRESS", ""))
+    call(os.environ.get("RAY_ADDRESS") or noted_address())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers, unless told not to
     import ray
     import ray.util.scheduling_strategies
@@ -167,13 +167,27 @@ def call(address: str) -> None:
         raise no_cluster(str(problem)) from None
 
 
+def noted() -> Path:
+    """Where Ray notes the address of a cluster that is begun on this host, and leaves it if that is killed."""
+    folder = os.environ.get("RAY_TMPDIR") or (sys.platform.startswith("linux") and os.environ.get("TMPDIR")) or "/tmp"
+    return Path(folder) / "ray" / "ray_current_cluster"
+
+
+def noted_address() -> str:
+    """The address that Ray would try, HOST:PORT; "": none is noted."""
+    try:
+        return noted().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def no_cluster(reason: str) -> SettingsError:
     """One sentence."""
     address = os.environ.get("RAY_ADDRESS")
     if address:
         where, remedy = f"at RAY_ADDRESS {address!r}", "start one with `ray start --head`, or unset RAY_ADDRESS"
     else:  # Ray looks for one that was begun on this host, also where that was killed since
-        where, remedy = "on this host", "run `ray stop`, which forgets one that is gone, and try again"
+        where, remedy = "on this host", f"if it is gone, remove {noted()}, where Ray noted it, and try again"
     return SettingsError(f"no Ray cluster {where} ({reason}); {remedy}")
 
 
@@ -280,12 +294,21 @@ class Crew:
                 raised(found)
 
     def get_ready(self, work: Work) -> None:
-        """Begin as many workers as have a GPU of their own, before there is anything for them to do; nobody waits for
-        them. Without a GPU there is less to begin with, and half a gigabyte each is more than a small run needs."""
+        """Say what there is, and begin as many workers as have a GPU of their own, before there is anything for them to
+        do; nobody waits for them. Without a GPU there is less to begin with, and half a gigabyte each is more than a
+        small run needs."""
         import ray
 
+        has = ray.cluster_resources()
+        parts = {
+            "host": sum(one["Alive"] for one in ray.nodes()),
+            "core": int(has.get("CPU", 0)),
+            "GPU": int(has.get("GPU", 0)),
+        }
+        counts = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in parts.items())
+        work.runtime.reporter.say(f"ray: {counts}, at {ray.get_runtime_context().gcs_address}")
         gpus = self.resources["num_gpus"]
-        room = int(ray.cluster_resources().get("GPU", 0.0) / gpus) if gpus else 0
+        room = int(parts["GPU"] / gpus) if gpus else 0
         for _ in range(room):
             self.start(order_of(work, read_ahead))
 
@@ -315,7 +338,10 @@ def resources_of(settings: RuntimeSettings) -> dict[str, float]:
     if gpus is None:
         gpus = float(settings.device != "cpu" and most > 0)
     if gpus > most:
-        raise SettingsError(f"runtime.task_gpus is {gpus:g}, and no host of the Ray cluster has more than {most:g}")
+        raise SettingsError(
+            f"runtime.task_gpus is {gpus:g}, and no host of the Ray cluster has more than {most:g}; "
+            "lower it, or leave it out"
+        )
     cores = max(host.get("CPU", 0.0) for host in hosts)
     return {"num_gpus": gpus, "num_cpus": min(1 if gpus else torch.get_num_threads(), cores)}
 

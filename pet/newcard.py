@@ -127,7 +127,9 @@ def choose_columns(table: Table, text: str | None, text_b: str | None, label: st
     given = {"--text": text, "--text-b": text_b, "--label": label}
     has = f"{table.path} has the columns {', '.join(map(repr, table.columns))}"
     problems = [
-        f"{flag} {name!r} is none of them" for flag, name in given.items() if name not in (None, *table.columns)
+        f"{flag} {name!r} is none of them, name one that is"
+        for flag, name in given.items()
+        if name not in (None, *table.columns)
     ]
     if text_b is not None and text is None:
         problems.append("--text-b needs --text")
@@ -204,7 +206,10 @@ def choose_labels(found: Survey, columns: Columns, named: Sequence[str], path: P
     if len(set(named)) < len(named):
         problems.append(f"--labels {','.join(named)} names one twice")
     missing = [label for label in found.labels if named and label not in named]
-    problems += [f"label {label!r} stands in {found.labels[label]} rows, but not in --labels" for label in missing]
+    problems += [
+        f"label {label!r} stands in {found.labels[label]} rows, but not in --labels: add it, or leave those rows out"
+        for label in missing
+    ]
     labels = list(named or found.labels)
     if len(labels) < 2:
         column = "no column looks like a label" if columns.label is None else f"column {columns.label!r} has {labels}"

@@ -85,7 +85,11 @@ def require_file(path: Path, error: type[PetError]) -> None:
         there = path.exists()
     except (OSError, ValueError):
         there = False
-    raise error(f"{path} is no regular file; copy what it gives into one" if there else f"there is no file {path}")
+    raise error(
+        f"{path} is no regular file; copy what it gives into one"
+        if there
+        else f"there is no file {path}; check the name"
+    )
 
 
 def read_bytes(path: Path, error: type[PetError], most: int = MAX_UNPACKED) -> bytes:

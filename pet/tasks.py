@@ -377,7 +377,9 @@ def read_label(card: TaskCard, source: Source, row: Row) -> str | None:
     label = source.labels.get(written, None if source.labels else written)
     if label not in card.labels:
         expected = list(source.labels) if source.labels else list(card.labels)
-        raise ValueError(f"label {written!r} is not in the card; expected one of {expected}")
+        raise ValueError(
+            f"label {written!r} is not in the card; expected one of {expected}: correct the row, or add the label"
+        )
     return label
 
 

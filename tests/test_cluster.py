@@ -166,6 +166,21 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(address, monkeypatch)
         cluster.call(address)
 
 
+def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
+    """Ray would try for minutes what it noted on the disk."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert cluster.noted_address() == ""
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("127.0.0.1:1")
+    refused = pytest.raises(
+        SettingsError, match=f"no Ray cluster on this host .*refused.*; if it is gone, remove {note}"
+    )
+    with refused, cluster.joined():
+        pass
+
+
 @pytest.mark.parametrize("address", ["", "auto", "local"])
 def test_an_address_that_is_none_is_left_to_ray(address):
     cluster.call(address)

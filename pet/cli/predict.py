@@ -145,6 +145,7 @@ def describe(report: "FileReport", output: Path | None) -> None:
     renamed = [name for name in report.names if name.startswith("predicted_")]
     if renamed:
         click.echo(f"The input has columns of these names already, so the new ones are {', '.join(renamed)}.", err=True)
-    line = f"{report.predicted:,} texts labelled" + (f": {output}" if output else "")
-    line += f"; {report.abstained:,} of them without a label" if report.abstained else ""
+    labelled = f"{report.predicted - report.abstained:,} of " if report.abstained else ""
+    texts = f"text{'s' * (report.predicted != 1)} labelled"
+    line = f"{labelled}{report.predicted:,} {texts}" + (f": {output}" if output else "")
     click.echo(line + (f"; {report.left_out:,} rows left out" if report.left_out else ""), err=True)
