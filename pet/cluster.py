@@ -132,7 +132,8 @@ def joined() -> Iterator[Any]:
     Raises:
         SettingsError: there is no cluster at RAY_ADDRESS.
     """
-    call(os.environ.get("RAY_ADDRESS") or noted_address())
+    address = os.environ.get("RAY_ADDRESS", "")
+    call(noted_address() if address in ("", "auto") else address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers, unless told not to
     import ray
     import ray.util.scheduling_strategies

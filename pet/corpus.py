@@ -45,7 +45,7 @@ def find_files(files: Sequence[str]) -> list[Path]:
     """
     paths = [path_of(name) for name in files]
     said = [
-        f"{path} is a folder; name the files in it" if is_folder(path) else f"there is no file {path}; check the name"
+        f"{path} is a folder; name the files in it" if is_folder(path) else f"there is no file {path}"
         for path in paths
         if not is_file(path)
     ]
