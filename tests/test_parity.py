@@ -175,7 +175,7 @@ def test_a_label_word_is_its_one_token_after_a_blank_or_is_refused(name, kind):
     speller = Speller(tokenizer, kind)
     for pvp in card.pvps():
         single: dict[str, tuple[str, ...]] = {}
-        for words in (*pvp.words.values(), ("good",), ("unheard",)):
+        for words in (*pvp.words.values(), ("good",), ("unheard",), ("\u6f22",)):
             for word in words:
                 ids = ids_of(kind, word)
                 if len(ids) == 1 and ids[0] not in tokenizer.all_special_ids:
