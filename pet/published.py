@@ -1,7 +1,8 @@
 """What the paper reports, to stand beside our own: accuracy in percent, mean and standard deviation of three runs.
 
-P1 Table 1: RoBERTa-large, 1,000 test texts and more, 10,000 unlabelled texts a label. Its supervised numbers with 10
-labelled texts are those of models that were not trained (fact sheet 3.1): the published code made no step there.
+P1 Table 1: RoBERTa-large, 1,000 test texts and more, 10,000 unlabelled texts per label. Its supervised numbers with 10
+labelled texts look like those of models that were not trained: release 1.1 of the published code makes no step there
+(docs/paper-recipe.md).
 """
 
 BACKBONE = "RoBERTa-large"

@@ -1,8 +1,9 @@
 """Every setting of a run, each with one default, its unit and its source; and the files that hold settings.
 
 Defaults are the numbers of the paper (Schick & Schuetze 2021, arXiv 2001.07676, "P1"). Recipe `fixed` (the default)
-uses them with this project's corrections; recipe `paper` changes back, one by one, what the published code did
-(RECIPES, below). A value is looked for in this order, the last one found wins:
+uses them and follows the paper's text; recipe `paper` changes those settings back (RECIPES, below) in which the
+published code differs from it. Not all that it did: docs/paper-recipe.md has what is restored and what is not. A value
+is looked for in this order, the last one found wins:
 
     default of the field  <-  recipe  <-  pipeline file  <-  command-line flag or --set
 
@@ -370,7 +371,9 @@ class RuntimeSettings(Concern):
 class Settings(Concern):
     """Everything that describes one run."""
 
-    recipe: Literal["fixed", "paper"] = Field("fixed", description="which defaults (module text)")
+    recipe: Literal["fixed", "paper"] = Field(
+        "fixed", description="`fixed`: as the paper says; `paper`: nearer to its code (docs/paper-recipe.md)"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the draw and of every training")
     task: TaskSettings = TaskSettings()
     model: ModelSettings = ModelSettings()
@@ -410,7 +413,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "baseline": {"batch": 4, "accumulation": 4},
     },
 }
-"""What each recipe changes: sizes from P1 Tab 5, the rest is how the published code ran (see the fields)."""
+"""What each recipe changes: batch sizes of P1 Tab 5, and three ways of the published code (docs/paper-recipe.md)."""
 
 
 # ---- files that hold settings: task cards and pipelines ------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_how_texts_are_batched_for_scoring_changes_no_score_beyond_rounding(done
 # ---- recipe paper --------------------------------------------------------------------------------------------------
 
 
-def test_recipe_paper_runs_as_the_published_code_did(done, tmp_path):
+def test_recipe_paper_restores_what_it_names_of_the_published_code(done, tmp_path):
     """First texts of each label, also in the pool; rows filled up to max_length; truncation from the last part."""
     pet_run(done.ground, tmp_path, "--set", "recipe=paper", "--set", "finetune.repetitions=1")
     prepared = find_one(tmp_path, "prepare")
