@@ -376,7 +376,9 @@ def read_label(card: TaskCard, source: Source, row: Row) -> str | None:
     """The card's label of a row; `None` when the cell is empty or the source has no labels."""
     if source.label is None:
         return None
-    written = as_text(source.label, row).strip()
+    written = as_text(source.label, row)
+    if written not in (source.labels or card.labels):
+        written = written.strip()
     if not written:
         return None
     label = source.labels.get(written, None if source.labels else written)
@@ -541,8 +543,8 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
 
 def separator_of(text: str) -> str:
     """What separates the columns of a CSV file: `;` where its first line has one column by commas, and several by `;`,
-    as spreadsheets write it where a comma is the decimal sign."""
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    as spreadsheets write it where a comma is the decimal sign. What stands in quotation marks separates nothing."""
+    first = re.sub('"[^"]*("|$)', "", next((line for line in io.StringIO(text) if line.strip()), ""))
     return ";" if ";" in first and "," not in first else ","
 
 
@@ -607,12 +609,15 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 # ---- labels given by hand ------------------------------------------------------------------------------------------
 
 GUARD = "'"
-"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text (OWASP, CSV injection)."""
+"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula may begin with; the last four are the full-width = + - @ (OWASP, CSV injection)."""
 
 
 def guarded(text: str) -> str:
     """A cell of a file that a person opens in a spreadsheet: none that comes from somebody's texts is calculated."""
-    return GUARD + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return GUARD + text if text.startswith(FORMULA) else text
 
 
 def as_known(cell: str, known: Container[str]) -> str:
