@@ -1,5 +1,5 @@
-"""Files and folders, JSON and digests: writing that leaves nothing half-written under a final name. Knows nothing of
-stores and stages."""
+"""Files and folders, JSON, YAML and digests: writing that leaves nothing half-written under a final name. Knows nothing
+of stores and stages."""
 
 import hashlib
 import json
@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pet.errors import StoreError
 
-# ---- JSON and digests ----------------------------------------------------------------------------------------------
+# ---- JSON, YAML and digests ----------------------------------------------------------------------------------------
 
 
 def canonical_json(content: Any) -> str:
@@ -23,6 +25,33 @@ def canonical_json(content: Any) -> str:
 def readable_json(content: Any) -> str:
     """JSON that a person can read; NaN is refused."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def readable_yaml(content: Any, **style: Any) -> str:
+    """YAML that a person can read and `load_yaml` reads as it was.
+
+    Letters of all languages stand as they are, unless there is a character that cannot be seen: PyYAML leaves U+0085
+    and others like it as they are, which end a line for those who read YAML.
+
+    Args:
+        content: plain values, as of `yaml.safe_dump`.
+        style: more of its arguments.
+    """
+    text, escaped = (yaml.safe_dump(content, sort_keys=False, allow_unicode=one, **style) for one in (True, False))
+    return str(text if text.replace("\n", "").isprintable() else escaped)
+
+
+def flow(value: Any) -> str:
+    """A list or mapping as YAML on one line."""
+    dumped = readable_yaml(value, default_flow_style=True, width=10**9).rstrip("\n")
+    if "\n" in dumped:
+        dumped = readable_yaml(value, default_flow_style=True, default_style='"', width=10**9).rstrip("\n")
+    return dumped
+
+
+def scalar(value: str) -> str:
+    """A string as YAML on one line, in quotes where YAML would read something else."""
+    return flow([value])[1:-1]
 
 
 def digest_json(content: Any) -> str:

@@ -6,10 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pet.drafts import environment
 from pet.errors import MissingArtifact
+from pet.files import readable_yaml
 from pet.models import EMBEDDED
 from pet.report import NAMES, row_name, soft_label_line
 from pet.runs import Run
@@ -136,7 +135,7 @@ def front_matter(run: Run, form: str) -> str:
         facts["base_model"] = base
     method = ["ipet"] if "generations" in run.summary else []
     facts["tags"] = ["text-classification", "few-shot", "pattern-exploiting-training", "pet", *method]
-    return yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    return readable_yaml(facts)
 
 
 def hub_base(run: Run) -> str | None:

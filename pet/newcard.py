@@ -3,7 +3,6 @@
 Which label words it proposes is the business of `labelwords`; nothing here loads a model or prints.
 """
 
-import csv
 import os
 import re
 import shutil
@@ -13,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import yaml
+from typing import Literal, cast
 
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
+from pet.files import flow, scalar
 from pet.labelwords import Proposal
 from pet.outside import require_file
+from pet.rowfiles import delimited_line
 from pet.sampling import draw_by_seed
 from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, read_text
 
@@ -44,6 +43,9 @@ MOST_TRAINING = 100
 
 SEEDS = (0, 1, 2)
 """Seeds whose draws must work with the numbers that are proposed."""
+
+LONGEST_KEY = 1000
+"""Characters of a YAML key before a mere colon; YAML allows 1,024."""
 
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
 
@@ -343,7 +345,7 @@ def umask() -> int:
 def write_lines(path: Path, rows: Iterable[Row]) -> None:
     """Plain lines as a CSV file with an empty label column, for a person to fill."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("label", "text"), *(("", read_cell(row, "text")) for row in rows)])
+        file.writelines(map(delimited_line, [("label", "text"), *(("", read_cell(row, "text")) for row in rows)]))
 
 
 def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
@@ -393,24 +395,11 @@ def word_lines(label: str, proposal: Proposal, model: str) -> list[str]:
             f"    # Proposed by the model {scalar(model)}, as the name is no word of it: have a look, change them."
         ],
     }
-    return [*said[proposal.origin], f"    {scalar(label)}: {flow(list(proposal.words))}"]
+    key, listed = scalar(label), flow(list(proposal.words))
+    entry = [f"    {key}: {listed}"] if len(key) <= LONGEST_KEY else [f"    ? {key}", f"    : {listed}"]
+    return [*said[proposal.origin], *entry]
 
 
 def data_name(plan: Plan) -> str:
     """What the file of the texts is called beside the card: a copy, as a card cannot name a file outside its folder."""
     return "texts.csv" if plan.table.kind == "lines" else plan.table.path.name
-
-
-def flow(value: Any) -> str:
-    """A list or mapping as YAML on one line."""
-    dumped = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False).rstrip(
-        "\n"
-    )
-    if "\n" in dumped or not dumped.isprintable():
-        dumped = yaml.safe_dump(value, default_flow_style=True, default_style='"', width=10**9, sort_keys=False)
-    return str(dumped).rstrip("\n")
-
-
-def scalar(value: str) -> str:
-    """A string as YAML on one line, in quotes where YAML would read something else."""
-    return flow([value])[1:-1]

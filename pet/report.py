@@ -155,12 +155,12 @@ def cost_line(summary: Mapping[str, Any]) -> str:
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """summary.md."""
     lines = [
-        f"# {headline(summary)}",
+        f"# {' '.join(headline(summary).split())}",
         "",
         f"| | {summary['metric']} | 95 % interval |",
         "|---|---:|---:|",
         *(
-            f"| {name.strip()} | {score['value']:.1f} | {score['low']:.1f} to {score['high']:.1f} |"
+            markdown_row([name, f"{score['value']:.1f}", f"{score['low']:.1f} to {score['high']:.1f}"])
             for name, score in score_rows(summary)
         ),
         "",
@@ -170,10 +170,16 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     more += [calibration_line(summary)] if "calibration" in summary else []
     if "generations" in summary:
         table = [GENERATION_COLUMNS, ("---:",) * len(GENERATION_COLUMNS), *generation_rows(summary)]
-        more += ["\n".join(f"| {' | '.join(row)} |" for row in table), *generation_notes(summary)]
+        notes = (" ".join(one.split()) for one in generation_notes(summary))
+        more += ["\n".join(map(markdown_row, table)), *notes]
     for part in more:
         lines[-2:-2] = ["", part]
     return "\n".join(lines) + "\n"
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table; a label or a name may hold what ends a cell or a line."""
+    return f"| {' | '.join(' '.join(one.split()).replace('|', '&#124;') for one in cells)} |"
 
 
 def soft_label_line(summary: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import zlib
@@ -256,6 +257,17 @@ def json_type(kinds: set[type]) -> Any:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
+QUOTED = re.compile('[",;|\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]')
+"""What a reader could take for the end of a cell or of a line, a separator, or a mark at the file's beginning."""
+
+
+def delimited_line(cells: Sequence[str], separator: str = ",") -> str:
+    """One line of a CSV or TSV file, its end included. The csv module leaves a lone carriage return without quotation
+    marks, and its own reader then ends the row there."""
+    quoted = ('"' + one.replace('"', '""') + '"' if QUOTED.search(one) else one for one in cells)
+    return (separator.join(quoted) or '""') + "\n"  # an empty line is no row
+
+
 class RowWriter:
     """Writes rows to a file, or as CSV to standard output (`None`), a list of them at a time."""
 
@@ -277,8 +289,7 @@ class RowWriter:
             opener = gzip.open if path.suffix == ".gz" else open
             self.text = stack.enter_context(opener(path, "wt", encoding="utf-8", newline=""))
         if self.format in DELIMITERS:
-            self.lines = csv.writer(self.text, delimiter=DELIMITERS[self.format], lineterminator="\n")
-            self.lines.writerow(self.names)
+            self.text.write(delimited_line(self.names, DELIMITERS[self.format]))
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append rows; a column that a row does not have is empty."""
@@ -291,7 +302,9 @@ class RowWriter:
         elif self.format == "jsonl":
             self.text.writelines(as_json(row) + "\n" for row in rows)
         else:
-            self.lines.writerows([as_text(row.get(name)) for name in self.names] for row in rows)
+            self.text.writelines(
+                delimited_line([as_text(row.get(name)) for name in self.names], DELIMITERS[self.format]) for row in rows
+            )
 
 
 def cell(value: Any, kind: Any) -> Any:
@@ -300,10 +313,13 @@ def cell(value: Any, kind: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value as a cell of text: as it is, nothing for null, else as JSON."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return as_json(value).strip('"')
+    """A value as a cell of text: as it is, nothing for null and for a number that is none, else as JSON."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, str):
+        return value
+    found = as_json(value)
+    return str(json.loads(found)) if found.startswith('"') else found
 
 
 def as_json(value: Any) -> str:

@@ -30,6 +30,8 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+#-]+([./][A-Za-z0-9_+#-]+)*$")]
+"""A branch, tag or commit of the hub: the hub's libraries make it part of a path in their cache."""
 
 
 def listed(value: Any) -> Any:
@@ -54,7 +56,7 @@ class ModelSettings(Concern):
     """Which masked language model, and how much text it sees."""
 
     name: Name = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub; default: main")
+    revision: Revision | None = Field(None, description="branch, tag or commit on the hub; default: main")
     max_length: Annotated[int, Field(ge=8, le=10**6)] = Field(
         256, description="tokens a row may have, pattern and special tokens included (P1 Tab 5: 256)"
     )

@@ -5,13 +5,11 @@ Texts are taken that the members disagree about (query by committee, Seung et al
 about (Zhdanov 2019), none of which nearly repeats another one or a labelled text.
 """
 
-import csv
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +19,7 @@ from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.examples import Texts, concatenate
 from pet.files import new_file
+from pet.rowfiles import delimited_line
 from pet.runs import Run
 from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare
@@ -161,7 +160,7 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
     refuse_existing(path)
     ours = ("id", "label", "suggested_label", "probability", "disagreement")
     fields = [f"text_{name}" if name in ours else name for name in found.texts.fields]
-    rows: Iterator[tuple[Any, ...]] = zip(
+    rows: Iterator[tuple[str, ...]] = zip(
         map(guarded, found.texts.ids),
         *(map(guarded, column) for column in found.texts.fields.values()),
         [""] * len(found.texts),
@@ -172,7 +171,7 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
     )
     try:
         with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
-            csv.writer(file).writerows([("id", *fields, *ours[1:]), *rows])
+            file.writelines(map(delimited_line, [("id", *map(guarded, fields), *ours[1:]), *rows]))
     except OSError as problem:
         raise StoreError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
 

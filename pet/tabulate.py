@@ -12,14 +12,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import pandas
-
 from pet import published
 from pet.artifacts import Store
 from pet.drafts import code_state
 from pet.errors import StoreError
 from pet.files import write_json
 from pet.metrics import holm, paired_p, spread
+from pet.report import markdown_row
+from pet.rowfiles import as_text, delimited_line
 from pet.runtime import Runtime
 from pet.settings import Settings
 from pet.table import Table, applies, check_all, make
@@ -144,10 +144,11 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
         for seed, value in line["values"].items()
         if value is None
     ]
-    runs = pandas.DataFrame(found["runs"] + holes, columns=["task", "labels", "row", "seed", "value", "low", "high"])
+    columns = ("task", "labels", "row", "seed", "value", "low", "high")
+    runs = [columns, *([as_text(one.get(name)) for name in columns] for one in [*found["runs"], *holes])]
     for name, put in (
         ("table.json", lambda path: write_json(path, dict(found))),
-        ("table.csv", lambda path: runs.to_csv(path, index=False)),
+        ("table.csv", lambda path: path.write_text("".join(map(delimited_line, runs)), encoding="utf-8", newline="")),
         ("table.md", lambda path: path.write_text(markdown(found), encoding="utf-8")),
     ):
         draft = folder / f".{name}.draft"
@@ -191,19 +192,14 @@ def markdown(found: Mapping[str, Any]) -> str:
     for task in tasks:
         head.append(f"{task}: {found['tasks'][task]['model']}")
         head += [f"{published.BACKBONE} (paper)"] if task in compared else []
-    lines = [f"# {found['name']}", "", join(head), join(["---:", "---", *["---:"] * (len(head) - 2)])]
+    lines = [f"# {found['name']}", "", markdown_row(head), markdown_row(["---:", "---", *["---:"] * (len(head) - 2)])]
     for size, row in places:
         shown = []
         for task in tasks:
             ours, theirs = show(by_place.get((task, size, row)))
             shown += [ours, *([theirs] if task in compared else [])]
-        lines.append(join([f"{size:,}", NAMES[row], *shown]))
+        lines.append(markdown_row([f"{size:,}", NAMES[row], *shown]))
     return "\n".join([*lines, "", *notes(found)]) + "\n"
-
-
-def join(parts: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(parts)} |"
 
 
 def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -271,7 +267,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
         for one in found["failed"]
     ]
-    return [part for line in lines if line for part in (line, "")][:-1]
+    return [part for line in lines if line for part in (" ".join(line.split()), "")][:-1]
 
 
 def between(found: Sequence[int]) -> str:

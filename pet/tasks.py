@@ -40,7 +40,7 @@ from pet.outside import (
     stays_inside,
 )
 from pet.patterns import PVP, parse_pattern
-from pet.settings import Concern, find_file, parse_model, read_extended
+from pet.settings import Concern, Revision, find_file, parse_model, read_extended
 
 SPLITS = ("train", "test", "unlabelled")
 SOURCES = ("files", "folder", "hub")
@@ -89,8 +89,8 @@ class HubSource(Source):
     """A dataset on the Hugging Face hub, read through `datasets`."""
 
     path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-    config: str | None = None
-    revision: str | None = None
+    config: Annotated[str, Field(pattern=r"^[\w(][\w ().,+=@-]*$")] | None = None
+    revision: Revision | None = None
     train: str | None = "train"
     test: str | None = "test"
     unlabelled: str | None = None
@@ -215,6 +215,11 @@ def source_problems(card: TaskCard, source: Source | None) -> list[str]:
     problems = [
         f"a source fills {field!r}, which is not a field" for field in source.fields if field not in card.fields
     ]
+    if isinstance(source, HubSource) and "/" not in source.path:
+        problems.append(
+            f"hub dataset {source.path!r} has no owner; write OWNER/NAME as the hub shows it, or name local files in "
+            "`files:`"
+        )
     if isinstance(source, FilesSource | HubSource) and not (source.train or source.unlabelled):
         problems.append("a source names neither `train` nor `unlabelled` texts")
     if isinstance(source, FilesSource | FolderSource):
@@ -371,7 +376,9 @@ def read_label(card: TaskCard, source: Source, row: Row) -> str | None:
     """The card's label of a row; `None` when the cell is empty or the source has no labels."""
     if source.label is None:
         return None
-    written = as_text(source.label, row).strip()
+    written = as_text(source.label, row)
+    if written not in (source.labels or card.labels):
+        written = written.strip()
     if not written:
         return None
     label = source.labels.get(written, None if source.labels else written)
@@ -536,8 +543,8 @@ def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
 
 def separator_of(text: str) -> str:
     """What separates the columns of a CSV file: `;` where its first line has one column by commas, and several by `;`,
-    as spreadsheets write it where a comma is the decimal sign."""
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    as spreadsheets write it where a comma is the decimal sign. What stands in quotation marks separates nothing."""
+    first = re.sub('"[^"]*("|$)', "", next((line for line in io.StringIO(text) if line.strip()), ""))
     return ";" if ";" in first and "," not in first else ","
 
 
@@ -602,12 +609,15 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 # ---- labels given by hand ------------------------------------------------------------------------------------------
 
 GUARD = "'"
-"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text (OWASP, CSV injection)."""
+"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula may begin with; the last four are the full-width = + - @ (OWASP, CSV injection)."""
 
 
 def guarded(text: str) -> str:
     """A cell of a file that a person opens in a spreadsheet: none that comes from somebody's texts is calculated."""
-    return GUARD + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return GUARD + text if text.startswith(FORMULA) else text
 
 
 def as_known(cell: str, known: Container[str]) -> str:
@@ -686,16 +696,29 @@ def folder_root(card: TaskCard, source: FolderSource, beside: Path) -> Path:
     """The folder of label folders: inside an installed package (found, not imported), or beside the card."""
     if source.package is None:
         return beside
-    try:
-        spec = importlib.util.find_spec(source.package)  # of a name with a dot it would import what is before that
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
+    found = find_package(source.package)
+    if found is None:
         raise TaskError(
             f"task {card.name!r} reads texts of the package {source.package!r}, which is not installed; "
-            f"run: pip install {source.install or source.package}"
+            f"its card names: pip install {source.install or source.package}"
         )
-    return Path(spec.submodule_search_locations[0])
+    return found
+
+
+def find_package(name: str) -> Path | None:
+    """The folder of an installed package, which is found and not imported; `None`: there is none.
+
+    A folder without `__init__.py` is none, nor is one in the current folder, where `python -m pet` looks, too: a card
+    could name any folder of texts there.
+    """
+    try:
+        spec = importlib.util.find_spec(name)  # of a name with a dot it would import what is before that
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations or not spec.origin:
+        return None
+    found = Path(spec.submodule_search_locations[0])
+    return None if found.resolve().parent == Path.cwd().resolve() else found
 
 
 def folder_rows(source: FolderSource, root: Path) -> Iterator[Row]:
@@ -713,37 +736,79 @@ def folder_rows(source: FolderSource, root: Path) -> Iterator[Row]:
         yield Row(where, {"label": path.parent.name, "headline": headline, "body": " ".join(body.split())})
 
 
+HUB_READERS = ("arrow", "csv", "json", "parquet", "text")
+"""Builders of `datasets` that a dataset may be read by: tables and lines of text. All others, those of versions to come
+among them, are refused: some unpickle, open what a row names, or hand bytes to decoders of pictures and sounds."""
+
+HUB_CACHE = "cache"
+"""The builder that reads what another one has left in the local cache."""
+
+
 def hub_splits(task: str, source: HubSource) -> dict[str, Iterable[Row]]:
-    """The rows of each split of a hub dataset, downloaded or from the local cache.
+    """The rows of each split of a hub dataset, downloaded or from the local cache; never a file of this machine.
 
     Raises:
-        TaskError: the hub cannot be reached and the cache does not have it, or there is no such dataset or split.
+        TaskError: the hub cannot be reached and the cache does not have it, there is no such dataset or split, or it
+            is not made of tables in its own repository.
     """
     if not hub_reachable():
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # read by datasets when it is imported
     import datasets
 
-    if Path(source.path).exists():  # which datasets would read instead, whatever is in it
-        raise TaskError(
-            f"dataset {source.path!r} of task {task!r} is meant to be one on the hub, and there is a file or folder "
-            "of that name here; start pet in another folder, or name it in `files:`"
-        )
     datasets.disable_progress_bars()
-    found: dict[str, Iterable[Row]] = {}
-    for split in SPLITS:
-        name = getattr(source, split)
-        if name is None:
-            continue
-        try:
-            table = datasets.load_dataset(source.path, source.config, split=name, revision=source.revision)
-        except Exception as problem:
-            reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    try:
+        # Without hf:// a folder of that name would be read in its place.
+        builder = datasets.load_dataset_builder(f"hf://datasets/{source.path}", source.config, revision=source.revision)
+        refuse_foreign_data(task, source, builder)
+        builder.download_and_prepare()
+        return {
+            split: hub_rows(name, builder.as_dataset(split=name))
+            for split in SPLITS
+            if (name := getattr(source, split)) is not None
+        }
+    except TaskError:
+        raise
+    except Exception as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise TaskError(
+            f"dataset {source.path!r} of task {task!r} could not be read from the hub ({reason}); "
+            "check the connection, or give local files with --data"
+        ) from None
+
+
+def refuse_foreign_data(task: str, source: HubSource, builder: Any) -> None:
+    """Look at what a builder of `datasets` would read, before it does: the page of a dataset can name any file.
+
+    Raises:
+        TaskError: files outside the dataset's own repository, a reader that is none of HUB_READERS, or a cached commit
+            other than the one asked for.
+    """
+    what = f"dataset {source.path!r} of task {task!r}"
+    reader = type(builder).__module__.rpartition(".")[2]
+    if reader == HUB_CACHE:
+        if is_commit(source.revision) and builder.hash != source.revision:
             raise TaskError(
-                f"dataset {source.path!r} of task {task!r} could not be read from the hub ({reason}); "
-                "check the connection, or give local files with --data"
-            ) from None
-        found[split] = hub_rows(name, table)
-    return found
+                f"{what} is in the local cache at commit {builder.hash}, not at {source.revision}; connect to the hub, "
+                "or change `revision` in the card"
+            )
+        return
+    if reader not in HUB_READERS:
+        raise TaskError(
+            f"{what} is read by {reader!r} of `datasets`, which is not allowed; give one made of "
+            f"{', '.join(HUB_READERS)} files"
+        )
+    files = [str(one) for split in (builder.config.data_files or {}).values() for one in split]
+    foreign = next((one for one in files if not one.startswith(f"hf://datasets/{source.path}@")), None)
+    if foreign is not None or not files:
+        raise TaskError(
+            f"{what} names {foreign or 'no file'!r}, which is not in its own repository; give a dataset that holds its "
+            "texts itself"
+        )
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision names one commit, not a branch or tag."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @cache
@@ -760,8 +825,9 @@ def hub_reachable() -> bool:
 
 
 def hub_rows(split: str, table: Any) -> Iterator[Row]:
-    """Rows of one split, with label numbers written as text."""
-    for number, values in enumerate(table):
+    """Rows of one split. Nothing in them is decoded: a picture stays bytes or a path, which is not opened."""
+    batches = table.with_format("arrow").iter(CHUNK)
+    for number, values in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches)):
         yield Row(f"{split}:{number}", values)
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pet import models, packing
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
-from pet.files import new_file
+from pet.files import new_file, readable_yaml, scalar
 from pet.inference import computing_copy, score_rows
 from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
@@ -133,7 +132,7 @@ def write_card(path: Path, work: Work, proposal: Proposal) -> None:
     settings = work.settings
     comment = (
         f"# The card {work.card.name!r} with the label words {name!r}, found by `pet verbalize` (PETAL, Schick et al.\n"
-        f"# 2020) for {settings.model.name} on {proposal.texts} labelled texts of seed {settings.seed}. "
+        f"# 2020) for {scalar(settings.model.name)} on {proposal.texts} labelled texts of seed {settings.seed}. "
         "Another model may spell\n# them in several tokens.\n"
     )
     try:
@@ -166,7 +165,7 @@ def check_output(path: Path) -> None:
 
 def as_yaml(values: Any) -> str:
     """As a person would write it, lists of words on one line."""
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None))
+    return readable_yaml(values, width=1000, default_flow_style=None)
 
 
 def describe(proposal: Proposal) -> Sequence[str]:

@@ -6,10 +6,25 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pet import files
 from pet.errors import StoreError
-from pet.files import canonical_json, digest_file, digest_json, new_file, read_json, sync_all, write_folder, write_json
+from pet.files import (
+    canonical_json,
+    digest_file,
+    digest_json,
+    flow,
+    new_file,
+    read_json,
+    readable_yaml,
+    scalar,
+    sync_all,
+    write_folder,
+    write_json,
+)
+from pet.outside import load_yaml
 
 # ---- JSON and digests ----------------------------------------------------------------------------------------------
 
@@ -21,6 +36,43 @@ def test_what_cannot_be_written_as_json_has_no_digest():
 
 def test_canonical_json_is_one_text_per_value():
     assert canonical_json({"b": 1, "a": ["ü", 2.0]}) == '{"a":["ü",2.0],"b":1}'
+
+
+BREAKS = ("\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\r", "\ufeff", "\xa0", "\x1b", "\n", "\t", "\x7f")
+
+
+@pytest.mark.parametrize("one", BREAKS)
+def test_yaml_comes_back_whatever_ends_a_line_for_somebody(one):
+    for text in (one, f"a{one}b", f" {one}", f"# {one}: x", f"{one}'{one}"):
+        for value in (text, [text, "größe"], {text: {"a": [text]}}):
+            assert load_yaml(readable_yaml(value)) == value
+            assert load_yaml(readable_yaml(value, width=1000, default_flow_style=None)) == value
+            assert load_yaml(f"# {scalar(text)}\nkey: {scalar(text)}\nother: {flow([value])}") == {
+                "key": text,
+                "other": [value],
+            }
+            assert readable_yaml(value).replace("\n", "").isprintable()
+
+
+@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@given(
+    st.recursive(
+        st.text(st.one_of(st.sampled_from(BREAKS), st.characters(codec="utf-8", exclude_characters="\0"))),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(st.sampled_from("a:#\x85'")), inner, max_size=3)
+        ),
+        max_leaves=6,
+    )
+)
+def test_yaml_of_odd_texts_comes_back(value):
+    assert load_yaml(readable_yaml(value)) == value
+    line = flow([value])
+    assert load_yaml(line) == [value]
+    assert "\n" not in line
+
+
+def test_yaml_is_for_people_who_write_in_any_letters():
+    assert readable_yaml({"größe": ["中", "naïve 😀"]}, default_flow_style=None) == "größe: [中, naïve 😀]\n"
 
 
 def test_json_files_are_for_people_and_come_back_as_they_were(tmp_path):

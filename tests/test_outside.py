@@ -5,8 +5,10 @@ import csv
 import gzip
 import io
 import os
+import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from hub import patch_hub
 from rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
 from pet import outside, rowfiles, tasks
@@ -279,11 +282,107 @@ def test_a_hub_dataset_of_a_card_is_no_path(tmp_path, path):
     assert "hub.path: string should match" in refusal(load_card, write_card(tmp_path, files=None, hub={"path": path}))
 
 
-def test_a_folder_called_like_a_hub_dataset_is_not_read_in_its_place(tmp_path, monkeypatch):
-    card = write_card(tmp_path / "card", files=None, hub={"path": "some/data"})
-    write(tmp_path / "some" / "data" / "train.csv", "label,headline,body\nsports,a,b\n")
+PACKAGED = """arrow audiofolder cache csv conll imagefolder json pandas parquet sql text videofolder webdataset xml
+imdb Pandas PANDAS csv.py a-builder-of-2030""".split()
+
+
+@pytest.mark.parametrize("path", PACKAGED)
+def test_a_hub_dataset_of_a_card_has_an_owner(tmp_path, path):
+    problem = refusal(load_card, write_card(tmp_path, files=None, hub={"path": path}))
+    assert f"hub dataset {path!r} has no owner; write OWNER/NAME as the hub shows it" in problem
+
+
+def test_no_builder_of_datasets_has_a_name_that_a_card_may_give():
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as packaged
+
+    assert len(packaged) > 10
+    assert not [name for name in packaged if "/" in name]
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_card_unpickles_nothing_and_reads_nothing_of_the_current_folder(tmp_path, monkeypatch, command):
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "proof"),)
+
     monkeypatch.chdir(tmp_path)
-    assert "is meant to be one on the hub, and there is a file or folder of that name here" in refusal(read, card)
+    write(tmp_path / "train.pkl", pickle.dumps(Trap()))
+    for path in ("pandas", "csv", "text"):
+        card = write_card(tmp_path / "card", files=None, hub={"path": path, "test": None})
+        arguments = [card] if command == "check" else ["quick", "--task", card, "--store", tmp_path / "store"]
+        done = pet(command, *arguments, code=2)
+        assert "has no owner" in " ".join(done.stderr.split())
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("path", ["pandas", "csv", "some/data"])
+def test_the_library_itself_is_only_asked_for_what_is_on_the_hub(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "some/data", "hf:/datasets/some/data"):
+        write(tmp_path / folder / "train.csv", "label,headline,body\nsports,a,b\n")
+    source = tasks.HubSource.model_construct(path=path, config=None, revision=None, test=None)  # past the card's check
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        problem = refusal(tasks.hub_splits, "mine", source)
+    assert (
+        "could not be read from the hub" in problem
+        or "not in its own repository" in problem
+        or "not allowed" in problem
+    )
+
+
+@pytest.mark.parametrize("reader", ["pandas", "webdataset", "imagefolder", "hdf5", "a_builder_of_2030"])
+def test_a_hub_dataset_is_read_as_a_table_or_not_at_all(tmp_path, monkeypatch, reader):
+    asked = patch_hub(monkeypatch, lambda _: [], reader)
+    problem = refusal(read, write_card(tmp_path, files=None, hub={"path": "some/data"}))
+    assert f"is read by {reader!r} of `datasets`, which is not allowed" in problem
+    assert "download" not in asked
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/home/me/letters.csv",
+        "file:///home/me/letters.csv",
+        "https://internal.example/a.csv",
+        "hf://datasets/some/private@main/a.csv",
+        "hf://datasets/some/data-too@main/a.csv",
+        "zip://a.csv::/home/me/a.zip",
+    ],
+)
+def test_a_hub_dataset_names_no_file_outside_its_own_repository(tmp_path, monkeypatch, file):
+    asked = patch_hub(monkeypatch, lambda _: [], files=["hf://datasets/some/data@main/a.csv", file])
+    problem = refusal(read, write_card(tmp_path, files=None, hub={"path": "some/data"}))
+    assert f"names {file!r}, which is not in its own repository" in problem
+    assert "download" not in asked
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc", "a/../b", "a//b", ".hidden", "a\nb", "a\\b", "https://x", ""])
+def test_a_revision_is_no_path(tmp_path, name):
+    card = write_card(tmp_path, files=None, hub={"path": "some/data", "revision": name})
+    assert "hub.revision: string should match" in refusal(load_card, card)
+    assert "model.revision: string should match" in refusal(resolve_settings, None, {"model": {"revision": name}})
+
+
+def test_revisions_and_configs_as_the_hub_has_them_are_allowed(tmp_path):
+    for name in ("main", "v1.0.2", "refs/convert/parquet", "refs/pr/12", "a" * 40):
+        hub = {"path": "some/data", "revision": name, "config": "20220301.en-US (small)"}
+        load_card(write_card(tmp_path, files=None, hub=hub))
+        assert resolve_settings(None, {"model": {"revision": name}}).model.revision == name
+    for name in ("..", "../x", "a/b", "a*", "[ab]", "", "a\nb"):
+        card = write_card(tmp_path, files=None, hub={"path": "some/data", "config": name})
+        assert "hub.config: string should match" in refusal(load_card, card)
+
+
+def test_a_package_of_a_card_is_an_installed_one(tmp_path, monkeypatch):
+    write(tmp_path / "plain_folder" / "texts" / "sports" / "1.txt", "a goal\nof a team")
+    write(tmp_path / "my_package" / "__init__.py", "")
+    write(tmp_path / "my_package" / "texts" / "sports" / "1.txt", "a goal\nof a team")
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m pet` does with the current folder
+    for name, folder in (("plain_folder", "/"), ("my_package", str(tmp_path))):
+        monkeypatch.chdir(folder)
+        card = write_card(tmp_path / "card", files=None, folder={"package": name, "folder": "texts"})
+        assert f"the package {name!r}, which is not installed" in refusal(read, card)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +488,9 @@ def test_a_dollar_sign_in_a_name_is_no_mathematics_in_a_picture(tmp_path):
 
 def test_security_md_names_tests_that_exist():
     tests = Path(__file__).parent
-    named = re.findall(r"`(test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", (tests.parent / "SECURITY.md").read_text())
+    named = re.findall(
+        r"`((?:\w+/)?test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", (tests.parent / "SECURITY.md").read_text()
+    )
     assert len(named) > 10
     for file, names in named:
         source = (tests / file).read_text(encoding="utf-8")

@@ -8,7 +8,16 @@ import pytest
 
 from pet.artifacts import Artifact, Store
 from pet.identity import Key
-from pet.report import across_seeds, build_summary, cost_line, headline, score_rows, stage_cost, summary_markdown
+from pet.report import (
+    across_seeds,
+    build_summary,
+    cost_line,
+    headline,
+    markdown_row,
+    score_rows,
+    stage_cost,
+    summary_markdown,
+)
 from pet.settings import resolve_settings
 
 
@@ -183,3 +192,10 @@ def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     assert list(summary["stages"]) == ["prepare", "evaluate"]
     assert summary["stages"]["evaluate"]["peak_memory_bytes"] == 7
     assert summary_markdown(summary).startswith(f"# weather on {settings.model.name}: 12 labels, 30 ")
+
+
+def test_a_row_of_markdown_is_one_row_whatever_a_label_is_called():
+    assert markdown_row(["a|b", "c\nd", "e\x85\u2028f"]) == "| a&#124;b | c d | e f |"
+    said = summary_markdown(SUMMARY | {"model": "x\n# y\x85z"}).splitlines()
+    assert said[0].startswith("# weather on x # y z: ")
+    assert len(said) == len(MARKDOWN.splitlines())

@@ -2,14 +2,28 @@
 
 import gzip
 import json
+from contextlib import ExitStack
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pet.errors import TaskError
-from pet.rowfiles import Broken, RowFile, as_json, as_text, draft_of
-from pet.tasks import Row
+from pet.rowfiles import FORMATS, Broken, RowFile, RowWriter, as_json, as_text, draft_of
+from pet.tasks import FilesSource, Row, file_rows
+
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+ODD = [
+    *CONTROLS,
+    *"\u2028\u2029\ufeff\u00ad\u200b\u202e\ufffe\uffff\ue000\U0001f600\U0010ffff \u00a0\"',;|\\",
+    "",
+    "\r\n",
+]
+"""What some reader takes for the end of a cell, a line or a file, for a mark, or for nothing."""
+
+FILES = [f"a.{one}{packed}" for one in FORMATS for packed in ("", ".gz")]
 
 
 def write(path, content):
@@ -101,9 +115,78 @@ def test_a_gz_that_breaks_off_is_one_sentence(tmp_path):
         assert not any(isinstance(one, Broken) for one in file.rows())
 
 
+def write_rows(path, rows):
+    """Through the writer of `pet predict`."""
+    with ExitStack() as stack:
+        RowWriter(path, dict.fromkeys(rows[0], pyarrow.string()), stack).write(rows)
+    return path
+
+
+def read_as_card(path):
+    """Through the reader of task cards."""
+    kind = path.name.split(".")[1]
+    return [one.values for one in file_rows(FilesSource(format=kind, train=path.name, label=None), path)]
+
+
+def assert_come_back(path, rows):
+    write_rows(path, rows)
+    assert [one.values for one in RowFile(path).rows()] == rows
+    if not any("\0" in text for row in rows for one in row.items() for text in one):  # which no card's text has
+        assert read_as_card(path) == rows
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_cell_comes_back_exactly_whatever_is_in_it(name, tmp_path):
+    cells = [
+        cell for one in ODD for cell in (one, f"a{one}b", f"{one}a", f"a{one}", f"{one}{one}", f'"{one}', f"{one};")
+    ]
+    for some in ([one for one in cells if "\0" not in one], [one for one in cells if "\0" in one]):
+        assert_come_back(
+            tmp_path / name, [{"id": str(number), "text": one, "end": "x"} for number, one in enumerate(some)]
+        )
+        assert_come_back(tmp_path / name, [{"text": one} for one in some])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_name_of_a_column_comes_back_exactly(name, tmp_path):
+    for one in ODD:
+        assert_come_back(tmp_path / name, [{one: "x", f"a{one};": "y, z"}, {one: "", f"a{one};": ""}])
+        assert_come_back(tmp_path / name, [{f"{one};a": "x, y; z"}])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_odd_texts_come_back(name, tmp_path):
+    text = st.text(
+        st.one_of(st.sampled_from([one for one in ODD if len(one) == 1]), st.characters(codec="utf-8")), max_size=8
+    )
+    tables = st.lists(text, min_size=1, max_size=3, unique=True).flatmap(
+        lambda names: st.lists(st.fixed_dictionaries(dict.fromkeys(names, text)), min_size=1, max_size=4)
+    )
+
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None)
+    @given(tables)
+    def check(rows):
+        assert_come_back(tmp_path / name, rows)
+
+    check()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_empty_where_a_format_knows_no_null(name, tmp_path):
+    rows = [{"a": None, "b": "", "c": "x"}, {"c": "y"}]
+    path = write_rows(tmp_path / name, rows[:1])
+    kept = None if "parquet" in name or "jsonl" in name else ""
+    assert [one.values for one in RowFile(path).rows()] == [{"a": kept, "b": "", "c": "x"}]
+
+
+def test_plain_cells_have_no_quotation_marks(tmp_path):
+    path = write_rows(tmp_path / "a.csv", [{"id": "1", "text": " caf\u00e9: 'x' \u4e2d "}, {"id": "", "text": 'a,"b"'}])
+    assert path.read_bytes() == 'id,text\n1, caf\u00e9: \'x\' \u4e2d \n,"a,""b"""\n'.encode()
+
+
 def test_values_are_written_as_text_and_as_json_that_any_reader_takes():
-    assert [as_text(one) for one in (None, "", 'a"', 3, 0.5, True, [1, "x"])] == [
-        "", "", 'a"', "3", "0.5", "true", '[1, "x"]'
+    assert [as_text(one) for one in (None, "", 'a"', 3, 0.5, True, [1, "x"], float("nan"), b'"')] == [
+        "", "", 'a"', "3", "0.5", "true", '[1, "x"]', "", "b'\"'"
     ]  # fmt: skip
     assert json.loads(as_json({"a": float("nan"), "b": [float("inf"), "\u00e9"]})) == {"a": None, "b": [None, "\u00e9"]}
 

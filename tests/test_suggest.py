@@ -17,8 +17,8 @@ from pet.examples import Texts
 from pet.runs import open_run
 from pet.sampling import Known, shingles
 from pet.stages import prepare
-from pet.suggest import first_different, spread
-from pet.tasks import TextFile, read_texts, write_texts
+from pet.suggest import Suggestions, first_different, spread, write_suggestions
+from pet.tasks import FORMULA, TaskCard, TextFile, read_given_labels, read_texts, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +277,24 @@ def test_odd_labels_and_texts_come_back(tmp_path, tmp_path_factory, done):
     given = fill_in(path, {row["id"]: name for row, name in zip(rows_of(path), odd.values(), strict=True)})
     pet_run(ground, tmp_path / "store", "--stage", "prepare", "--train-file", given)
     assert read_texts(find_one(tmp_path / "store", "prepare", "n15") / "train.parquet").labels.count("größe") == 5
+
+
+def test_a_file_to_be_labelled_comes_back_whatever_ends_a_line_for_somebody(tmp_path):
+    from rows import CARD
+
+    odd = ["a\rb", "\r", "\x85", "a\u2028b", "\ufeffa", " a ", 'a,"b', "a;b", "\na", "\uff1da", "", "\x1c"]
+    texts = Texts([f"{one}." for one in odd], {"=head": odd, "label": odd}, [None] * len(odd))
+    path = tmp_path / "label.csv"
+    write_suggestions(path, Suggestions(texts, odd, [0.5] * len(odd), [0.5] * len(odd)))
+    rows = rows_of(path)
+    assert len(rows) == len(odd)
+    assert not [cell for row in rows for cell in (*row, *row.values()) if cell.startswith(FORMULA)]
+    for name in ("'=head", "text_label", "suggested_label"):
+        assert [row[name].removeprefix("'") for row in rows] == odd
+
+    labels = [one for one in odd if one]
+    words = {label: [f"word{number}"] for number, label in enumerate(labels)}
+    card = TaskCard.model_validate({**CARD, "labels": labels, "verbalizers": {"default": words}, "files": None})
+    filled = {row["id"]: row["suggested_label"] for row in rows}
+    given = read_given_labels(card, [str(fill_in(path, filled))], set(texts.ids))
+    assert given.labels == {f"{one}.": one for one in sorted(labels)}

@@ -1,5 +1,6 @@
 """`pet table`: which runs it takes, what it reuses, and that the numbers in it are those of the runs."""
 
+import csv
 import errno
 import json
 import shutil
@@ -490,3 +491,35 @@ def test_it_says_of_how_many_texts_the_numbers_are(made):
 def test_where_all_seeds_agree_no_interval_is_shown():
     line = {"values": {"0": 80.0, "1": 80.0}, "mean": 80.0, "deviation": 0.0, "low": 80.0, "high": 80.0, "paper": None}
     assert tabulate.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")
+
+
+def test_its_csv_and_markdown_have_a_line_for_each_run_whatever_a_task_is_called(tmp_path):
+    odd = ["a\rb/task.yaml", 'a,"b|\x85', "\u2028"]
+    runs = [
+        {"task": task, "labels": 10, "row": "pet", "seed": 0, "value": 64.1, "low": 0.1 + 0.2, "high": None}
+        for task in odd
+    ]
+    unknown = {"values": {"0": 64.1, "1": None}, "p": None, "p_holm": None, "gain": None, "paper": None}
+    found = {
+        "name": "odd",
+        "tasks": {task: {"model": "m", "shares": None, "draw": "seed", "classifiers": None} for task in odd},
+        "lines": [{"task": task, "labels": 10, "row": "pet", **unknown} for task in odd],
+        "runs": runs,
+        "failed": [],
+        "command": "pet table",
+        "date": "2026-01-01",
+        "code": None,
+        "devices": [],
+        "seconds": 1.0,
+        "artifact_seconds": 1.0,
+    }
+    tabulate.write(tmp_path, found)
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["task", "labels", "row", "seed", "value", "low", "high"]
+    assert rows == [
+        *([task, "10", "pet", "0", "64.1", "0.30000000000000004", ""] for task in odd),
+        *([task, "10", "pet", "1", "", "", ""] for task in odd),
+    ]
+    table = [line for line in (tmp_path / "table.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    assert [line.count("|") for line in table] == [6, 6, 6]

@@ -4,11 +4,11 @@ import gzip
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from hub import patch_hub
 
 from pet import tasks
 from pet.errors import SHOWN_PROBLEMS, TaskError
@@ -209,12 +209,11 @@ def test_the_hub_source_of_a_shipped_card_yields_the_same_labels_as_its_files(na
         {column: f"a {column} {raw}" for column in columns} | {"language": name[-2:], columns[-1]: raw}
         for raw in [int(one) if one.isdigit() else one for one in card.hub.labels or card.labels]
     ]
-    asked = []
-    patch_hub(monkeypatch, lambda *arguments, **options: asked.append((arguments, options)) or rows)
+    asked = patch_hub(monkeypatch, lambda _: rows)
     texts = load_texts(card, folder)
     assert set(texts) == {"train", "test"}
     assert sorted(map(str, texts["train"].labels)) == sorted(card.labels)
-    assert asked[0][0] == (card.hub.path, card.hub.config)
+    assert asked[0][:2] == (f"hf://datasets/{card.hub.path}", card.hub.config)
 
 
 def test_an_id_that_stands_in_two_rows_is_named(tmp_path):
@@ -393,7 +392,7 @@ def test_data_points_at_another_folder(tmp_path):
 
 
 def test_files_beside_the_card_come_before_the_hub(tmp_path, monkeypatch):
-    patch_hub(monkeypatch, lambda *_, **__: [{"label": "bad", "body": "from the hub"}])
+    patch_hub(monkeypatch, lambda _: [{"label": "bad", "body": "from the hub"}])
     sources = {"files": CSV, "hub": {"path": "someone/something", "test": None}}
     assert load(tmp_path, {}, **sources)["train"].fields["body"] == ["from the hub"]
     assert load(tmp_path, {"train.csv": "label,body\ngood,a\n"}, **sources)["train"].fields["body"] == ["a"]
@@ -462,7 +461,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, 
         tmp_path, {}, folder=FOLDER | {"package": "fake_missing", "install": install}, **ARTICLE_CARD
     )
     assert "the package 'fake_missing', which is not installed" in problem
-    assert problem.endswith(f"run: pip install {named}")
+    assert problem.endswith(f"its card names: pip install {named}")
 
 
 def test_a_folder_without_texts_is_refused(tmp_path):
@@ -478,12 +477,6 @@ def test_a_sub_folder_that_is_no_label_is_refused(tmp_path):
 # ---- the hub -------------------------------------------------------------------------------------------------------
 
 
-def patch_hub(monkeypatch: pytest.MonkeyPatch, load_dataset: Any) -> None:
-    """Put `load_dataset` in the place of the library, whose import alone takes seconds."""
-    fake = SimpleNamespace(load_dataset=load_dataset, disable_progress_bars=lambda: None)
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-
-
 HUB = {
     "path": "someone/something",
     "config": "small",
@@ -496,21 +489,25 @@ HUB = {
 
 
 def test_a_hub_dataset_is_read_split_by_split(tmp_path, monkeypatch):
-    asked = []
-
-    def load_dataset(path, config, *, split, revision):
-        asked.append((path, config, split, revision))
-        return [{"text": f"{split} one", "label": 1}, {"text": f"{split} two", "label": 0}]
-
-    patch_hub(monkeypatch, load_dataset)
+    asked = patch_hub(
+        monkeypatch, lambda split: [{"text": f"{split} one", "label": 1}, {"text": f"{split} two", "label": 0}]
+    )
     texts = load(tmp_path, {}, hub=HUB)
-    assert asked == [
-        ("someone/something", "small", split, "refs/convert/parquet") for split in ("training", "validation")
-    ]
+    wanted = ("hf://datasets/someone/something", "small", "refs/convert/parquet")
+    assert asked == [wanted, "download", "training", "validation"]
     assert texts["train"] == Texts(
         ["training:0", "training:1"], {"body": ["training one", "training two"]}, ["good", "bad"]
     )
     assert texts["test"].ids == ["validation:0", "validation:1"]
+
+
+def test_a_commit_that_the_cache_does_not_have_is_not_replaced_by_another(tmp_path, monkeypatch):
+    rows = [{"text": "a", "label": 1}]
+    patch_hub(monkeypatch, lambda _: rows, reader="cache", files=(), commit="a" * 40)
+    assert len(load(tmp_path, {}, hub=HUB | {"revision": "a" * 40})["train"]) == 1
+    assert len(load(tmp_path, {}, hub=HUB | {"revision": "main"})["train"]) == 1
+    problem = texts_refusal(tmp_path, {}, hub=HUB | {"revision": "b" * 40})
+    assert f"is in the local cache at commit {'a' * 40}, not at {'b' * 40}; connect to the hub" in problem
 
 
 @pytest.mark.parametrize(
@@ -522,10 +519,10 @@ def test_a_hub_dataset_is_read_split_by_split(tmp_path, monkeypatch):
     ],
 )
 def test_a_hub_that_cannot_be_read_is_a_sentence_and_not_a_traceback(tmp_path, monkeypatch, failure, reason):
-    def load_dataset(*_, **__):
+    def rows(split):
         raise failure
 
-    patch_hub(monkeypatch, load_dataset)
+    patch_hub(monkeypatch, rows)
     problem = texts_refusal(tmp_path, {}, hub=HUB)
     assert problem == (
         f"dataset 'someone/something' of task 'mine' could not be read from the hub ({reason}); "

@@ -1,6 +1,7 @@
 """`pet verbalize`: label words for a task."""
 
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,4 @@ def verbalize(
         example = ["pet", "run", "quick", "--task", str(output), *given]
         click.echo(f"{output}: the card with these words; for example: {shlex.join(example)}")
     else:
-        click.echo(
-            "\nverbalizers:\n  auto:\n" + "".join(f"    {line}\n" for line in as_yaml(found.verbalizer).splitlines())
-        )
+        click.echo("\nverbalizers:\n  auto:\n" + textwrap.indent(as_yaml(found.verbalizer), "    "))

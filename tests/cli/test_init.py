@@ -142,6 +142,32 @@ def test_labels_that_yaml_would_read_as_something_else_survive(model, tmp_path):
     assert set(card.verbalizers["default"]) == set(HOSTILE)
 
 
+ENDS = ["a\x85b", "a\u2028b", "a\rb", "a\x1cb", "a: b\x0b#", "a\ufeffb", "\U0001f600 'x\"", "x" * 1100]
+"""Labels with what ends a line for some readers, and one longer than a key of YAML."""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_labels_columns_and_ids_come_back_whatever_is_in_them(kind, model, tmp_path):
+    text, label = "text \x85\u2028", "label\r 'x\" #\x0b"
+    rows = [
+        {"id": f"{one}\r,", text: f"{FILLERS[number]} a\rb\x85c", label: one}
+        for number, one in enumerate([*ENDS, *ENDS[:2]])
+    ]
+    rows = [row | {"id": f"{number}{row['id']}"} for number, row in enumerate(rows)]
+    source = tmp_path / f"a \u2028.{kind}"
+    if kind == "csv":
+        with source.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([list(rows[0]), *(row.values() for row in rows)])
+    else:
+        write(source, rows)
+    init(model, source, "--text", text, "--label", label)
+    card, texts = read_card(source)
+    assert set(card.labels) == set(ENDS)
+    assert texts["train"].labels == [row[label] for row in rows]
+    assert texts["train"].ids == [row["id"] for row in rows]
+    assert texts["train"].fields == {"text": [row[text] for row in rows]}
+
+
 def test_words_are_single_tokens_of_the_model_and_no_two_labels_share_one(model, tmp_path):
     rows = [{"text": f"{FILLERS[number]} river", "label": label} for number, label in enumerate(HOSTILE)]
     init(model, write(tmp_path / "a.csv", rows))

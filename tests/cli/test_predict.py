@@ -153,6 +153,18 @@ def test_a_file_keeps_its_rows_and_columns_in_whatever_format_and_chunk(ending, 
     assert snapshot(done.store) == before
 
 
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_a_row_stays_a_row_whatever_ends_a_line_for_somebody(ending, done, tmp_path):
+    odd = ["a\rb", "\rgoal", "goal\x85team", "goal\u2028", "\ufeffgoal", 'a "goal", b', "a;b", " goal\n"]
+    source = write_texts(tmp_path / "a.csv", [(one, "goal") for one in odd])
+    output = tmp_path / f"b{ending}"
+    pet("predict", "last", "--store", done.store, "--input", source, "--output", output)
+    with output.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t" if ending == ".tsv" else ","))
+    assert [(row["headline"], row["body"]) for row in rows] == [(one, "goal") for one in odd]
+    assert all(row["label"] in LABELS for row in rows)
+
+
 def test_columns_whose_names_are_taken_stay_and_the_new_ones_are_called_otherwise(done, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"headline": "goal", "body": null, "label": "mine", "extra": {"a": [1]}}\n', encoding="utf-8")
