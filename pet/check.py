@@ -212,9 +212,10 @@ def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Findi
 
 
 def draw(work: Work) -> tuple[prepare.Splits[Texts] | None, list[Finding]]:
-    """The splits that a run with these settings draws; a remark where it cannot."""
+    """The splits that a run with these settings draws; a remark where it cannot, or on labels given by hand."""
     try:
-        return prepare.draw_splits(work)[0], []
+        remarks = [Finding("remark", "texts", note) for note in work.given_labels.remarks()]
+        return prepare.draw_splits(work)[0], remarks
     except TaskError as problem:
         return None, [Finding("remark", "texts", f"a run with these sizes would stop: {problem}")]
 

@@ -180,6 +180,7 @@ def plan(work: Work, generations: int = 0) -> list[Step]:
         PetError: card, texts, patterns, label words or model are unusable.
     """
     check_models(work)
+    prepare.say_notes(work)
     return list(plan_steps(work, generations))
 
 

@@ -51,6 +51,7 @@ def propose(work: Work, count: int) -> Proposal:
         ModelError, SettingsError: model or patterns cannot be used.
     """
     labels = work.card.labels
+    prepare.say_notes(work)
     train = prepare.draw_splits(work)[0].train
     missing = [label for label in labels if label not in train.labels]
     if missing:

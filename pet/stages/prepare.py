@@ -61,12 +61,10 @@ def run(work: Work) -> Artifact:
     Raises:
         TaskError: the source is unusable or has too few texts for the sizes asked for.
     """
+    say_notes(work)
 
     def fill(draft: Draft) -> None:
         begin(work, f"prepare: drawing the texts of {work.card.name!r}")
-        for path, (marked, skipped) in work.given_labels.counts.items():
-            unmarked = f"; {skipped} rows without one skipped" if skipped else ""
-            work.runtime.reporter.say(f"prepare: {marked} labels given by {path}{unmarked}")
         splits, gold = draw_splits(work)
         write_splits(draft, splits, gold)
         report = describe_splits(splits)
@@ -76,6 +74,12 @@ def run(work: Work) -> Artifact:
             work.runtime.reporter.say(f"prepare: {line}")
 
     return work.make(key(work), work.draw_label, STAGE, fill, seed=work.settings.seed)
+
+
+def say_notes(work: Work) -> None:
+    """Say what was made of the labels given by hand, whether or not the splits are there already."""
+    for note in work.given_labels.notes():
+        work.runtime.reporter.say(note)
 
 
 def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
