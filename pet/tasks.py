@@ -14,8 +14,9 @@ import json
 import os
 import re
 import socket
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import Discriminator, Field, Tag
 
 from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts, concatenate
+from pet.files import digest_json
 from pet.outside import (
     MAX_COLUMNS,
     MAX_FIELD,
@@ -108,6 +110,9 @@ Entry = Annotated[
     Discriminator(lambda given: "<line>" if isinstance(given, str) else "<entry>"),
 ]
 
+MAX_WORDS_FROM = 30_000
+"""Marks that a card may have: so many fit into the limits of its YAML."""
+
 Verbalizer = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 
 
@@ -122,6 +127,9 @@ class TaskCard(Concern):
     patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
+    words_from: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], ...], Field(max_length=MAX_WORDS_FROM)
+    ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
     files: FilesSource | None = None
     folder: FolderSource | None = None
     hub: HubSource | None = None
@@ -697,6 +705,21 @@ def hub_rows(split: str, table: Any) -> Iterator[Row]:
     """Rows of one split, with label numbers written as text."""
     for number, values in enumerate(table):
         yield Row(f"{split}:{number}", values)
+
+
+# ---- texts whose labels chose the label words ----------------------------------------------------------------------
+
+
+def marks(texts: Texts) -> list[str]:
+    """What each text is known by where rows and ids may change: a digest of its fields, white space evened out."""
+    fields = texts.fields.values()
+    evened = ([" ".join(unicodedata.normalize("NFC", text).split()) for text in column] for column in fields)
+    return [digest_json(text)[:16] for text in zip(*evened, strict=True)]
+
+
+def rows_from(texts: Texts, chosen: Collection[str]) -> list[int]:
+    """The rows of the texts that have one of these marks."""
+    return [row for row, mark in enumerate(marks(texts)) if mark in chosen] if chosen else []
 
 
 # ---- texts as the stages keep them ---------------------------------------------------------------------------------
