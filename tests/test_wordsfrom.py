@@ -12,10 +12,14 @@ from rows import LABELS, TOPICS, Ground, find_one, lay_ground, lively_model, ope
 
 from pet import labelwords
 from pet import verbalize as verbalizing
+from pet.artifacts import Store
+from pet.modelcard import limits
+from pet.runs import open_run
 from pet.sampling import draw_by_seed
 from pet.settings import resolve_settings
 from pet.stages import prepare
 from pet.stages.work import Work
+from pet.tabulate import describe_task
 from pet.tasks import load_card, marks, read_texts
 
 SEEDS = range(25)
@@ -207,6 +211,9 @@ def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
     run = find_one(tmp_path / "store", "run")
     assert f"(and {more} more chose the label words)" in (run / "summary.md").read_text()
     assert read_json(run / "summary.json")["word_texts"] == more
+    card = " ".join(limits(open_run(str(run), Store(tmp_path / "store"))))
+    assert f"chosen by the labels of {more} texts beside those that it was trained on" in card
+    assert describe_task(open_work(ground, tmp_path / "store").settings, [])["words_from"] == 6
     assert "6 texts chose the card's label words; no run tests on them" in said
     assert "1 of the 6 texts that chose the card's label words (words_from) are not among the task's texts" in said
 
