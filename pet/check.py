@@ -86,12 +86,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Check:
-    """Everything that was found."""
+    """Everything that was found. `shared`: a run draws its test texts from those that were sampled from."""
 
     findings: list[Finding]
     answers: list[Answers]
     sampled: int
     estimate: Estimate | None
+    shared: bool = False
 
     @property
     def problems(self) -> list[Finding]:
@@ -126,7 +127,7 @@ def check(work: Work, sample: int) -> Check:
     if cut := max(one.cut for one in answers):
         text = f"{cut:.0%} are cut to fit model.max_length, which is {work.settings.model.max_length} tokens"
         findings.append(Finding("remark", "texts", text))
-    return Check(findings, answers, len(texts), estimate)
+    return Check(findings, answers, len(texts), estimate, shared="test" not in source)
 
 
 # ---- words and patterns --------------------------------------------------------------------------------------------
@@ -212,9 +213,11 @@ def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Findi
 
 
 def draw(work: Work) -> tuple[prepare.Splits[Texts] | None, list[Finding]]:
-    """The splits that a run with these settings draws; a remark where it cannot."""
+    """The splits that a run with these settings draws; a remark where it cannot, or on texts that are not what
+    they were."""
     try:
-        return prepare.draw_splits(work)[0], []
+        remarks = [Finding("remark", "texts", note) for note in prepare.remarks(work)]
+        return prepare.draw_splits(work)[0], remarks
     except TaskError as problem:
         return None, [Finding("remark", "texts", f"a run with these sizes would stop: {problem}")]
 

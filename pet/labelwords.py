@@ -2,9 +2,9 @@
 LM itself says. Reads no files and writes no card.
 
 A label whose name is no word is described by what the model expects at the mask: of its name in two sentences, and of
-labelled texts in the card's patterns. Words are ranked by how much more the model expects them for this label than for
-the others, as the likelihood ratio of Schick et al. 2020 (arXiv 2010.13641, PETAL) does it, among those that it
-expects most.
+labelled texts in the card's patterns. These are half of the labelled texts at most, and no run may then test on them.
+Words are ranked by how much more the model expects them for this label than for the others, as the likelihood ratio of
+Schick et al. 2020 (arXiv 2010.13641, PETAL) does it, among those that it expects most.
 
 Shapes: N texts, L labels, V vocabulary.
 """
@@ -26,6 +26,7 @@ from pet.inference import computing_copy, score_rows
 from pet.patterns import Mask, Pattern, parse_pattern
 from pet.runtime import Runtime
 from pet.settings import ModelSettings
+from pet.tasks import marks
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
 """What the model is asked about a name."""
@@ -34,7 +35,8 @@ CANDIDATES = 200
 """Of the vocabulary, so many words that the model expects most for a label are ranked; rarer ones are noise."""
 
 MOST_EXAMPLES = 128
-"""Labelled texts that are read to propose words, at most; evenly over the labels."""
+"""Labelled texts that are read to propose words, at most; evenly over the labels. Of a label half of its texts at most,
+as those that are read cannot be tested on."""
 
 MOST_WORDS = 3
 """Words a label is given at most. Several, averaged, were worth two points over one on BBC news (results/LOG.md)."""
@@ -51,6 +53,14 @@ class Proposal:
 
     words: tuple[str, ...]
     origin: str
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Words for every label; `read`: the texts whose labels were looked at for that."""
+
+    words: dict[str, Proposal]
+    read: Texts
 
 
 def mask_glue(pattern: Pattern) -> str | None:
@@ -98,10 +108,10 @@ def split_name(label: str) -> list[str]:
 
 def propose_words(
     labels: Sequence[str], patterns: Sequence[Pattern], texts: Texts, settings: ModelSettings, runtime: Runtime
-) -> dict[str, Proposal]:
+) -> Proposals:
     """Words for every label, each one token in every pattern and no other label's.
 
-    `texts`: of the task; those with a label help where names are no words.
+    `texts`: of the task; some of those with a label are read where names are no words.
 
     Raises:
         ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
@@ -117,10 +127,12 @@ def propose_words(
     for label in labels:
         if label not in found and (parts := own_parts(label, labels, words)):
             found[label] = Proposal(parts, "parts")
+    read = texts.take([])
     if len(found) < len(labels):
         missing = [label for label in labels if label not in found]
-        found |= ask_model(labels, missing, patterns, texts, words, settings, runtime)
-    return {label: found[label] for label in labels}
+        read = choose_examples(texts, labels)
+        found |= ask_model(labels, missing, patterns, read, words, settings, runtime)
+    return Proposals({label: found[label] for label in labels}, read)
 
 
 def own_parts(label: str, labels: Sequence[str], words: Words) -> tuple[str, ...]:
@@ -147,7 +159,7 @@ def ask_model(
     settings: ModelSettings,
     runtime: Runtime,
 ) -> dict[str, Proposal]:
-    """What the model says where the name does not do."""
+    """What the model says where the name does not do. `texts`: labelled ones."""
     cloze = computing_copy(ClozeModel(models.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
     expected, ratio = rate_vocabulary(cloze, labels, patterns, texts, words.speller, settings.max_length, runtime)
     ranked = {}
@@ -190,18 +202,17 @@ def rate_vocabulary(
 ) -> tuple[Float, Float]:
     """For every label and word [L, V]: its mean log-probability, and how much that is above the mean over the labels.
 
-    Names that are no words count only where a label has no text.
+    Names that are no words count only where a label has no text. `texts`: labelled ones.
     """
     names = Texts(list(labels), {"name": [" ".join(split_name(one)) or one for one in labels]}, list(labels))
     asked = [parse_pattern(source, ["name"]) for source in ASKED]
     by_name = log_probabilities(cloze, asked, names, speller, max_length, runtime)
-    chosen = choose_examples(texts, labels)
     expected, ratio = by_name.copy(), by_name - by_name.mean(0)
-    if not len(chosen):
+    if not len(texts):
         return expected, ratio
-    each = log_probabilities(cloze, patterns, chosen, speller, max_length, runtime)
-    of_label = np.asarray(chosen.labels)
-    shown = [row for row, label in enumerate(labels) if label in chosen.labels]
+    each = log_probabilities(cloze, patterns, texts, speller, max_length, runtime)
+    of_label = np.asarray(texts.labels)
+    shown = [row for row, label in enumerate(labels) if label in texts.labels]
     by_text = np.stack([each[of_label == labels[row]].mean(0) for row in shown])
     above = by_text - by_text.mean(0)
     for place, row in enumerate(shown):
@@ -212,12 +223,16 @@ def rate_vocabulary(
 
 
 def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
-    """The first labelled texts of each label, MOST_EXAMPLES together."""
+    """Half of the different texts of each label, MOST_EXAMPLES together at most, in the order of their marks: files are
+    often sorted."""
     each = max(1, MOST_EXAMPLES // len(labels))
-    rows: list[int] = []
-    for label in labels:
-        rows += [row for row, one in enumerate(texts.labels) if one == label][:each]
-    return texts.take(rows)
+    of_label: dict[str, dict[str, int]] = {label: {} for label in labels}
+    for row, (mark, label) in enumerate(zip(marks(texts), texts.labels, strict=True)):
+        if label is not None:
+            of_label[label].setdefault(mark, row)
+    return texts.take(
+        [found[mark] for found in of_label.values() for mark in sorted(found)[: min(each, len(found) // 2)]]
+    )
 
 
 def log_probabilities(

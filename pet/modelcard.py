@@ -239,6 +239,11 @@ def limits(run: Run) -> list[str]:
         found.append(soft_label_line(summary) + " What the student was taught wrongly, it may have learnt.")
     else:
         found.append("How right its soft labels were cannot be known: the pool's texts have no labels.")
+    if summary.get("word_texts"):
+        found.append(
+            f"Its label words were chosen by the labels of {summary['word_texts']:,} texts beside those that it was "
+            "trained on; none of them is a test text."
+        )
     if settings["label"]["shares"] == "even":
         found.append("The soft labels were made even: no label was allowed to be commoner in the pool than another.")
     found += [

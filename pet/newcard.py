@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -17,11 +17,11 @@ from typing import Literal, cast
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
 from pet.files import flow, scalar
-from pet.labelwords import Proposal
+from pet.labelwords import Proposal, Proposals
 from pet.outside import require_file
 from pet.rowfiles import delimited_line
 from pet.sampling import draw_by_seed
-from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, read_text
+from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, marks, read_text, rows_from
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 """End of a file's name -> how it is read."""
@@ -225,27 +225,31 @@ def choose_labels(found: Survey, columns: Columns, named: Sequence[str], path: P
 # ---- sizes of a run ------------------------------------------------------------------------------------------------
 
 
-def propose_sizes(texts: Texts, labels: Sequence[str]) -> tuple[int, int] | None:
+def propose_sizes(texts: Texts, labels: Sequence[str], read: Texts | None = None) -> tuple[int, int] | None:
     """Numbers of labelled and of test texts with which `pet run quick` can draw from these; `None`: it never can.
+    `read`: those whose labels chose the words, which are not tested on.
 
     As many of each label for training, half of the scarcest label's at most; then as many test texts as leave those.
     """
+    barred = rows_from(texts, set(marks(read))) if read else []
     counts = Counter(label for label in texts.labels if label is not None)
     most = min(SHIPPED_TEST, counts.total() // 2)
     scarcest = min(counts[label] for label in labels)
     first = min((scarcest + 1) // 2, max(1, MOST_TRAINING // len(labels)))
     for each in range(first, -1, -1):
         for test in range(most, 0, -1):
-            if can_draw(texts, labels, each * len(labels), test):
+            if can_draw(texts, labels, each * len(labels), test, barred):
                 return each * len(labels), test
     return None
 
 
-def can_draw(texts: Texts, labels: Sequence[str], train: int, test: int) -> bool:
-    """Whether these sizes can be drawn with any of SEEDS."""
+def can_draw(texts: Texts, labels: Sequence[str], train: int, test: int, barred: Sequence[int] = ()) -> bool:
+    """Whether exactly these sizes can be drawn with any of SEEDS; `barred`: rows that are not tested on."""
     try:
         for seed in SEEDS:
-            draw_by_seed(texts.labels, labels, train, len(texts), test, seed)
+            drawn = draw_by_seed(texts.labels, labels, train, len(texts), test, seed, barred=barred)
+            if len(drawn.test) < test:
+                return False
     except TaskError:
         return False
     return True
@@ -306,7 +310,7 @@ def check_name(name: str, out: Path) -> None:
         raise TaskError(f"{out} exists already; remove it, or name another folder by --out")
 
 
-def write_card(plan: Plan, words: Mapping[str, Proposal]) -> Path:
+def write_card(plan: Plan, proposed: Proposals) -> Path:
     """Write the folder of a new task; it appears complete and loads, or not at all. Returns the card's path.
 
     Raises:
@@ -322,7 +326,7 @@ def write_card(plan: Plan, words: Mapping[str, Proposal]) -> Path:
                 write_lines(draft / data_name(plan), plan.table.rows)
             else:
                 shutil.copyfile(plan.table.path, draft / data_name(plan))
-            (draft / "task.yaml").write_text(card_text(plan, words), encoding="utf-8")
+            (draft / "task.yaml").write_text(card_text(plan, proposed), encoding="utf-8")
             card, folder = load_card(str(draft / "task.yaml"))
             assert list(card.labels) == list(plan.labels), card.labels
             load_texts(card, folder)
@@ -348,7 +352,7 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(map(delimited_line, [("label", "text"), *(("", read_cell(row, "text")) for row in rows)]))
 
 
-def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
+def card_text(plan: Plan, proposed: Proposals) -> str:
     """The card as YAML with comments."""
     mapped = {field: f"{{{column}}}" for field, column in plan.columns.fields.items() if field != column}
     lines = plan.table.kind == "lines"
@@ -371,8 +375,9 @@ def card_text(plan: Plan, words: Mapping[str, Proposal]) -> str:
             f"# The words that stand for each label: one token of {scalar(plan.model)} each, no word for two labels.",
             "verbalizers:",
             "  default:",
-            *(line for one in plan.labels for line in word_lines(one, words[one], plan.model)),
+            *(line for one in plan.labels for line in word_lines(one, proposed.words[one], plan.model)),
             "",
+            *words_from_lines(proposed.read),
             "# Where the texts are, in this folder or the one given by --data. Rows without a label are the pool.",
             "# Without a `test:` file, half of the labelled rows, or data.test of them, are the test set.",
             "files:",
@@ -398,6 +403,18 @@ def word_lines(label: str, proposal: Proposal, model: str) -> list[str]:
     key, listed = scalar(label), flow(list(proposal.words))
     entry = [f"    {key}: {listed}"] if len(key) <= LONGEST_KEY else [f"    ? {key}", f"    : {listed}"]
     return [*said[proposal.origin], *entry]
+
+
+def words_from_lines(read: Texts) -> list[str]:
+    """The texts that may not be tested on."""
+    if not len(read):
+        return []
+    return [
+        f"# Digests of the {len(read)} texts whose labels were read to propose words: no run tests on them.",
+        "# Remove the list if no proposed word is left.",
+        f"words_from: {flow(sorted(marks(read)))}",
+        "",
+    ]
 
 
 def data_name(plan: Plan) -> str:

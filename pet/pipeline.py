@@ -132,6 +132,8 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
         summary = report.build_summary(
             work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
         )
+        if more := prepare.count_word_texts(work, outcome.prepared):
+            summary["word_texts"] = more
         if outcome.is_ipet:
             scored = [evaluate.score_generation(work, outcome.prepared, one) for one in outcome.generations]
             summary["generations"] = report.flag_generations(scored)
@@ -180,6 +182,7 @@ def plan(work: Work, generations: int = 0) -> list[Step]:
         PetError: card, texts, patterns, label words or model are unusable.
     """
     check_models(work)
+    prepare.say_notes(work)
     return list(plan_steps(work, generations))
 
 

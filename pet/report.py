@@ -139,9 +139,15 @@ def headline(summary: Mapping[str, Any]) -> str:
     """One line: task, model, sizes, seed."""
     adapted = ", adapted to the pool" if summary.get("adapted") else ""
     return (
-        f"{summary['task']} on {summary['model']}{adapted}: {summary['train_examples']} labels, {summary['pool']} "
-        f"unlabelled, {summary['test']} test texts, seed {summary['seed']}, recipe {summary['recipe']}"
+        f"{summary['task']} on {summary['model']}{adapted}: {labels_used(summary)}, {summary['pool']} unlabelled, "
+        f"{summary['test']} test texts, seed {summary['seed']}, recipe {summary['recipe']}"
     )
+
+
+def labels_used(summary: Mapping[str, Any]) -> str:
+    """How many labels went into a run: those that it was trained on, and others that chose its label words."""
+    more = f" (and {summary['word_texts']} more chose the label words)" if summary.get("word_texts") else ""
+    return f"{summary['train_examples']} labels{more}"
 
 
 def cost_line(summary: Mapping[str, Any]) -> str:

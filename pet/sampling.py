@@ -52,6 +52,7 @@ def draw_by_seed(
     seed: int,
     test_rows: int | None = None,
     given: Collection[int] = (),
+    barred: Collection[int] = (),
 ) -> Draw:
     """Recipe `fixed`: labelled texts balanced over the labels, then the pool from what is left, whatever its label.
 
@@ -61,6 +62,7 @@ def draw_by_seed(
     labelled rows of the train side are drawn for it, before everything else.
     `given`: rows that are labelled texts in any case, beside those drawn. As long as they come from the pool of the
     same seed, the labelled texts drawn and the test set are what they are without them.
+    `barred`: rows that are never drawn for the test set.
 
     Raises:
         TaskError: a label has too few texts, or nothing is left for the pool or the test set.
@@ -71,7 +73,8 @@ def draw_by_seed(
     if test_rows is None:
         labelled = [row for row in order if labels[row] is not None]
         most = min(len(labelled) // 2, test_size or len(labelled))
-        test = [row for row in labelled if row not in kept][:most]
+        out = kept | set(barred)
+        test = [row for row in labelled if row not in out][:most]
         taken = set(test)
         order = [row for row in order if row not in taken]
     else:

@@ -84,7 +84,8 @@ class DataSettings(Concern):
     train_files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
         (),
         description="CSV files with the columns `id` and `label`, as `pet suggest` writes them: those texts of the "
-        "task are labelled texts too, beside the train_examples that are drawn, and never in pool or test set",
+        "task are labelled texts too, beside the train_examples that are drawn, and never in pool or test set. Where "
+        "a row has the text too, its label goes to that text, also if the text has another id by now",
     )
 
 

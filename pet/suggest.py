@@ -1,5 +1,5 @@
 """Which pool texts are worth a person's label next, and the file that the person fills in. Trains and scores nothing:
-all it needs is in the store. The way back is `tasks.read_given_labels`.
+all it needs is in the store. The way back is `givenlabels.read_given_labels`.
 
 Texts are taken that the members disagree about (query by committee, Seung et al. 1992), spread over what they are
 about (Zhdanov 2019), none of which nearly repeats another one or a labelled text.
@@ -19,13 +19,14 @@ from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.examples import Texts, concatenate
 from pet.files import new_file
+from pet.givenlabels import COLUMNS, field_columns, guarded
 from pet.rowfiles import delimited_line
 from pet.runs import Run
 from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare
 from pet.stages.label import load_scores
 from pet.stages.work import open_scores
-from pet.tasks import TextFile, guarded
+from pet.tasks import TextFile
 
 CANDIDATES = 5
 """So many times as many texts as are wanted, those with the most disagreement, are what is spread (ours, not tuned)."""
@@ -152,14 +153,14 @@ def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) 
 
 def write_suggestions(path: Path, found: Suggestions) -> None:
     """Write a CSV file to be filled in: `id`, the fields, an empty `label`, and what the ensemble thinks. UTF-8 with a
-    mark that spreadsheets know it by; a cell that one would calculate is `tasks.guarded`.
+    mark that spreadsheets know it by; a cell that one would calculate is `givenlabels.guarded`.
 
     Raises:
         StoreError: there is such a file already, which may hold labels, or it cannot be written.
     """
     refuse_existing(path)
-    ours = ("id", "label", "suggested_label", "probability", "disagreement")
-    fields = [f"text_{name}" if name in ours else name for name in found.texts.fields]
+    first, *ours = COLUMNS
+    fields = map(guarded, field_columns(list(found.texts.fields)).values())
     rows: Iterator[tuple[str, ...]] = zip(
         map(guarded, found.texts.ids),
         *(map(guarded, column) for column in found.texts.fields.values()),
@@ -171,7 +172,7 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
     )
     try:
         with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
-            file.writelines(map(delimited_line, [("id", *map(guarded, fields), *ours[1:]), *rows]))
+            file.writelines(map(delimited_line, [(first, *fields, *ours), *rows]))
     except OSError as problem:
         raise StoreError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
 

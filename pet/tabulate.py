@@ -125,13 +125,15 @@ def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dic
     backbone = Path(settings.model.name).name
     started = {"student": settings.distill.model, "baseline": settings.baseline.model}
     classifiers = {which: Path(model or backbone).name for which, model in started.items()}
+    card, _ = load_card(settings.task.name)
     return {
-        "metric": load_card(settings.task.name)[0].metric,
+        "metric": card.metric,
         "model": backbone + (", adapted to the pool" if settings.adapt.enabled else ""),
         "recipe": settings.recipe,
         "draw": settings.data.draw,
         "shares": settings.label.shares,
         "classifiers": classifiers if set(classifiers.values()) != {backbone} else None,
+        **({"words_from": len(set(card.words_from))} if card.words_from else {}),
         **{name: [min(counts), max(counts)] for name, counts in texts.items() if counts},
     }
 
@@ -262,6 +264,12 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         f"{one['classifiers']['baseline']}."
         for task, one in found["tasks"].items()
         if one["classifiers"]
+    ]
+    lines += [
+        f"{task}: the label words were chosen by the labels of {one['words_from']:,} texts, none of them a test text; "
+        "sizes do not count them."
+        for task, one in found["tasks"].items()
+        if "words_from" in one
     ]
     lines += [
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"

@@ -14,8 +14,9 @@ import json
 import os
 import re
 import socket
+import unicodedata
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import Discriminator, Field, Tag
 
 from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts, concatenate
+from pet.files import digest_json
 from pet.outside import (
     MAX_COLUMNS,
     MAX_FIELD,
@@ -108,6 +110,9 @@ Entry = Annotated[
     Discriminator(lambda given: "<line>" if isinstance(given, str) else "<entry>"),
 ]
 
+MAX_WORDS_FROM = 30_000
+"""Marks that a card may have: so many fit into the limits of its YAML."""
+
 Verbalizer = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 
 
@@ -122,6 +127,9 @@ class TaskCard(Concern):
     patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
+    words_from: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], ...], Field(max_length=MAX_WORDS_FROM)
+    ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
     files: FilesSource | None = None
     folder: FolderSource | None = None
     hub: HubSource | None = None
@@ -302,25 +310,39 @@ def load_texts(card: TaskCard, folder: Path, data: str | None = None) -> dict[st
 
 def open_source(card: TaskCard, folder: Path, data: str | None) -> tuple[Source, dict[str, Iterable[Row]]]:
     """The source that applies, and its rows per split."""
+    source, root = choose_source(card, folder, data)
+    if isinstance(source, FilesSource):
+        return source, file_splits(card.name, source, root)
+    if isinstance(source, FolderSource):
+        return source, {"train": folder_rows(source, root)}
+    return source, hub_splits(card.name, source)
+
+
+def choose_source(
+    card: TaskCard, folder: Path, data: str | None
+) -> tuple[FilesSource | FolderSource | HubSource, Path]:
+    """The source that applies, and the folder that it is read from; no text is read. Arguments as of `load_texts`.
+
+    Raises:
+        TaskError: the card has no source, or not the one that `data` is for, or a package is missing.
+    """
     if data is not None:
         root = path_of(data)
         if not is_folder(root):
             raise TaskError(
                 f"--data {data!r} is not a folder; give the folder that holds the files of task {card.name!r}"
             )
-        if card.files:
-            return card.files, file_splits(card.name, card.files, root)
-        if card.folder:
-            return card.folder, {"train": folder_rows(card.folder, root)}
+        if local := card.files or card.folder:
+            return local, root
         raise TaskError(
             f"task {card.name!r} names no files, so --data {data!r} cannot be used; add `files:` to its card"
         )
     if card.folder:
-        return card.folder, {"train": folder_rows(card.folder, folder_root(card, card.folder, folder))}
+        return card.folder, folder_root(card, card.folder, folder)
     if card.files and (card.hub is None or find_split(card.files.train, folder)):
-        return card.files, file_splits(card.name, card.files, folder)
+        return card.files, folder
     if card.hub:
-        return card.hub, hub_splits(card.name, card.hub)
+        return card.hub, folder
     raise TaskError(f"task {card.name!r} names no source; add `files:`, `folder:` or `hub:` to its card")
 
 
@@ -606,89 +628,6 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise TaskError(f"{path} is not a Parquet file, or a damaged one: {problem}") from None
 
 
-# ---- labels given by hand ------------------------------------------------------------------------------------------
-
-GUARD = "'"
-"""Before a cell that a spreadsheet would take for a formula, it makes the cell a text."""
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a formula may begin with; the last four are the full-width = + - @ (OWASP, CSV injection)."""
-
-
-def guarded(text: str) -> str:
-    """A cell of a file that a person opens in a spreadsheet: none that comes from somebody's texts is calculated."""
-    return GUARD + text if text.startswith(FORMULA) else text
-
-
-def as_known(cell: str, known: Container[str]) -> str:
-    """What is known by the name in a cell: as it stands there, else without what `guarded` put before it."""
-    bare = cell.strip()
-    names = (cell, bare, cell.removeprefix(GUARD), bare.removeprefix(GUARD))
-    return next((name for name in names if name in known), bare)
-
-
-@dataclass(frozen=True)
-class GivenLabels:
-    """Texts of the task that were labelled by hand: id -> label, sorted by id; and per file how many rows had a label
-    and how many had none."""
-
-    labels: dict[str, str]
-    counts: dict[str, tuple[int, int]]
-
-
-def read_given_labels(card: TaskCard, paths: Sequence[str], known: Container[str]) -> GivenLabels:
-    """The labels in CSV files with the columns `id` and `label`; other columns are not looked at, and rows without a
-    label are skipped.
-
-    `known`: ids of the texts that may be labelled.
-
-    Raises:
-        TaskError: a file cannot be read or has no label at all; or every row whose id or label is unknown or that
-            gives a text a second label, with its line.
-    """
-    source = FilesSource(format="csv", id="id")
-    columns = (("id", known), ("label", card.labels))
-    labels: dict[str, str] = {}
-    counts = {}
-    problems = []
-    for path in map(path_of, paths):
-        marked, skipped = 0, 0
-        for row in delimited_rows(source, path, read_text(path, source.encodings)):
-            try:
-                name, written = (as_known(row.values[one], names) for one, names in columns)
-                label = read_label(card, source, Row(row.where, {"label": written}))
-            except KeyError as missing:
-                raise TaskError(
-                    f"{path} has no column {missing.args[0]!r} in its first line; expected `id` and `label`, as "
-                    f"`pet suggest` writes them, found {list(row.values)}"
-                ) from None
-            except ValueError as problem:
-                problems.append(f"{row.where}: {problem}")
-                continue
-            if label is None:
-                skipped += 1
-            elif name not in known:
-                problems.append(
-                    f"{row.where}: id {name!r} is of no text that task {card.name!r} has outside its test file"
-                )
-            elif labels.setdefault(name, label) != label:
-                problems.append(f"{row.where}: id {name!r} is {label!r} here and {labels[name]!r} before")
-            else:
-                marked += 1
-        counts[str(path)] = (marked, skipped)
-    raise_problems(TaskError, "labels given by hand", problems)
-    raise_problems(
-        TaskError,
-        "labels given by hand",
-        [
-            f"{path} gives no text a label; fill in its column `label`"
-            for path, (marked, _) in counts.items()
-            if not marked
-        ],
-    )
-    return GivenLabels(dict(sorted(labels.items())), counts)
-
-
 # ---- folders and the hub -------------------------------------------------------------------------------------------
 
 
@@ -829,6 +768,21 @@ def hub_rows(split: str, table: Any) -> Iterator[Row]:
     batches = table.with_format("arrow").iter(CHUNK)
     for number, values in enumerate(itertools.chain.from_iterable(batch.to_pylist() for batch in batches)):
         yield Row(f"{split}:{number}", values)
+
+
+# ---- texts whose labels chose the label words ----------------------------------------------------------------------
+
+
+def marks(texts: Texts) -> list[str]:
+    """What each text is known by where rows and ids may change: a digest of its fields, white space evened out."""
+    fields = texts.fields.values()
+    evened = ([" ".join(unicodedata.normalize("NFC", text).split()) for text in column] for column in fields)
+    return [digest_json(text)[:16] for text in zip(*evened, strict=True)]
+
+
+def rows_from(texts: Texts, chosen: Collection[str]) -> list[int]:
+    """The rows of the texts that have one of these marks."""
+    return [row for row, mark in enumerate(marks(texts)) if mark in chosen] if chosen else []
 
 
 # ---- texts as the stages keep them ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
-from pet.tasks import PatternEntry, TaskCard, find_split, load_card
+from pet.tasks import MAX_WORDS_FROM, PatternEntry, TaskCard, find_split, load_card, marks
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""
@@ -30,11 +30,13 @@ CHUNK = 256
 @dataclass(frozen=True)
 class Proposal:
     """Words for each label, the best first, each with its score in nats (`petal.words_of_labels`); `patterns`: the
-    numbers of those that they are for; `texts`: how many labelled texts they were found on."""
+    numbers of those that they are for; `texts`: how many labelled texts they were found on; `marks`: of those texts,
+    where a run with another seed could test on them."""
 
     words: dict[str, list[tuple[str, float]]]
     patterns: tuple[int, ...]
     texts: int
+    marks: tuple[str, ...]
 
     @property
     def verbalizer(self) -> dict[str, list[str]]:
@@ -46,16 +48,25 @@ def propose(work: Work, count: int) -> Proposal:
     """`count` words for each label, the same for all patterns of the walk (P3's joint variant; alone for one).
 
     Raises:
-        TaskError: a label has no labelled text, or the vocabulary has too few words for the labels.
+        TaskError: a label has no labelled text, the vocabulary has too few words for the labels, or the texts are too
+            many to be kept out of a test set that is drawn from them.
         ModelError, SettingsError: model or patterns cannot be used.
     """
     labels = work.card.labels
+    prepare.say_notes(work)
     train = prepare.draw_splits(work)[0].train
     missing = [label for label in labels if label not in train.labels]
     if missing:
         raise TaskError(
             f"label words are found on labelled texts, and there is none of {', '.join(map(repr, missing))}; give "
             f"--train-examples {len(labels)} or more"
+        )
+    # Of a test file nothing was read. Without one, every seed draws its test texts from the same ones.
+    read = () if "test" in work.source else tuple(sorted(set(marks(train))))
+    if len(read) + len(work.card.words_from) > MAX_WORDS_FROM:
+        raise TaskError(
+            f"label words found on {len(train):,} texts need a test file, as a card cannot keep more than "
+            f"{MAX_WORDS_FROM:,} texts out of the test set; give the card one, or lower --train-examples"
         )
     words, tally = count_words(work, train)
     found, scores = words_of_labels(tally, count)
@@ -72,7 +83,7 @@ def propose(work: Work, count: int) -> Proposal:
         label: [(words[word], float(scores[number, word])) for word in found[number]]
         for number, label in enumerate(labels)
     }
-    return Proposal(chosen, tuple(pvp.number for pvp in work.pvps), len(train))
+    return Proposal(chosen, tuple(pvp.number for pvp in work.pvps), len(train), read)
 
 
 def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
@@ -118,6 +129,8 @@ def card_with(card: TaskCard, proposal: Proposal) -> tuple[dict[str, Any], str]:
         pattern = entry.pattern if isinstance(entry, PatternEntry) else entry
         values["patterns"][number] = {"pattern": pattern, "verbalizer": name}
     values["verbalizers"][name] = proposal.verbalizer
+    if marked := {*card.words_from, *proposal.marks}:
+        values["words_from"] = sorted(marked)
     return values, name
 
 
@@ -135,6 +148,8 @@ def write_card(path: Path, work: Work, proposal: Proposal) -> None:
         f"# 2020) for {scalar(settings.model.name)} on {proposal.texts} labelled texts of seed {settings.seed}. "
         "Another model may spell\n# them in several tokens.\n"
     )
+    if proposal.marks:
+        comment += "# words_from: the texts whose labels were read, by a digest of each; none is ever a test text.\n"
     try:
         with new_file(path) as new:
             new.write_text(comment + as_yaml(values), encoding="utf-8")

@@ -21,11 +21,11 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import CARD, LABELS, PIPELINE, invent_rows, lay_ground, lively_model
+from rows import CARD, HIDDEN, LABELS, PIPELINE, TRAIN, invent_rows, lay_ground, lively_model
 from tiny import save_tiny
 
+from pet import givenlabels, tasks
 from pet import settings as settings_module
-from pet import tasks
 from pet.cli import main
 from pet.corpus import find_files, read_documents
 from pet.errors import PetError
@@ -418,7 +418,13 @@ def test_any_columns_of_parquet_are_read_or_refused_in_a_sentence(folder, column
 
 
 GIVEN = csv_bytes(
-    [["id", "label", "more"], *(["train.csv:" + str(number), LABELS[number % 3], "x"] for number in range(2, 9))]
+    [
+        ["id", "label", "headline", "more"],
+        *(
+            [f"train.csv:{number}", LABELS[number % 3], headline, "x"]
+            for number, (_, headline, _) in enumerate(invent_rows(TRAIN, random.Random(0), HIDDEN)[:7], 2)
+        ),
+    ]
 )
 
 
@@ -428,7 +434,8 @@ def test_any_labels_given_by_hand_are_read_or_refused_in_a_sentence(folder, cont
     path = folder / "given.csv"
     path.write_bytes(content)
     card, _ = tasks.load_card(str(folder))
-    found = clean(tasks.read_given_labels, card, [str(path)], {f"train.csv:{number}" for number in range(2, 62)})
+    texts = tasks.load_texts(card, folder)["train"]
+    found = clean(givenlabels.read_given_labels, card, card.files, [str(path)], texts)
     assert found is None or set(found.labels.values()) <= set(LABELS)
 
 

@@ -32,6 +32,7 @@ LAYERS = {
     "drafts": 2,
     "artifacts": 2,
     "tasks": 3,
+    "givenlabels": 3,
     "rowfiles": 3,
     "corpus": 4,
     "delta": 4,

@@ -21,9 +21,11 @@ from rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
 from pet import outside, rowfiles, tasks
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
+from pet.examples import Texts
+from pet.givenlabels import read_given_labels
 from pet.outside import MAX_DEPTH, MAX_NODES, MAX_YAML, load_yaml, read_bytes, stays_inside
 from pet.settings import parse_assignment, read_yaml, resolve_settings, resolve_tasks, settings_yaml
-from pet.tasks import load_card, load_texts, read_given_labels
+from pet.tasks import Source, load_card, load_texts
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in zip("abcdef", "bcdefg", strict=True)
@@ -131,7 +133,8 @@ def test_only_regular_files_are_read(tmp_path):
         path = tmp_path / name
         assert said in refusal(read_bytes, path, TaskError)
         assert said in refusal(rowfiles.RowFile, path)
-        assert said in refusal(read_given_labels, load_card(write_card(tmp_path / "card"))[0], [str(path)], ())
+        card = load_card(write_card(tmp_path / "card"))[0]
+        assert said in refusal(read_given_labels, card, Source(), [str(path)], Texts([], {"text": []}, []))
 
 
 def test_a_packed_file_is_unpacked_up_to_a_limit(tmp_path):
@@ -454,7 +457,6 @@ def test_code_of_a_model_that_is_run_is_shouted(tmp_path, tmp_path_factory):
 
 
 def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tmp_path):
-    from pet.examples import Texts
     from pet.suggest import Suggestions, write_suggestions
 
     odd = ["=1+1", "+1", "-1", "@x", "\tx", "'=1", "plain"]
@@ -474,7 +476,7 @@ def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tm
         row[3] = label
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows(rows)
-    found = read_given_labels(card, [str(path)], set(odd))
+    found = read_given_labels(card, Source(), [str(path)], texts)
     assert found.labels == dict(zip(odd, ["-1", "-1", "=x", "'=x", "plain", "plain", "plain"], strict=True))
 
 

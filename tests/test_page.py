@@ -243,6 +243,14 @@ def test_the_hidden_labels_of_the_pool_are_not_opened(store, pages, tmp_path):
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == pages["pet"]
 
 
+def test_a_pool_without_any_hidden_label_has_a_page_too(store):
+    content = page.collect(open_run(str(plain(store)), Store(store)))
+    scores = {name: one for name, one in content["summary"]["scores"].items() if name != "soft_labels"}
+    text = page.render({**content, "summary": {**content["summary"], "scores": scores}})
+    Reader(text)
+    assert "The soft labels that the student learned from" not in text
+
+
 def test_one_untuned_member_has_nobody_to_disagree_with(store, tmp_path):
     ground = lay_ground(tmp_path, yaml.safe_load((store.parent / "pipeline.yaml").read_text())["model"]["name"])
     pet_run(ground, tmp_path / "s", "--train-examples", 0, "--set", "finetune.patterns=[1]")

@@ -18,7 +18,8 @@ from pet.runs import open_run
 from pet.sampling import Known, shingles
 from pet.stages import prepare
 from pet.suggest import Suggestions, first_different, spread, write_suggestions
-from pet.tasks import FORMULA, TaskCard, TextFile, read_given_labels, read_texts, write_texts
+from pet.givenlabels import FORMULA, read_given_labels
+from pet.tasks import Source, TaskCard, TextFile, read_texts, write_texts
 
 
 @pytest.fixture(scope="module")
@@ -296,5 +297,5 @@ def test_a_file_to_be_labelled_comes_back_whatever_ends_a_line_for_somebody(tmp_
     words = {label: [f"word{number}"] for number, label in enumerate(labels)}
     card = TaskCard.model_validate({**CARD, "labels": labels, "verbalizers": {"default": words}, "files": None})
     filled = {row["id"]: row["suggested_label"] for row in rows}
-    given = read_given_labels(card, [str(fill_in(path, filled))], set(texts.ids))
+    given = read_given_labels(card, Source(id="id"), [str(fill_in(path, filled))], texts)
     assert given.labels == {f"{one}.": one for one in sorted(labels)}

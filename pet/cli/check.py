@@ -28,7 +28,8 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
 
     TASK is a shipped name or the path of a task.yaml; settings are those of the pipeline `quick`. Nothing is written.
     Up to half of the sample has labels, where there are so many, and they are looked at: tune patterns by such numbers
-    and they are no test any more. A test file's texts are never sampled.
+    and they are no test any more. A test file's texts are never sampled; without one a run draws its test texts from
+    those that are.
 
     Exit code 1 if there is a problem: a word of several tokens, labels whose words are the same, a question asked
     twice, texts that cannot be read, a label without a text, one label for all texts in all patterns. Remarks are for
@@ -68,6 +69,11 @@ def show(screen: Any, found: "Check", task: str, model: str) -> None:
     if found.answers and found.answers[0].known:
         screen.out.print(
             f"accuracy looks at the labels of {found.answers[0].known} sampled texts: a development aid, not a result"
+            + (
+                "; without a test file a run may test on them, so what you choose by it is not tested"
+                if found.shared
+                else ""
+            )
         )
     for finding in sorted(found.findings, key=lambda one: one.kind):
         screen.out.print(f"{finding.kind}: {finding.where}: {finding.text}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pet.examples import Texts
     from pet.newcard import Columns, Plan, Survey
 
 SHOWN_LABELS = 20
@@ -41,7 +42,8 @@ def init(
     The file may be CSV, TSV, JSONL or Parquet (each also .gz), or .txt with one text a line. Rows without a label
     are the unlabelled pool. It is copied beside the card, plain lines to texts.csv with a label column to be
     filled. A label's words are its own name where that is one token of the model, else parts of it, else what the
-    model proposes: the card says which.
+    model proposes: the card says which. For proposals the labels of up to half of the labelled rows are read; the card
+    lists these rows (words_from), and no run tests on them.
 
     \b
     Examples:
@@ -66,13 +68,18 @@ def init(
     patterns = [parse_pattern(one, list(columns.fields)) for one in plan.patterns]
     settings = resolve_settings("quick", nest("model.name", model))  # of the run that is proposed below
     runtime = open_runtime(settings.runtime, Screen())
-    words = propose_words(plan.labels, patterns, plan.texts(), settings.model, runtime)
-    path = write_card(plan, words)
+    proposed = propose_words(plan.labels, patterns, plan.texts(), settings.model, runtime)
+    path = write_card(plan, proposed)
     click.echo(f"\n{path} written, with {len(patterns)} patterns and these label words:")
-    for one, proposal in words.items():
+    for one, proposal in proposed.words.items():
         whose = {"name": "its name", "parts": "parts of its name", "model": "proposed by the model: have a look"}
         click.echo(f"  {printable(one)}: {', '.join(proposal.words)}  ({whose[proposal.origin]})")
-    show_commands(path, plan)
+    if len(proposed.read):
+        click.echo(
+            f"  the labels of {len(proposed.read)} rows were read for these words; the card lists these rows "
+            "(words_from), and no run tests on them"
+        )
+    show_commands(path, plan, proposed.read)
 
 
 def printable(text: str) -> str:
@@ -101,12 +108,12 @@ def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
         click.echo(f"  {found.disputed:,} of those stood there with another label")
 
 
-def show_commands(path: Path, plan: "Plan") -> None:
+def show_commands(path: Path, plan: "Plan", read: "Texts") -> None:
     """What to type next, with numbers that work for this file."""
     from pet.newcard import data_name, propose_sizes
 
     card, model = shlex.quote(str(path)), shlex.quote(plan.model)
-    sizes = propose_sizes(plan.texts(), plan.labels)
+    sizes = propose_sizes(plan.texts(), plan.labels, read)
     wanted = f" --train-examples {sizes[0]} --set data.test={sizes[1]}" if sizes else ""
     click.echo(f"\nNext:\n  pet check {card} --model {model}{wanted}")
     if sizes is None:

@@ -24,7 +24,9 @@ def suggest(run: str, count: int, method: str, seed: int, output: Path, store: s
     members disagree about most (Jensen-Shannon divergence), spread over different contents; `random` is what it is to
     be compared with. Neither takes a text that nearly repeats another one or a labelled text.
 
-    Fill in the column `label` (rows left empty are skipped) and give the file back with --train-file.
+    Fill in the column `label` (rows left empty are skipped) and give the file back with --train-file. Keep the columns
+    of texts: an id may be a row number of the task's file, and by its text a row finds its way when others were
+    inserted since.
 
     \b
     Examples:

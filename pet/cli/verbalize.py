@@ -1,5 +1,6 @@
 """`pet verbalize`: label words for a task."""
 
+import json
 import shlex
 import textwrap
 from pathlib import Path
@@ -47,7 +48,9 @@ def verbalize(
 
     TASK is a shipped card or the path of a task.yaml. The labelled texts are those that `pet run quick` would draw;
     pool and test set are not looked at. A word's score is the difference, in nats, of its mean log-odds at the mask
-    between the label's texts and all others. The card must have some label words already; its labels will do.
+    between the label's texts and all others. The card must have some label words already; its labels will do. Without
+    a test file, any of the texts may be drawn for the test set of another seed: the card then lists those whose labels
+    were read (words_from), and they are never tested on.
 
     \b
     Examples:
@@ -87,3 +90,8 @@ def verbalize(
         click.echo(f"{output}: the card with these words; for example: {shlex.join(example)}")
     else:
         click.echo("\nverbalizers:\n  auto:\n" + textwrap.indent(as_yaml(found.verbalizer), "    "))
+        if found.marks:
+            click.echo(
+                "# The texts whose labels were read: with this in the card they are never test texts.\n"
+                f"words_from: {json.dumps(found.marks)}"
+            )

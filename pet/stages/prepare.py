@@ -6,7 +6,7 @@ Writes train.parquet, pool.parquet, test.parquet (id, fields; label where it may
 labels of the pool, where the source has them: opened by `evaluate` alone) and report.json (sizes, near-duplicates).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ from pet.files import digest_json
 from pet.identity import Key
 from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
-from pet.tasks import TextFile, read_texts, write_texts
+from pet.tasks import TextFile, marks, read_texts, rows_from, write_texts
 
 STAGE = "prepare"
 VERSION = 1
@@ -49,6 +49,7 @@ def key(work: Work) -> Key:
             "labels": list(work.card.labels),
             "data": settings.data.model_dump(mode="json", exclude={"train_files"}),
             **({"given_labels": digest_json(given)} if given else {}),
+            **({"words_from": digest_json(sorted(set(work.card.words_from)))} if work.card.words_from else {}),
             "seed": settings.seed if settings.data.draw == "seed" else None,
         },
         {},
@@ -61,12 +62,10 @@ def run(work: Work) -> Artifact:
     Raises:
         TaskError: the source is unusable or has too few texts for the sizes asked for.
     """
+    say_notes(work)
 
     def fill(draft: Draft) -> None:
         begin(work, f"prepare: drawing the texts of {work.card.name!r}")
-        for path, (marked, skipped) in work.given_labels.counts.items():
-            unmarked = f"; {skipped} rows without one skipped" if skipped else ""
-            work.runtime.reporter.say(f"prepare: {marked} labels given by {path}{unmarked}")
         splits, gold = draw_splits(work)
         write_splits(draft, splits, gold)
         report = describe_splits(splits)
@@ -76,6 +75,40 @@ def run(work: Work) -> Artifact:
             work.runtime.reporter.say(f"prepare: {line}")
 
     return work.make(key(work), work.draw_label, STAGE, fill, seed=work.settings.seed)
+
+
+def say_notes(work: Work) -> None:
+    """Say what was made of the labels given by hand, and which texts are not tested on, whether or not the splits are
+    there already."""
+    words_from = set(work.card.words_from)
+    if words_from:
+        work.runtime.reporter.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
+    for note in (*work.given_labels.notes(), *word_remarks(work)):
+        work.runtime.reporter.say(note)
+
+
+def remarks(work: Work) -> list[str]:
+    """What a person should look at before a run, a sentence each."""
+    return [*work.given_labels.remarks(), *word_remarks(work)]
+
+
+def word_remarks(work: Work) -> list[str]:
+    """What became of the texts whose labels chose the card's words."""
+    words_from = set(work.card.words_from)
+    if not words_from:
+        return []
+    found = {split: words_from.intersection(marks(texts)) for split, texts in work.source.items()}
+    notes = []
+    if tested := found.get("test"):
+        notes.append(
+            f"{len(tested)} texts of the test file chose the card's label words (words_from): they are left out"
+        )
+    if gone := words_from.difference(*found.values()):
+        notes.append(
+            f"{len(gone)} of the {len(words_from)} texts that chose the card's label words (words_from) are not among "
+            "the task's texts as the card reads them now; if they are there in other words, a run may test on them"
+        )
+    return notes
 
 
 def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
@@ -132,7 +165,10 @@ def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
     source = work.source
     side, given = work.train_side, work.given_labels.labels
     rows = [row for row, name in enumerate(side.ids) if name in given] if given else []
-    test_side = labelled_only(source["test"]) if "test" in source else None
+    words_from = set(work.card.words_from)
+    test_side = (
+        labelled_only(without(source["test"], rows_from(source["test"], words_from))) if "test" in source else None
+    )
     if data.draw == "first":
         if test_side is None:
             raise TaskError(f"task {work.card.name!r} has no test split, as data.draw=first needs; use data.draw=seed")
@@ -149,6 +185,7 @@ def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
             work.settings.seed,
             None if test_side is None else len(test_side),
             rows,
+            rows_from(side, words_from) if test_side is None else (),
         )
     return take_splits(side, test_side, draw, given)
 
@@ -162,6 +199,17 @@ def take_splits(
     train = replace(train, labels=[given.get(name, label) for name, label in zip(train.ids, train.labels, strict=True)])
     splits = Splits(train, pool.unlabelled(), (side if test_side is None else test_side).take(draw.test))
     return splits, pool.labels
+
+
+def without(texts: Texts, rows: Sequence[int]) -> Texts:
+    """All texts but those at `rows`."""
+    out = set(rows)
+    return texts.take([row for row in range(len(texts)) if row not in out]) if out else texts
+
+
+def count_word_texts(work: Work, prepared: Artifact) -> int:
+    """How many texts that are not among the labelled ones chose the card's words by their labels."""
+    return len(set(work.card.words_from).difference(marks(load(prepared).train))) if work.card.words_from else 0
 
 
 def labelled_only(texts: Texts) -> Texts:

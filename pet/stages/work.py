@@ -23,13 +23,14 @@ from pet.encoding import Speller
 from pet.errors import DamagedArtifact, SettingsError
 from pet.examples import Texts, concatenate
 from pet.files import digest_json
+from pet.givenlabels import GivenLabels, read_given_labels
 from pet.identity import Key
 from pet.optimizer import Optimizer
 from pet.patterns import PVP
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.settings import ModelSettings, RuntimeSettings, Settings
-from pet.tasks import GivenLabels, TaskCard, load_card, load_texts, read_given_labels
+from pet.tasks import TaskCard, choose_source, load_card, load_texts
 
 SCORES = "scores.safetensors"
 
@@ -94,7 +95,10 @@ class Work:
             TaskError: a file is unusable; names every problem.
         """
         paths = self.settings.data.train_files
-        return read_given_labels(self.card, paths, set(self.train_side.ids) if paths else ())
+        if not paths:
+            return GivenLabels({})
+        source, _ = choose_source(*self._card, self.settings.task.data)
+        return read_given_labels(self.card, source, paths, self.train_side)
 
     @property
     def num_labelled(self) -> int:
