@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pet.artifacts import Artifact
 from pet.drafts import Draft
-from pet.ensemble import pool_scores, soften
+from pet.ensemble import Array, pool_scores, soften
 from pet.examples import Texts, concatenate
 from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.identity import Key
@@ -125,7 +125,7 @@ def describe(teachers: Members) -> str:
     return ", ".join(names) + (" gives" if len(names) == 1 else " give")
 
 
-def describe_teachers(teachers: Members, weights: NDArray[np.float64]) -> list[dict[str, Any]]:
+def describe_teachers(teachers: Members, weights: Array) -> list[dict[str, Any]]:
     """Each of those who label once, with its weight, and how many times it was drawn where that is more than once."""
     names = [plan.label for plan in teachers.plans]
     found = []
