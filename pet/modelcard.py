@@ -211,6 +211,11 @@ def calibration(run: Run) -> str:
     found = run.summary.get("calibration", {}).get("student")
     if found is None:
         return "Its probabilities were not calibrated."
+    if found.get("problem"):
+        return (
+            f"Its probabilities are raw: {found['problem']}. The expected calibration error on the test set is "
+            f"{found['ece_before']:.1f} points."
+        )
     return (
         f"Its logits are divided by the temperature {found['temperature']:g}, fitted on {found['fitted_on']}: the "
         f"expected calibration error on the test set is {found['ece_after']:.1f} points with it, "

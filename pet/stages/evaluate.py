@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet.artifacts import Artifact
-from pet.calibration import expected_calibration_error, fit_temperature, leave_one_out, one_hot
+from pet.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
 from pet.drafts import Draft
 from pet.ensemble import even_shift, member_weights, pool_scores, soften
 from pet.examples import TextSource
@@ -62,7 +62,11 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
         begin(work, "evaluate: scoring on the test set")
         scores = score_all(work, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
-        draft.write_json("calibration.json", calibrate(work, prepared, members, labelled, student))
+        calibrated = calibrate_all(work, prepared, members, labelled, student)
+        draft.write_json("calibration.json", calibrated)
+        for name, one in calibrated.items():
+            if one["problem"]:
+                work.runtime.reporter.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
         finish(work, draft)
 
     return work.make(wanted, f"{work.draw_label}-{work.model_label}", STAGE, fill, seed=work.settings.seed)
@@ -148,13 +152,14 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
 # ---- calibration ---------------------------------------------------------------------------------------------------
 
 
-def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
-    """Temperature, what it was fitted on, and the ECE on the test set without and with it, of student and ensemble."""
+def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
+    """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
+    none was fitted, if so: the temperature is 1 then."""
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
 
-    def entry(scores: NDArray[Any], texts: int, fitted_on: str, temperature: float) -> Entry:
-        temperature = round(temperature, 4)
+    def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
+        temperature = round(found.temperature, 4)
         before, after = (expected_calibration_error(soften(scores, one), gold) for one in (1.0, temperature))
         return {
             "temperature": temperature,
@@ -162,6 +167,7 @@ def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifa
             "fitted_on": fitted_on,
             "ece_before": round(before, 2),
             "ece_after": round(after, 2),
+            "problem": found.problem,
         }
 
     return {
@@ -170,7 +176,7 @@ def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifa
     }
 
 
-def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, float]:
+def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, Calibration]:
     """Texts, what they are, and the temperature: on labelled texts that the student was not trained on, where there are
     ENOUGH; else it is held to what the ensemble says of pool texts, where there are ENOUGH of those that it was not
     trained on. What it was trained on `distill` has written down; a text that reads the same counts, too. With
@@ -187,13 +193,13 @@ def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Art
         texts = splits.train.take(fresh.tolist())
         targets = one_hot(label_numbers(texts, labels), len(labels))
         what = "labelled texts, which the student was not trained on"
-        return len(texts), what, fit_temperature(asked.score(texts, "student on labelled"), targets)
+        return len(texts), what, calibrate(asked.score(texts, "student on labelled"), targets)
     fresh = unlike(of_pool, seen)
     rows = spread(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
     what = "which the student was not trained on" if len(fresh) >= ENOUGH else "which the student was trained on"
     targets = soften(label.load_scores(labelled, labels)[rows])
     scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
-    return len(rows), f"soft labels of pool texts, {what}", fit_temperature(scores, targets)
+    return len(rows), f"soft labels of pool texts, {what}", calibrate(scores, targets)
 
 
 def keys_of(texts: TextSource) -> list[bytes]:
@@ -215,12 +221,12 @@ def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return rows[:: -(-len(rows) // FITTED)]
 
 
-def fit_ensemble(work: Work, prepared: Artifact, members: Members, labelled: Artifact) -> tuple[int, str, float]:
+def fit_ensemble(work: Work, prepared: Artifact, members: Members, labelled: Artifact) -> tuple[int, str, Calibration]:
     """The same for the ensemble: each member is held to what the others say of pool texts; one alone stays as it is.
     What a member was taught it knows by heart, so texts that taught one are left out, where ENOUGH are left: those of
     the later generations of iPET, and with `data.draw: first` the labelled texts."""
     if len(members.tuned) < 2:
-        return 0, "nothing: one member has no other to be compared with", 1.0
+        return 0, "nothing", Calibration(1.0, "one member has no other to be compared with")
     splits = prepare.load(prepared)
     sets = [read_texts(plan.drawn.file("train.parquet")) for plan in members.plans if plan.drawn]
     taught = {key for texts in (splits.train, *sets) for key in keys_of(texts)}
@@ -233,7 +239,7 @@ def fit_ensemble(work: Work, prepared: Artifact, members: Members, labelled: Art
     scores = found + label.load_shift(labelled, work.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
     what = f"each member's label of pool texts{which}, given the others' scores"
-    return scores.shape[1], what, fit_temperature(others, best)
+    return scores.shape[1], what, calibrate(others, best)
 
 
 def read_rows(member: Artifact, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:

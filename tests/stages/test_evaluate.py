@@ -23,6 +23,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.artifacts import Store
+from pet.calibration import Calibration, fit_temperature
 from pet.ensemble import even_shift
 from pet.pipeline import run_stage
 from pet.stages import distill, evaluate, finetune, label, prepare
@@ -270,9 +271,12 @@ def test_labelled_texts_of_the_pool_that_the_student_has_seen_are_not_held_out(f
     fresh = [row for row, name in enumerate(train_texts.ids) if name not in seen]
     assert 0 < len(fresh) < 12
     monkeypatch.setattr(evaluate, "ENOUGH", len(fresh))
+    given = []
+    monkeypatch.setattr(evaluate, "calibrate", lambda *both: given.append(both) or Calibration(1.0))
     made = walk(first, first.ground, tmp_path / "labelled").read_json("calibration.json")["student"]
     texts = train_texts.take(fresh)
-    assert made["temperature"] == coldest_loss(ask_student(first, texts), gold_of(texts))
+    np.testing.assert_allclose(given[0][0], ask_student(first, texts), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(given[0][1], gold_of(texts))
     assert (made["texts"], made["fitted_on"]) == (
         len(fresh),
         "labelled texts, which the student was not trained on",
@@ -329,6 +333,7 @@ def test_texts_that_taught_a_member_are_left_out_where_members_are_held_to_each_
     first, tmp_path, monkeypatch, enough, which
 ):
     monkeypatch.setattr(evaluate, "ENOUGH", enough)
+    monkeypatch.setattr(evaluate, "calibrate", lambda *both: Calibration(fit_temperature(*both)))
     found = walk(first, first.ground, tmp_path).read_json("calibration.json")["ensemble"]
     assert found["fitted_on"] == f"each member's label of pool texts{which}, given the others' scores"
     assert found["texts"] == (28 if enough == 28 else 40)
@@ -380,4 +385,5 @@ def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
     prepared = prepare.need(work)
     members = finetune.need(work, prepared)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    assert evaluate.fit_ensemble(work, prepared, one, label.need(work, prepared, members))[2] == 1
+    _, _, found = evaluate.fit_ensemble(work, prepared, one, label.need(work, prepared, members))
+    assert found == Calibration(1.0, "one member has no other to be compared with")
