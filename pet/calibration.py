@@ -4,6 +4,7 @@ arXiv 1706.04599). Arrays only; whose scores and against what is the business of
 Shapes: N texts, L labels, M members. A score is a raw logit.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,58 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from pet.ensemble import Array, pool_scores
+from pet.ensemble import Array, pool_scores, soften
 
 BINS = 15
 """Of equal width over 0..1 (Guo et al. 2017, section 5)."""
 
 COLDEST, HOTTEST = 0.05, 20.0
 """Ends of the temperatures that are looked through: where every target is the best label, 0 would be the best one."""
+
+LEAST_TEXTS = 10
+"""Fewer say nothing of how often a probability is right."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`temperature`: what scores are to be divided by. `problem`: why that is 1 and nothing that was fitted."""
+
+    temperature: float
+    problem: str | None = None
+
+
+def calibrate(scores: Array, targets: Array) -> Calibration:
+    """The temperature of `fit_temperature`, if it is one to go by: a fit that ends at one of its bounds, or makes the
+    error on its own texts clearly worse, would spoil probabilities.
+
+    Args:
+        scores: [N, L].
+        targets: a distribution over the labels for each text [N, L].
+    """
+    problem = unfit(scores, targets)
+    if problem:
+        return Calibration(1.0, problem)
+    temperature = fit_temperature(scores, targets)
+    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+        end = "lowest" if temperature < 1 else "highest"
+        bound = COLDEST if temperature < 1 else HOTTEST
+        return Calibration(1.0, f"the fit ended at the {end} temperature that is looked at, {bound:g}")
+    before, after = (soft_calibration_error(soften(scores, one), targets) for one in (1.0, temperature))
+    if after - before > 50 / np.sqrt(len(scores)):  # a share's standard error on so many texts: less is chance
+        return Calibration(1.0, f"the fit made the error on its own texts worse, {before:.1f} to {after:.1f} points")
+    return Calibration(temperature)
+
+
+def unfit(scores: Array, targets: Array) -> str | None:
+    """Why nothing can be fitted on these; `None`: it can."""
+    if len(scores) < LEAST_TEXTS:
+        many = f"{len(scores)} text{'s are' if len(scores) != 1 else ' is'}"
+        return f"{many} too few to fit a temperature on, which takes {LEAST_TEXTS}"
+    if not (np.isfinite(scores).all() and np.isfinite(targets).all()):
+        return "the scores or targets to fit a temperature on are not all finite numbers"
+    if not np.ptp(scores, axis=1).any():
+        return "no text to fit a temperature on has a label that scores higher than another"
+    return None
 
 
 def fit_temperature(scores: Array, targets: Array) -> float:
@@ -66,8 +112,14 @@ def expected_calibration_error(probabilities: NDArray[np.floating[Any]], gold: N
     """ECE in percent of probabilities [N, L] against labels [N]: texts are put into BINS by the probability of their
     best label; the mean over texts of |share that is right - mean probability| of their bin (Guo et al. 2017,
     equation 3)."""
-    confidence = probabilities.max(-1)
-    right = probabilities.argmax(-1) == gold
+    return soft_calibration_error(probabilities, one_hot(gold, probabilities.shape[-1]))
+
+
+def soft_calibration_error(probabilities: NDArray[np.floating[Any]], targets: Array) -> float:
+    """The same against distributions over the labels [N, L]: a text is as right as its target's probability of the
+    best label."""
+    confidence, best = probabilities.max(-1), probabilities.argmax(-1)
+    right = np.take_along_axis(targets, best[:, None], axis=-1)[:, 0]
     bins = bin_of(confidence)
     gaps = np.bincount(bins, right, BINS) - np.bincount(bins, confidence, BINS)
-    return float(100 * np.abs(gaps).sum() / len(gold))
+    return float(100 * np.abs(gaps).sum() / len(targets))

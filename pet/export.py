@@ -84,7 +84,8 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
             ]
         card = model_card(run, form, list(texts.fields), list(inputs), "\n\n".join(found))
         (draft / "README.md").write_text(card, encoding="utf-8")
-    return found
+    problem = run.problem_of("student")
+    return [*found, *([f"The probabilities are raw (temperature 1): {problem}."] if problem else [])]
 
 
 # ---- the student and the texts it is asked about -------------------------------------------------------------------

@@ -210,6 +210,11 @@ def calibration(run: Run) -> str:
     found = run.summary.get("calibration", {}).get("student")
     if found is None:
         return "Its probabilities were not calibrated."
+    if found.get("problem"):
+        return (
+            f"Its probabilities are raw: {found['problem']}. The expected calibration error on the test set is "
+            f"{found['ece_before']:.1f} points."
+        )
     return (
         f"Its logits are divided by the temperature {found['temperature']:g}, fitted on {found['fitted_on']}: the "
         f"expected calibration error on the test set is {found['ece_after']:.1f} points with it, "
@@ -219,11 +224,11 @@ def calibration(run: Run) -> str:
 
 def pattern_lines(run: Run) -> list[str]:
     """Each pattern of the members once, then the words of each label; with several sets of words, each pattern's."""
-    asked = {one.manifest["settings"]["pattern"]: one.manifest["settings"]["words"] for one in run.members}
-    sets: dict[str, list[str]] = {}
-    for pattern, words in asked.items():
-        shown = "\n".join(f"- {quoted(label)}: {listed(each)}" for label, each in words.items())
-        sets.setdefault(shown, []).append(pattern)
+    sets: dict[str, dict[str, None]] = {}
+    for member in run.members:
+        asked = member.manifest["settings"]
+        shown = "\n".join(f"- {quoted(label)}: {listed(each)}" for label, each in asked["words"].items())
+        sets.setdefault(shown, {})[asked["pattern"]] = None
     lines: list[str] = []
     for words, patterns in sets.items():
         lines += [*(f"- {quoted(one)}" for one in patterns), "", "The word at the mask and its label:", "", words, ""]

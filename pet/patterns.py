@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pet.errors import TaskError
+from pet.files import canonical_json
 
 MODIFIERS = ("unpunctuated", "whole")
 
@@ -94,12 +95,20 @@ class PVP:
     """A pattern with the verbalizer it is asked with.
 
     `words`: label -> the words that stand for it, in the order of the task's labels. The score of a label is the mean
-    of its words' logits (fact sheet 3.3).
+    of its words' logits (fact sheet 3.3). `repeated`: the card asks the same pattern with other words, too.
     """
 
     number: int
     pattern: Pattern
     words: dict[str, tuple[str, ...]]
+    repeated: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other pairs of its card, in seeds, identities and orders: the pattern's text and, only
+        where the card asks that with several sets of words, its words. Two members that shared a name would be trained
+        on the same texts in the same order."""
+        return f"{self.pattern.source}\n{canonical_json(self.words)}" if self.repeated else self.pattern.source
 
 
 def parse_pattern(source: str, fields: Sequence[str]) -> Pattern:

@@ -52,12 +52,14 @@ class Scorer(Protocol):
 @dataclass(frozen=True)
 class Predictor:
     """A loaded classifier. `fields`: the texts that it reads; `temperature`: what raw scores are divided by, `None`
-    where the run is too old to have one: 1 then."""
+    where the run is too old to have one: 1 then; `problem`: why its probabilities are raw, `None` where they are
+    calibrated."""
 
     fields: tuple[str, ...]
     labels: tuple[str, ...]
     scorer: Scorer
     temperature: float | None
+    problem: str | None = None
 
     def predict(self, texts: Sequence[Any], abstain: float | None = None) -> list[Prediction]:
         """What each text is.
@@ -161,7 +163,7 @@ def load_predictor(run: Run, kind: Kind, runtime: RuntimeSettings, reporter: Rep
         scorer = Checkpoint(run.student.file("student"), fields, run.labels, length, machine)
     else:
         scorer = members.Ensemble(run, fields, machine)
-    return Predictor(fields, run.labels, scorer, run.temperature_of(kind))
+    return Predictor(fields, run.labels, scorer, run.temperature_of(kind), run.problem_of(kind))
 
 
 def fields_of(run: Run) -> tuple[str, ...]:

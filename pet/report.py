@@ -200,7 +200,12 @@ def soft_label_line(summary: Mapping[str, Any]) -> str:
 def calibration_line(summary: Mapping[str, Any]) -> str:
     """How far probabilities can be believed, as they are and at their temperature."""
     each = "; ".join(
-        f"{name} {one['ece_before']:.1f}, at temperature {one['temperature']:.2f} {one['ece_after']:.1f}"
+        f"{name} {one['ece_before']:.1f}, "
+        + (
+            f"left as it is ({one['problem']})"
+            if one.get("problem")
+            else f"at temperature {one['temperature']:.2f} {one['ece_after']:.1f}"
+        )
         for name, one in summary["calibration"].items()
     )
     return f"Calibration error on the test set (ECE, 15 bins, points): {each}."

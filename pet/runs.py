@@ -90,6 +90,13 @@ class Run:
             return None
         return float(self.scored.read_json("calibration.json")[classifier]["temperature"])
 
+    def problem_of(self, classifier: str) -> str | None:
+        """Why the probabilities of `student` or `ensemble` are raw, at temperature 1; `None`: they are calibrated."""
+        if not self.scored.has("calibration.json"):
+            return "the run was made before runs were calibrated"
+        problem = self.scored.read_json("calibration.json")[classifier].get("problem")  # of older runs: not known
+        return None if problem is None else str(problem)
+
     def input_of(self, artifact: Artifact, name: str) -> Artifact:
         """An input of an artifact of this run; `name`: as in its manifest, where it is the stage's.
 

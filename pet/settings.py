@@ -187,7 +187,9 @@ class IpetSettings(Concern):
         5.0, description="how many times as many texts a training set holds as in the generation before (P1 section 4)"
     )
     teachers: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.25, description="share of the other members that label a member's training set, one at least (P1 section 4)"
+        0.25,
+        description="share of the other members that label a member's training set, one at least (P1 section 4); below "
+        "1, an untuned pattern is drawn as often as there are repetitions (published code)",
     )
     surest: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,

@@ -136,14 +136,21 @@ class TaskCard(Concern):
 
     def pvps(self) -> list[PVP]:
         """All pattern-verbalizer pairs, numbered as in the card."""
-        pairs = []
-        for number, entry in enumerate(self.patterns):
-            entry = entry if isinstance(entry, PatternEntry) else PatternEntry(pattern=entry)
-            words = self.verbalizers[entry.verbalizer]
-            pairs.append(
-                PVP(number, parse_pattern(entry.pattern, self.fields), {label: words[label] for label in self.labels})
+        counts = Counter(entry.pattern for entry in self.entries)
+        return [
+            PVP(
+                number,
+                parse_pattern(entry.pattern, self.fields),
+                {label: self.verbalizers[entry.verbalizer][label] for label in self.labels},
+                repeated=counts[entry.pattern] > 1,
             )
-        return pairs
+            for number, entry in enumerate(self.entries)
+        ]
+
+    @property
+    def entries(self) -> list[PatternEntry]:
+        """The patterns, each with the name of its verbalizer."""
+        return [one if isinstance(one, PatternEntry) else PatternEntry(pattern=one) for one in self.patterns]
 
 
 # ---- cards ---------------------------------------------------------------------------------------------------------
@@ -193,19 +200,30 @@ def card_problems(card: TaskCard) -> list[str]:
             problems.append(f"verbalizer {name!r} has no words for {missing}")
         if unknown:
             problems.append(f"verbalizer {name!r} has words for {unknown}, which are not among the card's labels")
-    for entry in card.patterns:
+    for entry in card.entries:
         problems += pattern_problems(card, entry)
-    repeated = [entry for number, entry in enumerate(card.patterns) if entry in card.patterns[:number]]
-    problems += [f"pattern {entry!r} stands twice" for entry in repeated]
+    counted = Counter((entry.pattern, frozen_words(card, entry)) for entry in card.entries)
+    problems += [
+        f"pattern {pattern!r} stands {'twice' if count == 2 else f'{count} times'} with the same words; keep one of "
+        "them, or give the others words of their own"
+        for (pattern, _), count in counted.items()
+        if count > 1
+    ]
     for source in (card.files, card.folder, card.hub):
         problems += source_problems(card, source)
     return problems
 
 
-def pattern_problems(card: TaskCard, entry: str | PatternEntry) -> list[str]:
+def frozen_words(card: TaskCard, entry: PatternEntry) -> frozenset[tuple[str, frozenset[str]]]:
+    """The words that a pattern is asked with, equal for equal ones: their order and their verbalizer's name do not
+    count. A verbalizer that is not there has none."""
+    words = card.verbalizers.get(entry.verbalizer, {entry.verbalizer: ()})
+    return frozenset((label, frozenset(one)) for label, one in words.items())
+
+
+def pattern_problems(card: TaskCard, entry: PatternEntry) -> list[str]:
     """What is wrong with one pattern line."""
-    text = entry if isinstance(entry, str) else entry.pattern
-    verbalizer = "default" if isinstance(entry, str) else entry.verbalizer
+    text, verbalizer = entry.pattern, entry.verbalizer
     problems = []
     if verbalizer not in card.verbalizers:
         problems.append(f"pattern {text!r} names verbalizer {verbalizer!r}; known: {list(card.verbalizers)}")

@@ -21,7 +21,7 @@ from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
-from pet.tasks import MAX_WORDS_FROM, PatternEntry, TaskCard, find_split, load_card, marks
+from pet.tasks import MAX_WORDS_FROM, TaskCard, find_split, load_card, marks
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""
@@ -121,13 +121,14 @@ def encoder_of(work: Work, pvp: PVP) -> Encoder:
 
 
 def card_with(card: TaskCard, proposal: Proposal) -> tuple[dict[str, Any], str]:
-    """The card with one more verbalizer, which the patterns that it is for name; and what it is called."""
+    """The card with one more verbalizer, which the patterns that it is for name; and what it is called. Patterns that
+    only differed in their words are one now."""
     name = next(name for name in ("auto", *(f"auto-{n}" for n in range(2, 1000))) if name not in card.verbalizers)
     values = card.model_dump(mode="json", exclude_unset=True)
     for number in proposal.patterns:
-        entry = card.patterns[number]
-        pattern = entry.pattern if isinstance(entry, PatternEntry) else entry
-        values["patterns"][number] = {"pattern": pattern, "verbalizer": name}
+        values["patterns"][number] = {"pattern": card.entries[number].pattern, "verbalizer": name}
+    patterns = values["patterns"]
+    values["patterns"] = [one for number, one in enumerate(patterns) if one not in patterns[:number]]
     values["verbalizers"][name] = proposal.verbalizer
     if marked := {*card.words_from, *proposal.marks}:
         values["words_from"] = sorted(marked)

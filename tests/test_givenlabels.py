@@ -5,11 +5,11 @@ import gzip
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub import patch_hub
 from rows import CARD, LABELS, Ground, finish_run, lay_ground, lively_model, open_work, pet, pet_run
 
 from pet.errors import TaskError
@@ -135,11 +135,7 @@ def test_a_file_that_was_packed_or_renamed_keeps_its_labels(ground, tmp_path):
 def test_row_numbers_of_a_hub_dataset_are_looked_through(ground, tmp_path, monkeypatch):
     tables = {"train": TEXTS, "test": TEXTS}
     monkeypatch.setattr("pet.tasks.hub_reachable", lambda: False)
-    fake = SimpleNamespace(
-        load_dataset=lambda path, config, *, split, revision: [{"label": LABELS[0], **row} for row in tables[split]],
-        disable_progress_bars=lambda: None,
-    )
-    monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+    patch_hub(monkeypatch, lambda split: [{"label": LABELS[0], **row} for row in tables[split]])
     ground.change_card(files=None, hub={"path": "someone/topics"})
     path = write_labels(tmp_path / "a.csv", given(ground))
     tables["train"] = [NEW, *TEXTS]

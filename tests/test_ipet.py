@@ -246,7 +246,7 @@ def test_without_labels_generation_0_is_untuned_and_the_next_is_trained_on_ten_t
         assert sorted(Counter(texts.labels).values()) == [3, 3, 4]
         assert set(texts.ids) <= set(pool.ids)
         (teacher,) = read_json(folder / "drawn.json")["teachers"]
-        assert teacher["member"] == {"p0": "p1-untuned", "p1": "p0-untuned"}[name[:2]], "never its own pattern"
+        assert teacher["member"] in ("p0-untuned", "p1-untuned"), "its own pattern's other copy may label, too"
     summary = read_json(find_one(tmp_path, "run", "ipet") / "summary.json")
     assert [one["texts"] for one in summary["generations"]] == [0, 10]
     assert "supervised" not in summary["scores"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import walkers
@@ -116,6 +117,16 @@ def test_both_processes_end_with_the_same_numbers_to_the_bit(found):
     for name in walkers.WALKS:
         first, second = (tensors_in(two / str(rank) / name) for rank in range(SIZE))
         assert all(torch.equal(one, first[key]) for key, one in second.items())
+
+
+def test_what_the_student_has_seen_is_what_both_processes_computed(found):
+    (one, two), _, _ = found
+    seen = [
+        pyarrow.parquet.read_table(next((folder / "store" / "members" / "distill").glob("*/seen.parquet"))).to_pydict()
+        for folder in (one, two)
+    ]
+    assert seen[0] == seen[1]
+    assert sum(seen[0]["seen"]) == 20, "four steps of five texts"
 
 
 def test_the_main_process_clock_ends_the_training_of_both(found):

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file
 from pet.artifacts import Store
 from pet.ensemble import disagreement
 from pet.examples import Texts
+from pet.givenlabels import FORMULA, read_given_labels
 from pet.runs import open_run
 from pet.sampling import Known, shingles
 from pet.stages import prepare
 from pet.suggest import Suggestions, first_different, spread, write_suggestions
-from pet.givenlabels import FORMULA, read_given_labels
 from pet.tasks import Source, TaskCard, TextFile, read_texts, write_texts
 
 

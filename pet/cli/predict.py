@@ -91,8 +91,8 @@ def open_predictor(run: str, kind: str, store: str, device: str, precision: str)
     screen = Screen()
     runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
     found = load_predictor(open_run(run, Store(store)), kind, runtime, screen)  # type: ignore[arg-type]
-    if found.temperature is None:
-        screen.warn("this run was made before runs were calibrated; its probabilities are raw (temperature 1)")
+    if found.problem:
+        screen.warn(f"the probabilities of this {kind} are raw (temperature 1): {found.problem}")
     return found
 
 

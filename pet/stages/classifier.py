@@ -3,7 +3,6 @@ was saved, to be asked. No artifact here."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ class Classifier:
     """A transformers sequence classifier with a fresh head, and its tokenizer.
 
     A text is read as its first field and, as second segment, the others. `seed`: of the head's weights, of dropout and
-    of the order of the batches.
+    of the order of the batches. `seen`: which rows it was trained on [N], once it is.
     """
 
     def __init__(self, work: Work, model: str | None, seed: int) -> None:
@@ -41,6 +40,7 @@ class Classifier:
         """
         self.work = work
         self.seed = seed
+        self.seen = np.zeros(0, dtype=np.bool_)
         self.speller = work.speller_of(model)
         seed_everything(seed)
         self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
@@ -62,7 +62,8 @@ class Classifier:
         draft: Draft,
     ) -> TrainingReport:
         """Train in place on rows with targets [N, ...] (labels or teacher scores). Of R ranks each takes every R-th row
-        of a batch. `draft`: keeps the checkpoint."""
+        of a batch, and knows of all which were seen, those of the steps before a checkpoint among them. `draft`: keeps
+        the checkpoint."""
         runtime, ranks = self.work.runtime, self.work.runtime.ranks
         for model in (self.model, self.twin.model):
             models.freeze_lower(model, settings.frozen_layers)
@@ -70,7 +71,11 @@ class Classifier:
 
         def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
             order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
-            for chosen in islice(order, steps * settings.accumulation, None):
+            self.seen = np.zeros(len(rows), dtype=np.bool_)
+            for number, chosen in enumerate(order):
+                self.seen[chosen] = True
+                if number < steps * settings.accumulation:
+                    continue  # before the checkpoint
                 mine, of_all = chosen[ranks.own(len(chosen))], layout
                 if ranks.size > 1:
                     of_all = layout_of_all(rows.lengths(chosen), layout, ranks)

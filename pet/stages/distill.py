@@ -1,12 +1,15 @@
 """distill: train the student, a plain classifier, on the soft labels of the pool (P1 section 3.3, step 3).
 
 Only the pool is used: the labelled texts taught the members already. Writes student/ (a transformers checkpoint with
-label names and tokenizer), scores.safetensors (test: raw scores [N, L]) and training.json.
+label names and tokenizer), scores.safetensors (test: raw scores [N, L]), training.json and seen.parquet (the id of each
+pool text, and whether a training step came to it: steps may end before all were seen).
 """
 
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 
@@ -23,7 +26,8 @@ from pet.tasks import TextFile
 from pet.training import TrainingReport
 
 STAGE = "distill"
-VERSION = 3
+SEEN = "seen.parquet"
+VERSION = 4
 
 
 def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
@@ -50,6 +54,7 @@ def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
             student.speller.tokenizer.save_pretrained(draft.path / "student")
         write_scores(draft, {"test": scores})
         draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
+        write_seen(draft, splits.pool, student.seen)
         finish(work, draft)
 
     name = f"{work.draw_label}-{work.model_label}"
@@ -63,6 +68,22 @@ def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
         MissingArtifact: it has not been trained; says which command does.
     """
     return work.store.need(key(work, prepared, labelled), "student of these settings", work.command(STAGE))
+
+
+def write_seen(draft: Draft, pool: TextFile, seen: NDArray[np.bool_]) -> None:
+    """Which texts of the pool the student was trained on."""
+    ids = [one for chunk in pool.chunks() for one in chunk.ids]
+    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "seen": seen}), draft.path / SEEN)
+
+
+def load_seen(student: Artifact) -> NDArray[np.bool_]:
+    """Whether the student was trained on each text of its pool [N], in the pool's order.
+
+    Raises:
+        DamagedArtifact: the file is missing or damaged.
+    """
+    found = pyarrow.parquet.read_table(student.file(SEEN), columns=["seen"])["seen"]
+    return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def train_student(

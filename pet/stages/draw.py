@@ -6,6 +6,7 @@ section 3.4). Writes train.parquet (the labelled texts and, after them, the draw
 and drawn.json (who labelled, and what was found for each label). How right those labels are is for `evaluate` to say.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pet.artifacts import Artifact
 from pet.drafts import Draft
-from pet.ensemble import pool_scores, soften
+from pet.ensemble import Array, pool_scores, soften
 from pet.examples import Texts, concatenate
 from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.identity import Key
@@ -65,7 +66,7 @@ def key(work: Work, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
         "ipet": work.settings.ipet.model_dump(mode="json", exclude={"generations", "steps", "teachers"}),
         "label": work.settings.label.model_dump(mode="json"),
         "labels": list(work.card.labels),
-        "pattern": plan.pvp.pattern.source,
+        "pattern": plan.pvp.name,
         "repetition": plan.repetition,
         "seed": work.settings.seed,
     }
@@ -75,11 +76,18 @@ def key(work: Work, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
 
 def teachers_of(work: Work, plan: Plan, before: Members) -> Members:
     """Those who label a member's training set, chosen by the seed among the members of the generation before. Not its
-    own forerunner, unless there is no other."""
-    own = (plan.repetition, None)  # untuned, a pattern is asked once
-    pairs = list(zip(before.plans, before.tuned, strict=True))
-    others = [(one, made) for one, made in pairs if one.pvp.number != plan.pvp.number or one.repetition not in own]
-    others = sorted(others or pairs, key=lambda pair: (pair[0].pvp.pattern.source, pair[0].repetition or 0))
+    own forerunner, unless there is no other.
+
+    An untuned pattern is asked once and stands for as many members as there are repetitions, as in the published code:
+    where a share of the others is drawn, it is drawn among so many copies, may come several times, and counts as often.
+    """
+    copies = work.settings.finetune.repetitions if work.settings.ipet.teachers < 1 else 1
+    others: list[tuple[Plan, Artifact]] = []
+    for one, made in zip(before.plans, before.tuned, strict=True):
+        is_own = one.pvp.number == plan.pvp.number and one.repetition in (plan.repetition, None)
+        others += [(one, made)] * ((copies if one.repetition is None else 1) - is_own)
+    others = others or list(zip(before.plans, before.tuned, strict=True))
+    others = sorted(others, key=lambda pair: (pair[0].pvp.name, pair[0].repetition or 0))
     rng = np.random.default_rng(stream(work, "teachers", plan))
     chosen = choose_teachers(others, work.settings.ipet.teachers, rng)
     return Members(before.untuned, [one for one, _ in chosen], [made for _, made in chosen])
@@ -87,7 +95,7 @@ def teachers_of(work: Work, plan: Plan, before: Members) -> Members:
 
 def stream(work: Work, purpose: str, plan: Plan) -> int:
     """A seed of what is random here."""
-    return derive_seed(purpose, work.settings.seed, plan.generation, plan.pvp.pattern.source, plan.repetition)
+    return derive_seed(purpose, work.settings.seed, plan.generation, plan.pvp.name, plan.repetition)
 
 
 def run(work: Work, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
@@ -112,7 +120,20 @@ def run(work: Work, prepared: Artifact, before: Members, generation: int) -> lis
 
 def describe(teachers: Members) -> str:
     """Who labels, as the beginning of a sentence."""
-    return ", ".join(plan.label for plan in teachers.plans) + (" gives" if len(teachers.plans) == 1 else " give")
+    counts = Counter(plan.label for plan in teachers.plans)
+    names = [name + (f" ({count}x)" if count > 1 else "") for name, count in counts.items()]
+    return ", ".join(names) + (" gives" if len(names) == 1 else " give")
+
+
+def describe_teachers(teachers: Members, weights: Array) -> list[dict[str, Any]]:
+    """Each of those who label once, with its weight, and how many times it was drawn where that is more than once."""
+    names = [plan.label for plan in teachers.plans]
+    found = []
+    for name, made in dict(zip(names, teachers.tuned, strict=True)).items():
+        own = [float(weight) for one, weight in zip(names, weights, strict=True) if one == name]
+        times = {"times": len(own)} if len(own) > 1 else {}
+        found.append({"member": name, "identity": made.identity, "weight": round(sum(own), 6), **times})
+    return found
 
 
 def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Members) -> dict[str, Any]:
@@ -131,10 +152,7 @@ def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Membe
     write_texts(draft.path / "train.parquet", concatenate([splits.train, label_texts(splits.pool, drawn, labels)]))
     report = {
         "generation": plan.generation,
-        "teachers": [
-            {"member": one.label, "identity": made.identity, "weight": round(float(weight), 6)}
-            for one, made, weight in zip(teachers.plans, teachers.tuned, weights, strict=True)
-        ],
+        "teachers": describe_teachers(teachers, weights),
         "labelled": len(splits.train),
         "labels": {
             name: {"wanted": size, "drawn": len(one.rows), "predicted": one.predicted, "filled": one.filled}

@@ -7,29 +7,27 @@ calibration error. Temperatures are fitted without the test set, which is only m
 stage says how they scored, and what became of the texts that were drawn.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pet.artifacts import Artifact
-from pet.calibration import expected_calibration_error, fit_temperature, leave_one_out, one_hot
+from pet.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
 from pet.drafts import Draft
 from pet.ensemble import even_shift, member_weights, pool_scores, soften
+from pet.examples import TextSource
 from pet.identity import Key
 from pet.metrics import score_predictions
-from pet.sampling import derive_seed
-from pet.stages import baseline, label, prepare
+from pet.stages import baseline, distill, label, prepare
 from pet.stages.classifier import Checkpoint
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores, read_scores
 from pet.tasks import read_texts
-from pet.training import endless_order
 
 STAGE = "evaluate"
 VERSION = 2
@@ -37,7 +35,7 @@ VERSION = 2
 Entry = dict[str, Any]
 
 ENOUGH = 100
-"""Labelled texts, or pool texts that the student has not seen, from which a temperature is fitted on them."""
+"""Texts that nobody who is judged by them was trained on, from which a temperature is fitted on them alone."""
 
 FITTED = 500
 """Texts of the pool that a temperature is fitted on, at most: one number needs no more, and on two cores `mini` reads
@@ -64,7 +62,11 @@ def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, st
         begin(work, "evaluate: scoring on the test set")
         scores = score_all(work, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
-        draft.write_json("calibration.json", calibrate(work, prepared, members, labelled, student))
+        calibrated = calibrate_all(work, prepared, members, labelled, student)
+        draft.write_json("calibration.json", calibrated)
+        for name, one in calibrated.items():
+            if one["problem"]:
+                work.runtime.reporter.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
         finish(work, draft)
 
     return work.make(wanted, f"{work.draw_label}-{work.model_label}", STAGE, fill, seed=work.settings.seed)
@@ -134,13 +136,15 @@ def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:
 
 
 def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
-    """How right the soft labels are on pool texts whose label the source knows; nothing where it knows none."""
+    """How right the soft labels are on pool texts whose label the source knows and the members did not; nothing where
+    there are none. With `data.draw: first` the labelled texts are in the pool, too."""
     labels = work.card.labels
-    gold = [name for _, name in prepare.load_pool_gold(prepared)]
-    known = [row for row, name in enumerate(gold) if name is not None]
+    ids, gold = zip(*prepare.load_pool_gold(prepared), strict=True)
+    taught = set(prepare.load(prepared).train.ids)
+    known = [row for row, name in enumerate(gold) if name is not None and ids[row] not in taught]
     if not known:
         return {}
-    numbers = np.asarray([labels.index(name) for name in gold if name is not None])
+    numbers = np.asarray([labels.index(gold[row]) for row in known])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
     return {"soft_labels": dict(score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict())}
 
@@ -148,13 +152,14 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
 # ---- calibration ---------------------------------------------------------------------------------------------------
 
 
-def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
-    """Temperature, what it was fitted on, and the ECE on the test set without and with it, of student and ensemble."""
+def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
+    """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
+    none was fitted, if so: the temperature is 1 then."""
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
     gold = label_numbers(prepare.load(prepared).test, work.card.labels)
 
-    def entry(scores: NDArray[Any], texts: int, fitted_on: str, temperature: float) -> Entry:
-        temperature = round(temperature, 4)
+    def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
+        temperature = round(found.temperature, 4)
         before, after = (expected_calibration_error(soften(scores, one), gold) for one in (1.0, temperature))
         return {
             "temperature": temperature,
@@ -162,59 +167,85 @@ def calibrate(work: Work, prepared: Artifact, members: Members, labelled: Artifa
             "fitted_on": fitted_on,
             "ece_before": round(before, 2),
             "ece_after": round(after, 2),
+            "problem": found.problem,
         }
 
     return {
         "student": entry(read_scores(student)["test"], *fit_student(work, prepared, labelled, student)),
-        "ensemble": entry(opinion_of(work, members, labelled, tuned), *fit_ensemble(work, members, labelled)),
+        "ensemble": entry(opinion_of(work, members, labelled, tuned), *fit_ensemble(work, prepared, members, labelled)),
     }
 
 
-def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, float]:
-    """Texts, what they are, and the temperature. Labelled texts taught the members, never the student, so where there
-    are ENOUGH they are its held-out labels; else it is held to what the ensemble says of pool texts."""
+def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, Calibration]:
+    """Texts, what they are, and the temperature: on labelled texts that the student was not trained on, where there are
+    ENOUGH; else it is held to what the ensemble says of pool texts, where there are ENOUGH of those that it was not
+    trained on. What it was trained on `distill` has written down; a text that reads the same counts, too. With
+    `data.draw: first` labelled texts are in the pool, and any source may have a text twice."""
     splits, labels = prepare.load(prepared), work.card.labels
+    known, of_pool = keys_of(splits.train), keys_of(splits.pool)
+    seen = {key for key, was_seen in zip(of_pool, distill.load_seen(student), strict=True) if was_seen}
+    fresh = unlike(known, seen)
     # A few hundred texts are read faster than a large model is compiled.
     runtime = replace(work.runtime, compile=False)
     length = work.settings.model.max_length
     asked = Checkpoint(student.file("student"), work.card.fields, labels, length, runtime)
-    if len(splits.train) >= ENOUGH:
-        targets = one_hot(label_numbers(splits.train, labels), len(labels))
+    if len(fresh) >= ENOUGH:
+        texts = splits.train.take(fresh.tolist())
+        targets = one_hot(label_numbers(texts, labels), len(labels))
         what = "labelled texts, which the student was not trained on"
-        return len(splits.train), what, fit_temperature(asked.score(splits.train, "student on labelled"), targets)
-    rows, what = held_out(work, len(splits.pool))
+        return len(texts), what, calibrate(asked.score(texts, "student on labelled"), targets)
+    fresh = unlike(of_pool, seen)
+    rows = spread(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
+    what = "which the student was not trained on" if len(fresh) >= ENOUGH else "which the student was trained on"
     targets = soften(label.load_scores(labelled, labels)[rows])
     scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
-    return len(rows), f"soft labels of pool texts, {what}", fit_temperature(scores, targets)
+    return len(rows), f"soft labels of pool texts, {what}", calibrate(scores, targets)
 
 
-def held_out(work: Work, size: int) -> tuple[NDArray[np.int64], str]:
-    """At most FITTED pool texts, evenly spread: of those that no training step of the student came to, if they are
-    ENOUGH; and what they are. The order of the steps is drawn from the seed, so it is known."""
-    settings = work.settings.distill
-    order = endless_order(size, settings.batch, np.random.default_rng(derive_seed("distill", work.settings.seed)))
-    seen = np.zeros(size, dtype=bool)
-    for chosen in islice(order, settings.steps * settings.accumulation):
-        seen[chosen] = True
-    unseen = np.flatnonzero(~seen)
-    fresh = len(unseen) >= ENOUGH
-    rows = unseen if fresh else np.arange(size)
-    what = "which the student was not trained on" if fresh else "which the student was trained on"
-    return rows[:: -(-len(rows) // FITTED)], what
+def keys_of(texts: TextSource) -> list[bytes]:
+    """What each text says, as a digest: equal for texts that differ in case and white space alone."""
+    return [
+        hashlib.blake2b(" ".join(chunk.joined(row).casefold().split()).encode(), digest_size=16).digest()
+        for chunk in texts.chunks()
+        for row in range(len(chunk))
+    ]
 
 
-def fit_ensemble(work: Work, members: Members, labelled: Artifact) -> tuple[int, str, float]:
-    """The same for the ensemble. Its members know the labelled texts by heart, so each is held to what the others say
-    of pool texts; one alone stays as it is."""
+def unlike(keys: Sequence[bytes], known: Collection[bytes]) -> NDArray[np.int64]:
+    """The places of the texts that none of `known` is."""
+    return np.asarray([place for place, one in enumerate(keys) if one not in known], dtype=np.int64)
+
+
+def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most FITTED of these rows, evenly spread."""
+    return rows[:: -(-len(rows) // FITTED)]
+
+
+def fit_ensemble(work: Work, prepared: Artifact, members: Members, labelled: Artifact) -> tuple[int, str, Calibration]:
+    """The same for the ensemble: each member is held to what the others say of pool texts; one alone stays as it is.
+    What a member was taught it knows by heart, so texts that taught one are left out, where ENOUGH are left: those of
+    the later generations of iPET, and with `data.draw: first` the labelled texts."""
     if len(members.tuned) < 2:
-        return 0, "nothing: one member has no other to be compared with", 1.0
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_scores(one, "pool")) for one in members.tuned]
-        step = -(-files[0].get_shape()[0] // FITTED)
-        scores = np.stack([one[::step] for one in files]) + label.load_shift(labelled, work.card.labels)
+        return 0, "nothing", Calibration(1.0, "one member has no other to be compared with")
+    splits = prepare.load(prepared)
+    sets = [read_texts(plan.drawn.file("train.parquet")) for plan in members.plans if plan.drawn]
+    taught = {key for texts in (splits.train, *sets) for key in keys_of(texts)}
+    rows, which = unlike(keys_of(splits.pool), taught), ""
+    if len(rows) < len(splits.pool):
+        which = " that taught none of them" if len(rows) >= ENOUGH else ", some of which taught them"
+    if len(rows) < ENOUGH:
+        rows = np.arange(len(splits.pool))
+    found = np.stack([read_rows(one, "pool", spread(rows)) for one in members.tuned])
+    scores = found + label.load_shift(labelled, work.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
-    what = "each member's label of pool texts, given the others' scores"
-    return scores.shape[1], what, fit_temperature(others, best)
+    what = f"each member's label of pool texts{which}, given the others' scores"
+    return scores.shape[1], what, calibrate(others, best)
+
+
+def read_rows(member: Artifact, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """A member's scores [N, L] of some texts."""
+    with open_scores(member, split) as scores:
+        return np.asarray(scores[:][rows])
 
 
 # ---- generations of iPET -------------------------------------------------------------------------------------------

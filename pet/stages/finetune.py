@@ -97,7 +97,7 @@ def distinct(untuned: list[Plan], members: list[Plan]) -> list[Plan]:
 
 
 def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
-    """Depends on the draw, the model, this pattern and its words; not on which other patterns there are."""
+    """Depends on the draw, the model, this pattern and its words; not on which other patterns are run."""
     settings: dict[str, Any] = {
         "model": work.model_identity(),
         "pattern": plan.pvp.pattern.source,
@@ -110,6 +110,8 @@ def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
         unused = ("learning_rate",) if work.settings.finetune.method == "lora" else ("lora",)
         settings["finetune"] = training_settings(work, settings_of(work, plan), "patterns", "repetitions", *unused)
         settings["seed"] = work.settings.seed
+        if plan.pvp.repeated:
+            settings["name"] = plan.pvp.name  # that of its random stream: without it, these shared one
     inputs = {"prepare": prepared.identity} | ({"draw": plan.drawn.identity} if plan.drawn else {})
     return Key(STAGE, VERSION, settings, inputs)
 
@@ -227,7 +229,7 @@ def announce(bench: Bench, plans: Sequence[Plan]) -> None:
 def member_seed(work: Work, plan: Plan) -> int:
     """Of everything random about a member."""
     later = [plan.generation] if plan.generation else []
-    return derive_seed("member", work.settings.seed, plan.pvp.pattern.source, plan.repetition, *later)
+    return derive_seed("member", work.settings.seed, plan.pvp.name, plan.repetition, *later)
 
 
 def splits_of(bench: Bench, plan: Plan) -> tuple[str, ...]:

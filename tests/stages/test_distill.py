@@ -1,6 +1,7 @@
 """distill: the student learns the soft labels of the pool, from the pool alone, and loads like any classifier."""
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from rows import (
@@ -15,10 +16,13 @@ from rows import (
     read_json,
     save_lively,
     spare_draft,
+    stop_at,
 )
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from pet import signals
+from pet.encoding import Rows
 from pet.stages import distill, finetune, label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.prepare import Splits
@@ -49,12 +53,63 @@ def test_the_artifact_holds_the_student_its_scores_and_how_it_was_trained(done):
         "manifest.json",
         "scores.safetensors",
         "training.json",
+        "seen.parquet",
         *(f"student/{name}" for name in CHECKPOINT),
     }
     assert {name: array.shape for name, array in load_file(folder / "scores.safetensors").items()} == {"test": (20, 3)}
     training = read_json(folder / "training.json")
     assert training["steps"] == [3]
     assert set(training["losses"]) == {"loss"}
+
+
+# ---- what the student has seen -------------------------------------------------------------------------------------
+
+
+def watch_rows(monkeypatch, size):
+    """The rows that are put into batches, of as many rows as the pool has."""
+    asked = []
+    batch = Rows.batch
+
+    def watched(rows, chosen, layout):
+        if len(rows) == size:
+            asked.extend(np.asarray(chosen).tolist())
+        return batch(rows, chosen, layout)
+
+    monkeypatch.setattr(Rows, "batch", watched)
+    return asked
+
+
+def seen_in(student):
+    table = pyarrow.parquet.read_table(student.file("seen.parquet")).to_pydict()
+    return table["id"], [row for row, one in enumerate(table["seen"]) if one]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": 3, "batch": 4}, {"steps": 2, "batch": 3, "accumulation": 3}, {"steps": 3, "batch": 13}],
+    ids=["few steps", "accumulated", "more than once"],
+)
+def test_what_the_student_has_seen_is_what_its_batches_were_made_of(done, tmp_path, monkeypatch, settings):
+    asked = watch_rows(monkeypatch, 30)
+    ids, seen = seen_in(redistill(done, tmp_path, distill=settings))
+    assert ids == read_texts(done.one("prepare") / "pool.parquet").ids
+    assert seen == sorted(set(asked))
+    assert len(seen) == min(30, settings["steps"] * settings["batch"] * settings.get("accumulation", 1))
+
+
+def test_what_was_seen_before_a_training_was_stopped_is_not_forgotten(done, tmp_path, monkeypatch):
+    asked = watch_rows(monkeypatch, 30)
+    settings = {"distill": {"steps": 5, "batch": 2, "accumulation": 2}, "runtime": {"checkpoint_minutes": 0}}
+    with monkeypatch.context() as patch, signals.heeded(), pytest.raises(signals.Stopped):
+        stop_at(patch, 3)
+        redistill(done, tmp_path, **settings)
+    before = len(asked)
+    _, seen = seen_in(redistill(done, tmp_path, **settings))
+    assert (before, len(asked)) == (12, 20), "three steps, then two: nothing is computed twice"
+    assert seen == sorted(asked)
+
+
+# ---- what it becomes -----------------------------------------------------------------------------------------------
 
 
 def test_the_student_loads_in_transformers_gives_its_scores_and_knows_the_labels(done):

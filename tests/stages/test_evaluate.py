@@ -3,20 +3,32 @@
 import shutil
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
-from rows import LABELS, MAX_LENGTH, files_of, lay_ground, lively_model, open_work, pet_run, read_json, spare_draft
+from rows import (
+    LABELS,
+    MAX_LENGTH,
+    Finished,
+    files_of,
+    find_one,
+    lay_ground,
+    lively_model,
+    open_work,
+    pet_run,
+    read_json,
+)
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.artifacts import Store
+from pet.calibration import Calibration, fit_temperature
 from pet.ensemble import even_shift
+from pet.pipeline import run_stage
 from pet.stages import distill, evaluate, finetune, label, prepare
-from pet.stages.classifier import Classifier
 from pet.stages.label import load_scores
 from pet.tasks import read_texts
-from pet.training import Trainer
 
 METRICS = {
     "accuracy": accuracy_score,
@@ -218,44 +230,136 @@ def test_the_student_is_held_to_the_soft_labels_of_the_pool(done):
     assert found["fitted_on"] == "soft labels of pool texts, which the student was trained on"
 
 
+def seen_by(done):
+    """Ids of the pool texts that the student's batches were made of, as `distill` says."""
+    table = pyarrow.parquet.read_table(done.one("distill") / "seen.parquet").to_pydict()
+    return {name for name, seen in zip(table["id"], table["seen"], strict=True) if seen}
+
+
 def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enough(done, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "ENOUGH", 13)  # of 30 pool texts three steps of 4 came to 12; 12 texts are labelled
-    seen = []
-    train = Trainer.run
-
-    def note(self, batches, *names, **more):
-        return train(self, (seen.append(one) or one for one in batches), *names, **more)
-
-    work = open_work(done.ground, done.store)
-    rows, what = evaluate.held_out(work, 30)
-    assert what == "which the student was not trained on"
-    monkeypatch.setattr(Trainer, "run", note)
     pool = read_texts(done.one("prepare") / "pool.parquet")
-    splits = prepare.load(prepare.need(work))
-    distill.train_student(work, splits, np.zeros((30, len(LABELS))), spare_draft(tmp_path))
-    lengths = sum(len(batch.input_ids) for batch, _ in seen)
-    unseen = sorted(set(range(30)) - set(rows.tolist()))
-    student = Classifier(work, work.settings.distill.model, 0)
-    assert len(unseen) == 12
-    assert student.encode(pool).lengths(np.asarray(unseen)).sum() == lengths
+    unseen = [row for row, name in enumerate(pool.ids) if name not in seen_by(done)]
+    made = walk(done, done.ground, tmp_path / "pool").read_json("calibration.json")["student"]
+    soft = softmax(load_scores(Store(done.store).open(done.one("label")), tuple(LABELS)))
+    assert made["temperature"] == coldest_loss(ask_student(done, pool.take(unseen)), soft[unseen])
+    assert made["texts"] == len(unseen) == 18
+    assert made["fitted_on"] == "soft labels of pool texts, which the student was not trained on"
     monkeypatch.setattr(evaluate, "ENOUGH", 12)
     made = walk(done, done.ground, tmp_path / "store").read_json("calibration.json")["student"]
     train_texts = read_texts(done.one("prepare") / "train.parquet")
-    gold = np.eye(len(LABELS))[[LABELS.index(name) for name in train_texts.labels]]
-    assert made["temperature"] == coldest_loss(ask_student(done, train_texts), gold)
+    assert made["temperature"] == coldest_loss(ask_student(done, train_texts), gold_of(train_texts))
     assert made["texts"] == 12
+    assert made["fitted_on"] == "labelled texts, which the student was not trained on"
+
+
+def gold_of(texts):
+    return np.eye(len(LABELS))[[LABELS.index(name) for name in texts.labels]]
+
+
+@pytest.fixture(scope="module")
+def first(done, tmp_path_factory):
+    """A run whose labelled texts are in the pool, as the published code has them: 12 of 40, with `data.draw: first`."""
+    folder = tmp_path_factory.mktemp("first")
+    ground = lay_ground(folder / "ground", lively_model(tmp_path_factory.getbasetemp()), data={"draw": "first"})
+    return Finished(ground, folder / "store", pet_run(ground, folder / "store"))
+
+
+def test_labelled_texts_of_the_pool_that_the_student_has_seen_are_not_held_out(first, tmp_path, monkeypatch):
+    train_texts, seen = read_texts(first.one("prepare") / "train.parquet"), seen_by(first)
+    assert set(train_texts.ids) < set(read_texts(first.one("prepare") / "pool.parquet").ids)
+    fresh = [row for row, name in enumerate(train_texts.ids) if name not in seen]
+    assert 0 < len(fresh) < 12
+    monkeypatch.setattr(evaluate, "ENOUGH", len(fresh))
+    given = []
+    monkeypatch.setattr(evaluate, "calibrate", lambda *both: given.append(both) or Calibration(1.0))
+    made = walk(first, first.ground, tmp_path / "labelled").read_json("calibration.json")["student"]
+    texts = train_texts.take(fresh)
+    np.testing.assert_allclose(given[0][0], ask_student(first, texts), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(given[0][1], gold_of(texts))
+    assert (made["texts"], made["fitted_on"]) == (
+        len(fresh),
+        "labelled texts, which the student was not trained on",
+    )
+    monkeypatch.setattr(evaluate, "ENOUGH", 12)  # as many as there are labels, most of which it has seen
+    made = walk(first, first.ground, tmp_path / "pool").read_json("calibration.json")["student"]
+    assert (made["texts"], made["fitted_on"]) == (28, "soft labels of pool texts, which the student was not trained on")
+
+
+def test_where_the_student_has_seen_all_it_is_said(first, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "ENOUGH", 12)
+    ground = lay_ground(tmp_path / "ground", lively_model(first.store.parents[1]), data={"draw": "first"})
+    pet_run(ground, tmp_path / "store", "--set", "distill.steps=10")  # of 4 texts each
+    found = read_json(find_one(tmp_path / "store", "evaluate") / "calibration.json")["student"]
+    assert (found["texts"], found["fitted_on"]) == (40, "soft labels of pool texts, which the student was trained on")
+
+
+def test_a_labelled_text_that_stands_in_the_pool_under_another_id_counts_as_seen(first, tmp_path, monkeypatch):
+    """Labels by hand leave the pool, but a source may have a text twice, here with other blanks and capitals."""
+    ground = lay_ground(tmp_path / "ground", lively_model(first.store.parents[1]))
+    lines = (ground.folder / "train.csv").read_text().splitlines()
+    copies = [f",{line.split(',', 1)[1].upper().replace(' ', '  ')}" for line in lines[1:13]]
+    (ground.folder / "train.csv").write_text("\n".join([*lines, *copies]) + "\n")
+    (ground.folder / "mine.csv").write_text("id,label\n" + "".join(f"train.csv:{row},sports\n" for row in range(2, 14)))
+    sections = {
+        "data": {"train_examples": 0, "train_files": [str(ground.folder / "mine.csv")], "pool_per_label": 100},
+        "distill": {"steps": 20},
+    }
+    monkeypatch.setattr(evaluate, "ENOUGH", 1)
+    work = open_work(ground, tmp_path / "store", **sections)
+    run_stage(work, "all")
+    found = read_json(find_one(tmp_path / "store", "evaluate") / "calibration.json")["student"]
+    pool, seen = (
+        read_texts(find_one(tmp_path / "store", "prepare") / "pool.parquet"),
+        find_one(tmp_path / "store", "distill"),
+    )
+    assert len(pool) == 60 and all(pyarrow.parquet.read_table(seen / "seen.parquet")["seen"].to_pylist())
+    assert found["fitted_on"] == "soft labels of pool texts, which the student was trained on"
+
+
+def test_soft_labels_are_scored_where_the_members_did_not_know_the_label(first):
+    gold = read_texts(first.one("prepare") / "pool_gold.parquet")
+    taught = read_texts(first.one("prepare") / "train.parquet").ids
+    known = [row for row, name in enumerate(gold.labels) if name is not None and gold.ids[row] not in taught]
+    assert len(known) == 18
+    soft = load_scores(Store(first.store).open(first.one("label")), tuple(LABELS))[known].argmax(1)
+    value = accuracy_score([LABELS.index(gold.labels[row]) for row in known], soft)
+    scores = read_json(first.one("evaluate") / "scores.json")
+    assert scores["soft_labels"]["value"] == pytest.approx(100 * value, abs=0.005)
+
+
+@pytest.mark.parametrize(("enough", "which"), [(28, " that taught none of them"), (29, ", some of which taught them")])
+def test_texts_that_taught_a_member_are_left_out_where_members_are_held_to_each_other(
+    first, tmp_path, monkeypatch, enough, which
+):
+    monkeypatch.setattr(evaluate, "ENOUGH", enough)
+    monkeypatch.setattr(evaluate, "calibrate", lambda *both: Calibration(fit_temperature(*both)))
+    found = walk(first, first.ground, tmp_path).read_json("calibration.json")["ensemble"]
+    assert found["fitted_on"] == f"each member's label of pool texts{which}, given the others' scores"
+    assert found["texts"] == (28 if enough == 28 else 40)
+    ids = read_texts(first.one("prepare") / "pool.parquet").ids
+    taught = set(read_texts(first.one("prepare") / "train.parquet").ids) if enough == 28 else set()
+    rows = [row for row, name in enumerate(ids) if name not in taught]
+    assert found["temperature"] == held_to_each_other(first, rows)
 
 
 def test_the_ensemble_s_members_are_held_to_each_other(done):
     found = read_json(done.one("evaluate") / "calibration.json")["ensemble"]
+    assert found["temperature"] == held_to_each_other(done, range(30))
+    assert found["fitted_on"] == "each member's label of pool texts, given the others' scores"
+
+
+def held_to_each_other(done, rows):
+    """The temperature of least cross-entropy to each member's label on these pool texts, given the others' scores."""
+    rows = list(rows)
     weights = [one["weight"] for one in read_json(done.one("label") / "ensemble.json")["members"]]
-    pool = [scores_of(done, "finetune", part, "pool") for part in MEMBERS]
+    pool = [scores_of(done, "finetune", part, "pool")[rows] for part in MEMBERS]
     scores, targets = [], []
     for left in range(4):
         rest = [one for one in range(4) if one != left]
         scores.append(sum(weights[one] * pool[one] for one in rest) / sum(weights[one] for one in rest))
         targets.append(np.eye(len(LABELS))[pool[left].argmax(1)])
-    assert found["temperature"] == coldest_loss(np.concatenate(scores), np.concatenate(targets))
+    return coldest_loss(np.concatenate(scores), np.concatenate(targets))
 
 
 def test_the_calibration_error_is_that_of_the_test_set_without_and_with_the_temperature(done):
@@ -281,4 +385,5 @@ def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
     prepared = prepare.need(work)
     members = finetune.need(work, prepared)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    assert evaluate.fit_ensemble(work, one, label.need(work, prepared, members))[2] == 1
+    _, _, found = evaluate.fit_ensemble(work, prepared, one, label.need(work, prepared, members))
+    assert found == Calibration(1.0, "one member has no other to be compared with")
