@@ -27,6 +27,7 @@ from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
 from pet.errors import PetError, TaskError
 from pet.examples import Texts, concatenate
+from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
 from pet.patterns import PVP
@@ -290,6 +291,7 @@ def ask(
             packing.scoring_layout(twin.lm),
             runtime,
             f"p{pvp.number}",
+            Origin(work.speller.name),
         )
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(scores.argmax(-1))

@@ -5,6 +5,7 @@
     +-- TaskError        a task card, its patterns and verbalizers, or the data it reads
     +-- CorpusError      texts to train a masked language model on
     +-- ModelError       a model or tokenizer that cannot be used
+    +-- NotFinite        a model, as it is or in training, computes NaN or infinity
     +-- StoreError       the artifact store
         +-- MissingArtifact   an earlier stage has not been run
         +-- DamagedArtifact   an artifact is not as it was written
@@ -48,6 +49,10 @@ class CorpusError(PetError):
 
 class ModelError(PetError):
     """A model or tokenizer is missing, unreachable or of the wrong kind."""
+
+
+class NotFinite(PetError):
+    """A loss or a score is NaN or infinite, so nothing can be made of it."""
 
 
 class StoreError(PetError):

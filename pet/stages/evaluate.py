@@ -210,7 +210,7 @@ def fit_ensemble(work: Work, members: Members, labelled: Artifact) -> tuple[int,
         return 0, "nothing: one member has no other to be compared with", 1.0
     with ExitStack() as stack:
         files = [stack.enter_context(open_scores(one, "pool")) for one in members.tuned]
-        step = -(-files[0].get_shape()[0] // FITTED)
+        step = -(-len(files[0]) // FITTED)
         scores = np.stack([one[::step] for one in files]) + label.load_shift(labelled, work.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
     what = "each member's label of pool texts, given the others' scores"

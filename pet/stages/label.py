@@ -23,7 +23,7 @@ from pet.examples import TextSource
 from pet.identity import Key
 from pet.stages import prepare
 from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, finish, open_scores
+from pet.stages.work import Work, begin, check_scores, finish, open_scores
 
 STAGE = "label"
 VERSION = 1
@@ -95,7 +95,7 @@ def find_shift(work: Work, pooled: Callable[[], Array]) -> Array:
 def sample(scores: Sequence[Any], weights: Array) -> Array:
     """Pooled scores of SAMPLE texts at most, evenly spread over the pool; `scores`: the members', each [N, L] and to be
     sliced."""
-    step = -(-scores[0].get_shape()[0] // SAMPLE)
+    step = -(-len(scores[0]) // SAMPLE)
     return pool_scores(np.stack([one[::step] for one in scores]), weights)
 
 
@@ -140,10 +140,14 @@ def soft_label_table(ids: list[str], labels: Sequence[str], pooled: Array) -> An
 
 
 def load_scores(artifact: Artifact, labels: tuple[str, ...]) -> NDArray[np.float64]:
-    """The pooled raw scores [N, L], in the pool's order."""
+    """The pooled raw scores [N, L], in the pool's order.
+
+    Raises:
+        DamagedArtifact: the file is missing or damaged, or has scores that are no numbers.
+    """
     names = [f"score_{label}" for label in labels]
     table = pyarrow.parquet.read_table(artifact.file("soft_labels.parquet"), columns=names)
-    return np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1)
+    return check_scores(artifact, np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1))
 
 
 def load_shift(artifact: Artifact, labels: tuple[str, ...]) -> Array:
