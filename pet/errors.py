@@ -64,18 +64,20 @@ class MissingArtifact(StoreError):
 
 
 class DamagedArtifact(StoreError):
-    """An artifact is not as it was written. `folder`: where it lies."""
+    """An artifact is not as it was written. `folder`: where it lies; `written`: the digest of its manifest, where it is
+    as it was written, and is of no use all the same."""
 
-    def __init__(self, folder: Path, problem: str) -> None:
+    def __init__(self, folder: Path, problem: str, written: str | None = None) -> None:
         super().__init__(
             f"{folder}: {problem}; give the command that made it once more (the store's logs/ has it): what is damaged "
             "is made again"
         )
         self.folder = folder
         self.problem = problem
+        self.written = written
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.problem)
+        return type(self), (self.folder, self.problem, self.written)
 
 
 class Busy(StoreError):

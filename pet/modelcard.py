@@ -11,7 +11,7 @@ import yaml
 from pet.drafts import environment
 from pet.errors import MissingArtifact
 from pet.models import EMBEDDED
-from pet.report import NAMES, row_name, soft_label_line
+from pet.report import NAMES, absent_line, row_name, soft_label_line
 from pet.runs import Run
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -235,7 +235,7 @@ def limits(run: Run) -> list[str]:
     """What a reader should know before relying on it."""
     summary, settings = run.summary, run.artifact.manifest["settings"]
     near = run.prepared.read_json("report.json")["near_duplicates"]
-    found = []
+    found = [line] if (line := absent_line(summary)) else []
     if "soft_labels" in summary["scores"]:
         found.append(soft_label_line(summary) + " What the student was taught wrongly, it may have learnt.")
     else:

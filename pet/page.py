@@ -83,6 +83,8 @@ def collect(run: Run) -> dict[str, Any]:
         "created": datetime.fromisoformat(run.artifact.manifest["created"]),
         "summary": summary,
         "rows": report.score_rows(summary),
+        "absent": report.absent_line(summary),
+        "few": report.is_few(summary),
         "names": {name: report.row_name(summary, name) for name in report.NAMES},
         "patterns": describe_patterns(run, gold, tested),
         "generation_columns": report.GENERATION_COLUMNS,

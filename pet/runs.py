@@ -95,7 +95,8 @@ class Run:
             return None
         found = float(self.scored.read_json("calibration.json")[classifier]["temperature"])
         if not 0 < found < math.inf:
-            raise DamagedArtifact(self.scored.path, f"the temperature of the {classifier} is {found:g}")
+            problem = f"the temperature of the {classifier} is {found:g}"
+            raise DamagedArtifact(self.scored.path, problem, self.scored.manifest.get("digest"))
         return found
 
     def input_of(self, artifact: Artifact, name: str) -> Artifact:

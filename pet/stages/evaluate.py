@@ -142,7 +142,8 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
         return {}
     numbers = np.asarray([labels.index(name) for name in gold if name is not None])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
-    return {"soft_labels": dict(score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict())}
+    found = score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict()
+    return {"soft_labels": {**found, "texts": len(known)}}
 
 
 # ---- calibration ---------------------------------------------------------------------------------------------------

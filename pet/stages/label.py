@@ -59,7 +59,8 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         report = describe_ensemble(labels, members, weights, shift, summary)
         draft.write_json("ensemble.json", report)
         finish(work, draft)
-        work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
+        agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
+        work.runtime.reporter.log("label", {**agreed, **prefixed(report["label_shares"])}, 0)
 
     name = f"{work.draw_label}-{work.model_label}" + (f"-g{members.generation}" if members.generation else "")
     return work.make(key(work, prepared, members), name, f"label{of(members)}", fill)
@@ -159,14 +160,14 @@ def load_shift(artifact: Artifact, labels: tuple[str, ...]) -> Array:
 def describe_ensemble(
     labels: tuple[str, ...], members: Members, weights: Array, shift: Array, summary: Summary
 ) -> dict[str, Any]:
-    """Weights, what is added to scores, agreement and label shares."""
+    """Weights, what is added to scores, agreement (`None`: one member has nobody to agree with) and label shares."""
     return {
         "members": [
             {"member": plan.label, "identity": one.identity, "weight": round(float(weight), 6)}
             for plan, one, weight in zip(members.plans, members.tuned, weights, strict=True)
         ],
         "shift": {label: round(float(value), 6) for label, value in zip(labels, shift, strict=True)},
-        "agreement": round(summary.agreement / summary.texts, 4),
+        "agreement": round(summary.agreement / summary.texts, 4) if len(weights) > 1 else None,
         "label_shares": {
             label: round(int(count) / summary.texts, 4) for label, count in zip(labels, summary.counts, strict=True)
         },

@@ -364,7 +364,7 @@ def check_scores(artifact: Artifact, found: NDArray[F]) -> NDArray[F]:
     if artifact.manifest["stage"] == "baseline":
         finite |= np.isneginf(found)
     if not finite.all():
-        raise DamagedArtifact(artifact.path, "it has scores that are NaN or infinite")
+        raise DamagedArtifact(artifact.path, "it has scores that are NaN or infinite", artifact.manifest.get("digest"))
     return found
 
 
