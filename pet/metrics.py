@@ -77,8 +77,8 @@ def posterior_interval(counts: NDArray[np.int64], metric: Metric, value: float, 
     matrix; of two labels and one F1, Goutte & Gaussier 2005, A probabilistic interpretation of precision, recall and
     F-score). The prior weighs as much as one right text, spread evenly over the labels, and one wrong text, spread
     evenly over all confusions. So the interval does not collapse where all texts are right or wrong, as a bootstrap
-    does, and a label that no text has may be found well or badly. With a thousand texts the ends are those of a
-    bootstrap to some tenths of a point.
+    does, and a label that no text has may be found well or badly. With many texts the ends are those of a bootstrap to
+    a tenth of a point. Where many labels have hardly a text, both are too sure (CONTRIBUTING.md has the simulation).
 
     As at the ends of a binomial proportion (Brown, Cai & DasGupta 2001, section 4.1.2), 0 or 1 is in it where no text
     is right or none is wrong; the value always is.

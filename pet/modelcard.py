@@ -11,7 +11,7 @@ import yaml
 from pet.drafts import environment
 from pet.errors import MissingArtifact
 from pet.models import EMBEDDED
-from pet.report import NAMES, absent_line, row_name, soft_label_line
+from pet.report import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.runs import Run
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -214,8 +214,8 @@ def calibration(run: Run) -> str:
     return (
         f"Its logits are divided by the temperature {found['temperature']:g}, fitted on {found['fitted_on']}: the "
         f"expected calibration error on the test set is {found['ece_after']:.1f} points with it, "
-        f"{found['ece_before']:.1f} without."
-    )
+        f"{found['ece_before']:.1f} without. {few_line(run.summary)}"
+    ).strip()
 
 
 def pattern_lines(run: Run) -> list[str]:

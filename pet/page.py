@@ -84,7 +84,7 @@ def collect(run: Run) -> dict[str, Any]:
         "summary": summary,
         "rows": report.score_rows(summary),
         "absent": report.absent_line(summary),
-        "few": report.is_few(summary),
+        "few": report.few_line(summary),
         "names": {name: report.row_name(summary, name) for name in report.NAMES},
         "patterns": describe_patterns(run, gold, tested),
         "generation_columns": report.GENERATION_COLUMNS,

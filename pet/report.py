@@ -218,13 +218,15 @@ def calibration_line(summary: Mapping[str, Any]) -> str:
         f"{name} {one['ece_before']:.1f}, at temperature {one['temperature']:.2f} {one['ece_after']:.1f}"
         for name, one in summary["calibration"].items()
     )
-    few = f" Of {summary['test']:,} texts it says little: chance alone makes it large." if is_few(summary) else ""
-    return f"Calibration error on the test set (ECE, 15 bins, points): {each}.{few}"
+    few = few_line(summary)
+    return f"Calibration error on the test set (ECE, 15 bins, points): {each}.{few and f' {few}'}"
 
 
-def is_few(summary: Mapping[str, Any]) -> bool:
-    """Whether there are too few test texts for a calibration error."""
-    return bool(summary["test"] < FEW)
+def few_line(summary: Mapping[str, Any]) -> str:
+    """That there are too few test texts for a calibration error, where there are; else ""."""
+    count = summary["test"]
+    texts = f"{count} text{'s' * (count != 1)}"
+    return f"Of {texts} it says little: chance alone makes it large." if count < FEW else ""
 
 
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, list[float]]]:
