@@ -191,8 +191,9 @@ def check_logits(who: str, found: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The largest difference between probabilities of two sets of logits [B, L]."""
-    return float(np.abs(softmax(found, axis=-1) - softmax(expected, axis=-1)).max())
+    """The largest difference between probabilities of two sets of logits [B, L]; infinite where one is no number."""
+    worst = float(np.abs(softmax(found, axis=-1) - softmax(expected, axis=-1)).max())
+    return worst if np.isfinite(worst) else float("inf")
 
 
 def compare_to_run(run: Run, found: NDArray[np.float32], expected: NDArray[np.float32]) -> str:
