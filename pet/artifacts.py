@@ -231,7 +231,7 @@ class Store:
         with self.writable():
             lock = take(self.root, folder.parent.name, identity, lambda who: None)
             try:
-                if not is_damaged(folder):
+                if not is_damaged(folder, damage.written):
                     return None
                 aside = folder.with_name(f"{DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}")
                 folder.rename(aside)
@@ -240,11 +240,13 @@ class Store:
                 lock.release()
 
 
-def is_damaged(folder: Path) -> bool:
-    """Whether an artifact is not as it was written; every file is read. What is gone is not."""
+def is_damaged(folder: Path, written: str | None = None) -> bool:
+    """Whether an artifact is not as it was written, or has the manifest with the digest `written`, which is of no use;
+    every file is read. What is gone is not."""
     if not folder.is_dir():
         return False
     try:
-        return any(wrong_files(folder, read_manifest(folder)))
+        manifest = read_manifest(folder)
+        return manifest["digest"] == written or any(wrong_files(folder, manifest))
     except StoreError:
         return True

@@ -27,8 +27,10 @@ from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
 from pet.errors import PetError, TaskError
 from pet.examples import Texts, concatenate
+from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
+from pet.metrics import describe_absent
 from pet.patterns import PVP
 from pet.runtime import peak_memory
 from pet.sampling import count_near_duplicates, derive_seed
@@ -118,7 +120,7 @@ def check(work: Work, sample: int) -> Check:
     except TaskError as problem:
         return Check([*findings, Finding("problem", "texts", str(problem))], [], 0, None)
     splits, drawn = draw(work)
-    findings += [*drawn, *labels_without_texts(work, source), *leaks(source, splits)]
+    findings += [*drawn, *labels_without_texts(work, source), *leaks(source, splits), *untested(work, splits)]
     texts = sample_texts(source, sample, work.settings.seed)
     if not encoders:
         return Check(findings, [], len(texts), None)
@@ -256,6 +258,14 @@ def leaks(source: Mapping[str, Texts], splits: prepare.Splits[Texts] | None) -> 
     ]
 
 
+def untested(work: Work, splits: prepare.Splits[Texts] | None) -> list[Finding]:
+    """That no test text of a run has some label."""
+    card = work.card
+    absent = prepare.absent_labels(splits.test, card.labels) if splits else []
+    said = describe_absent(absent, card.metric, len(card.labels))
+    return [Finding("remark", "texts", f"of this seed's draw, {said}")] if said else []
+
+
 def sample_texts(source: Mapping[str, Texts], size: int, seed: int) -> Texts:
     """At most `size` texts of the train side, drawn by the seed; up to half of them labelled, where there are so many,
     and more where there are no others. Never of a test file."""
@@ -293,6 +303,7 @@ def ask(
             packing.scoring_layout(twin.lm),
             runtime,
             f"p{pvp.number}",
+            Origin(work.speller.name),
         )
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(scores.argmax(-1))

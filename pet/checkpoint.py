@@ -23,7 +23,7 @@ from torch import nn
 
 from pet.files import digest_file, readable_json, sync
 from pet.optimizer import Optimizer
-from pet.runtime import Runtime
+from pet.runtime import Runtime, all_finite
 from pet.training import Course, State, Trainer, TrainingReport
 
 B = TypeVar("B")
@@ -111,12 +111,17 @@ class Checkpoint:
         """The weights that training changes."""
         return {name: one for name, one in self.weights.named_parameters() if one.requires_grad}
 
+    def is_sound(self, state: State) -> bool:
+        """Whether no weight and no loss is NaN or infinite, so that a training can go on from here."""
+        return all_finite([*self.trained().values(), *(loss for one in state.recent for loss in one.values())])
+
     def restore(self) -> tuple[State, float] | None:
         """Go on from it: weights, moments and random states are put where they were. How far that is, and the seconds
         it took; `None` if there is none, or none of these members.
 
         Raises:
-            ValueError: it is damaged, or of a training in another precision; says so, and no weight was changed.
+            ValueError: it is damaged, of a training in another precision, or of one that had failed; says so, and no
+                weight was changed.
         """
         if not (self.folder / STATE).is_file():
             return None
@@ -130,6 +135,8 @@ class Checkpoint:
             if facts["optimizer"] != type(self.optimizer).__name__:  # `auto` may be another precision on each machine
                 raise ValueError("it was made in another precision")
             tensors = load_file(path)
+            if not all_finite(one for name, one in tensors.items() if name.startswith(("model.", "recent."))):
+                raise ValueError("a weight or a loss in it is not finite")
             state = State(int(facts["step"]), [TrainingReport(**one) for one in facts["reports"]], recent_of(tensors))
             self.put(tensors)
             return dataclasses.replace(state, recent=[self.here(one) for one in state.recent]), float(facts["seconds"])
@@ -218,15 +225,15 @@ class Saver:
         """Seconds of training so far, those of earlier processes among them."""
         return self.before + time.perf_counter() - self.begun
 
-    def after(self, step: int, state: Callable[[], State], stopping: bool) -> None:
+    def after(self, step: int, state: Callable[[], State | None], stopping: bool) -> None:
         """Save, when it is time; as of `Course`. Of several ranks the main one does: all have the same weights."""
         if not self.checkpoint.ranks.is_main:
             return
         if stopping or self.is_due():
-            self.save(state)
+            saved = self.save(state)
             if stopping:
                 self.wait()
-                if not self.fails:
+                if saved and not self.fails:
                     self.say(f"{self.title}: saved after step {step:,}")
 
     def is_due(self) -> bool:
@@ -236,16 +243,21 @@ class Saver:
         wait = max(60 * self.minutes, LEAST_RATIO * self.cost) if self.minutes else 0.0
         return time.perf_counter() - self.last >= wait
 
-    def save(self, state: Callable[[], State]) -> None:
-        """Save what there is now, or begin to."""
+    def save(self, state: Callable[[], State | None]) -> bool:
+        """Save what there is now, or begin to; nothing where weights or losses are not finite: the training is about to
+        say so, and the checkpoint before stays."""
         self.wait()
         begun = time.perf_counter()
+        found = state()
+        if found is None or not self.checkpoint.is_sound(found):
+            return False
         if self.aside:
-            self._job = self._writer.submit(self.checkpoint.write, self.checkpoint.take(state(), self.spent()))
+            self._job = self._writer.submit(self.checkpoint.write, self.checkpoint.take(found, self.spent()))
         else:
-            self.attempt(lambda: self.checkpoint.save(state(), self.spent()))
+            self.attempt(lambda: self.checkpoint.save(found, self.spent()))
         self.last = time.perf_counter()
         self.cost = self.last - begun
+        return True
 
     def wait(self) -> None:
         """Until what is being written is."""

@@ -5,6 +5,7 @@
     +-- TaskError        a task card, its patterns and verbalizers, or the data it reads
     +-- CorpusError      texts to train a masked language model on
     +-- ModelError       a model or tokenizer that cannot be used
+    +-- NotFinite        a model, as it is or in training, computes NaN or infinity
     +-- StoreError       the artifact store
         +-- MissingArtifact   an earlier stage has not been run
         +-- DamagedArtifact   an artifact is not as it was written
@@ -50,6 +51,10 @@ class ModelError(PetError):
     """A model or tokenizer is missing, unreachable or of the wrong kind."""
 
 
+class NotFinite(PetError):
+    """A loss or a score is NaN or infinite, so nothing can be made of it."""
+
+
 class StoreError(PetError):
     """The artifact store cannot be read or written."""
 
@@ -59,18 +64,20 @@ class MissingArtifact(StoreError):
 
 
 class DamagedArtifact(StoreError):
-    """An artifact is not as it was written. `folder`: where it lies."""
+    """An artifact is not as it was written. `folder`: where it lies; `written`: the digest of its manifest, where it is
+    as it was written, and is of no use all the same."""
 
-    def __init__(self, folder: Path, problem: str) -> None:
+    def __init__(self, folder: Path, problem: str, written: str | None = None) -> None:
         super().__init__(
             f"{folder}: {problem}; give the command that made it once more (the store's logs/ has it): what is damaged "
             "is made again"
         )
         self.folder = folder
         self.problem = problem
+        self.written = written
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.problem)
+        return type(self), (self.folder, self.problem, self.written)
 
 
 class Busy(StoreError):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pet import models
-from pet.errors import ModelError, StoreError
+from pet.errors import ModelError, NotFinite, StoreError
 from pet.examples import Texts, concatenate
 from pet.files import write_folder
 from pet.modelcard import model_card
@@ -55,6 +55,7 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
         StoreError: `out` has something in it, lies in the store or cannot be written; or the store is damaged.
         ModelError: the student cannot be loaded; of ONNX: packages are missing, its family cannot be exported, or
             onnxruntime gives other probabilities than torch.
+        NotFinite: a logit is NaN or infinite.
     """
     if form == "onnx":
         need_packages()
@@ -167,9 +168,27 @@ def fold_temperature(model: Any, temperature: float, inputs: Inputs) -> None:
 
 
 def answers(model: Any, inputs: Inputs) -> NDArray[np.float32]:
-    """Logits [B, L] of torch."""
+    """Logits [B, L] of torch.
+
+    Raises:
+        NotFinite: one is NaN or infinite.
+    """
     with torch.inference_mode():
-        return np.asarray(model(**inputs).logits.numpy())
+        return check_logits("torch", np.asarray(model(**inputs).logits.numpy()))
+
+
+def check_logits(who: str, found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits [B, L] that are numbers; `who` computed them.
+
+    Raises:
+        NotFinite: one is NaN or infinite.
+    """
+    wrong = ~np.isfinite(found)
+    if wrong.any():
+        raise NotFinite(
+            f"a logit that {who} computes of the student is {found[wrong][0]}; nothing was written, export another run"
+        )
+    return found
 
 
 def distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -241,7 +260,8 @@ def write_onnx(model: Any, inputs: Inputs, path: Path) -> Ask:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def ask(given: Inputs) -> NDArray[np.float32]:
-        return np.asarray(session.run(["logits"], {name: one.numpy() for name, one in given.items()})[0])
+        found = session.run(["logits"], {name: one.numpy() for name, one in given.items()})[0]
+        return check_logits("onnxruntime", np.asarray(found))
 
     return ask
 

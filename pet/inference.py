@@ -16,6 +16,7 @@ from pet import models
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, Rows, round_up
+from pet.finite import Origin
 from pet.losses import compiled_token_losses
 from pet.ranks import ALONE, Ranks
 from pet.runtime import Runtime
@@ -29,19 +30,32 @@ WINDOW = 65_536
 
 
 def score_rows(
-    score: Callable[[Batch], torch.Tensor], rows: Rows, layout: Layout, runtime: Runtime, name: str
+    score: Callable[[Batch], torch.Tensor],
+    rows: Rows,
+    layout: Layout,
+    runtime: Runtime,
+    name: str,
+    origin: Origin | None = None,
 ) -> Float:
     """Apply `score` (a batch of B rows -> [B, D]) to all rows and return [len(rows), D] in their order, on every rank.
 
     In which precision is the model's own affair: see `computing_copy`.
 
-    Raises nothing of its own; `name` is for the progress bar.
+    `name` is for the progress bar and, with `origin`, for the error.
+
+    Raises:
+        NotFinite: a score is NaN or infinite; on every rank.
     """
     found = np.zeros((0, 0), dtype=np.float32)
     with torch.inference_mode(), runtime.reporter.track(name, len(rows), "text") as advance:
         for start in range(0, len(rows), WINDOW):
             window = slice(start, min(start + WINDOW, len(rows)))
             part = score_window(score, rows, window, layout, runtime, advance)
+            wrong = ~np.isfinite(part)
+            if wrong.any():
+                text = f"the score of text {start + int(wrong.any(1).argmax()) + 1:,}"
+                low = runtime.dtype is not None
+                raise (origin or Origin()).bad_score(name, text, float(part[wrong][0]), low)
             found = found if len(found) else np.empty((len(rows), part.shape[1]), dtype=np.float32)
             found[window] = part
     return found
@@ -65,6 +79,9 @@ def score_window(
         done = min(left, ranks.size * len(chosen))  # the others are as far
         advance(done)
         left -= done
+        # Where to look is not to wait, what cannot be used is not computed for hours. The rest stays 0, on this rank.
+        if runtime.device.type == "cpu" and not found[-1].isfinite().all():
+            break
     result = torch.cat(found).cpu().numpy() if found else None
     advance(left)
     return ranks.gather_rows(result, np.concatenate(order), count)

@@ -22,6 +22,7 @@ from pet.cloze import ClozeModel
 from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, glued_parts
 from pet.errors import TaskError
 from pet.examples import Texts
+from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.patterns import Mask, Pattern, parse_pattern
 from pet.runtime import Runtime
@@ -247,9 +248,7 @@ def log_probabilities(
         return logits.log_softmax(-1)
 
     tokens = TokenizedTexts(speller, texts)
-    layout = packing.scoring_layout(cloze.lm)
-    found = [
-        score_rows(score, Encoder(speller, pattern, max_length).encode(tokens), layout, runtime, "label words")
-        for pattern in patterns
-    ]
+    layout, origin = packing.scoring_layout(cloze.lm), Origin(speller.name)
+    encoded = [Encoder(speller, pattern, max_length).encode(tokens) for pattern in patterns]
+    found = [score_rows(score, rows, layout, runtime, "label words", origin) for rows in encoded]
     return np.asarray(np.mean(found, axis=0))

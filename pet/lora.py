@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from pet.errors import ModelError, SettingsError
+from pet.errors import ModelError, NotFinite, SettingsError
 from pet.models import layers_of
+from pet.runtime import all_finite
 from pet.settings import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 
 TARGETS = {
@@ -352,7 +353,7 @@ def read(folder: Path) -> Stored:
     """The adapter in a folder.
 
     Raises:
-        ModelError: there is none, it is damaged, or it says more than `Stored` can hold.
+        ModelError: there is none, it is damaged, its weights are no numbers, or it says more than `Stored` can hold.
     """
     if not folder.exists():
         raise ModelError(f"there is no folder {folder}; give a member made with finetune.method=lora")
@@ -380,6 +381,8 @@ def read(folder: Path) -> Stored:
     if more or tensors or not found.rank or not found.alpha:
         what = ", ".join([*more, *list(tensors)[:1]]) or "rank or alpha is missing"
         raise ModelError(f"{folder} holds another LoRA adapter than a member's ({what}); merge it with peft")
+    if not all_finite(one for pair in maps.values() for one in pair):
+        raise ModelError(f"the LoRA adapter in {folder} has weights that are NaN or infinite; make the member anew")
     return found
 
 
@@ -402,6 +405,10 @@ def merge(model: Any, folder: Path, probe: dict[str, torch.Tensor]) -> float:
     if all(torch.equal(adapters.originals[name], base.weight) for name, base in adapters.bases.items()):
         raise ModelError(f"{folder}: the adapter changes no weight; it was never trained")
     worst = float((adapted - merged).abs().max() / adapted.abs().max())
+    if not math.isfinite(worst):
+        raise NotFinite(
+            f"{folder}: the model of the adapter, or with it, computes NaN or infinity; give another member"
+        )
     if not worst <= MOST_DIFFERENCE:
         raise ModelError(
             f"{folder}: merged and adapted model differ by {worst:.1e} of the largest logit, more than "

@@ -15,6 +15,7 @@ from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
 from pet.ensemble import pool_scores
 from pet.errors import MissingArtifact, ModelError
 from pet.examples import TextSource
+from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
 from pet.patterns import PVP, parse_pattern
 from pet.runs import Run
@@ -58,7 +59,9 @@ class Ensemble:
             rows = self.encoders[number].encode(tokens)
             label_scores = partial(self.twin.label_scores, verbalizers=self.words[number])
             title = f"member {number + 1} of {len(self.members)}, {name}"
-            found.append(score_rows(label_scores, rows, packing.steady_layout(self.twin.lm), self.runtime, title))
+            layout = packing.steady_layout(self.twin.lm)
+            origin = Origin(f"member {member.path.name}", remedy="use the student, or another run")
+            found.append(score_rows(label_scores, rows, layout, self.runtime, title, origin))
         return pool_scores(np.stack(found), self.weights) + self.shift
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from pet.drafts import environment
 from pet.errors import MissingArtifact
 from pet.files import readable_yaml
 from pet.models import EMBEDDED
-from pet.report import NAMES, row_name, soft_label_line
+from pet.report import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.runs import Run
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -218,8 +218,8 @@ def calibration(run: Run) -> str:
     return (
         f"Its logits are divided by the temperature {found['temperature']:g}, fitted on {found['fitted_on']}: the "
         f"expected calibration error on the test set is {found['ece_after']:.1f} points with it, "
-        f"{found['ece_before']:.1f} without."
-    )
+        f"{found['ece_before']:.1f} without. {few_line(run.summary)}"
+    ).strip()
 
 
 def pattern_lines(run: Run) -> list[str]:
@@ -239,7 +239,7 @@ def limits(run: Run) -> list[str]:
     """What a reader should know before relying on it."""
     summary, settings = run.summary, run.artifact.manifest["settings"]
     near = run.prepared.read_json("report.json")["near_duplicates"]
-    found = []
+    found = [line] if (line := absent_line(summary)) else []
     if "soft_labels" in summary["scores"]:
         found.append(soft_label_line(summary) + " What the student was taught wrongly, it may have learnt.")
     else:

@@ -28,7 +28,7 @@ from pet import delta
 from pet.errors import ModelError, PetError, SettingsError
 from pet.files import digest_file, digest_json
 from pet.outside import is_file, is_folder, path_of
-from pet.runtime import Runtime
+from pet.runtime import Runtime, all_finite
 from pet.settings import ModelSettings
 from pet.tasks import hub_reachable
 
@@ -70,7 +70,8 @@ def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
     current random state, to be trained.
 
     Raises:
-        ModelError: not found, not reachable, not a masked LM, or a masked LM whose head is missing from the weights.
+        ModelError: not found, not reachable, not a masked LM, a masked LM whose head is missing from the weights, or
+            weights that are no numbers.
         SettingsError: `max_length` is more than the model can read.
     """
     from transformers import AutoModelForMaskedLM
@@ -91,6 +92,7 @@ def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
                 "more); give a checkpoint that was trained with masked-language modelling"
             )
     check_length(model, lm.config)
+    check_weights(model, lm)
     return lm
 
 
@@ -112,7 +114,7 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     """The model's body with a new classification head (drawn from torch's current random state), in fp32.
 
     Raises:
-        ModelError: not found, not reachable, or no such head for its family.
+        ModelError: not found, not reachable, no such head for its family, or weights that are no numbers.
         SettingsError: `max_length` is more than the model can read.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -134,7 +136,25 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
         adapted = {name: value for name, value in mini_weights().items() if name.startswith("bert.")}
         classifier.load_state_dict(adapted, strict=False)  # pooler and new head stay as they are
     check_length(model, classifier.config)
+    check_weights(model, classifier)
     return classifier
+
+
+def check_weights(model: ModelSettings, loaded: torch.nn.Module) -> None:
+    """Refuse weights that can only compute NaN: a training or a scoring would find out later. An infinity in a vector
+    is left alone: a head's bias of words that are never to be said may be one.
+
+    Raises:
+        ModelError: names the first such tensor.
+    """
+    if all_finite(loaded.parameters()):
+        return
+    for name, one in loaded.named_parameters():
+        if one.isnan().any() or (one.ndim > 1 and one.isinf().any()):
+            raise ModelError(
+                f"model {model.name!r} cannot be used: its weights {name!r} hold NaN or infinity; it is damaged or its "
+                "training failed: give another model, or make it anew"
+            )
 
 
 def fingerprint(model: ModelSettings) -> str:

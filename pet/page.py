@@ -83,6 +83,8 @@ def collect(run: Run) -> dict[str, Any]:
         "created": datetime.fromisoformat(run.artifact.manifest["created"]),
         "summary": summary,
         "rows": report.score_rows(summary),
+        "absent": report.absent_line(summary),
+        "few": report.few_line(summary),
         "names": {name: report.row_name(summary, name) for name in report.NAMES},
         "patterns": describe_patterns(run, gold, tested),
         "generation_columns": report.GENERATION_COLUMNS,
@@ -233,7 +235,7 @@ def most_disputed(members: Sequence[Artifact], num_labels: int) -> tuple[list[in
     share, spread = np.empty(0), np.empty(0)
     with ExitStack() as stack:
         files = [stack.enter_context(open_scores(one, "pool")) for one in members]
-        total, equal = files[0].get_shape()[0], np.full(len(members), 1 / len(members))
+        total, equal = len(files[0]), np.full(len(members), 1 / len(members))
         for start in range(0, total, CHUNK):
             part = range(start, min(start + CHUNK, total))
             scores = np.stack([one[part.start : part.stop] for one in files])

@@ -130,7 +130,12 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
 
     def fill(draft: Draft) -> None:
         summary = report.build_summary(
-            work.settings, work.card.name, work.card.labels, outcome.by_stage(), prepare.sizes(outcome.prepared)
+            work.settings,
+            work.card.name,
+            work.card.labels,
+            outcome.by_stage(),
+            prepare.sizes(outcome.prepared),
+            prepare.untested(outcome.prepared),
         )
         if more := prepare.count_word_texts(work, outcome.prepared):
             summary["word_texts"] = more

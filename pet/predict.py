@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pet import members
 from pet.artifacts import Store
 from pet.ensemble import soften
-from pet.errors import SHOWN_PROBLEMS, PetError, SettingsError, TaskError, raise_problems
+from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts
 from pet.outside import is_unicode
 from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of
@@ -70,6 +70,7 @@ class Predictor:
         Raises:
             TaskError: a text that is none, or empty; all are named, numbered from 1.
             SettingsError: `abstain` is not from 0 to 1.
+            NotFinite: the classifier computes NaN or infinity.
         """
         check_abstain(abstain)
         if isinstance(texts, str):
@@ -87,12 +88,23 @@ class Predictor:
         return found
 
     def predict_filled(self, texts: Sequence[Mapping[str, str]], abstain: float | None, name: str) -> list[Prediction]:
-        """The same for texts that are complete and checked, all at once."""
+        """The same for texts that are complete and checked, all at once.
+
+        Raises:
+            NotFinite: a text has no probability; whatever was to be abstained from, NaN is below nothing.
+        """
         if not texts:
             return []
         columns = {field: [one[field] for one in texts] for field in self.fields}
         scores = self.scorer.score(Texts([str(one) for one in range(len(texts))], columns, [None] * len(texts)), name)
-        return [self._judge(one, abstain) for one in soften(scores, self.temperature or 1.0)]
+        probabilities = soften(scores, self.temperature or 1.0)
+        wrong = ~np.isfinite(probabilities).all(1)
+        if wrong.any():
+            raise NotFinite(
+                f"{name}: text {int(wrong.argmax()) + 1:,} has no probabilities, as its scores or the temperature "
+                f"{self.temperature} are damaged; use another run, or make it anew"
+            )
+        return [self._judge(one, abstain) for one in probabilities]
 
     def _judge(self, probabilities: NDArray[np.floating[Any]], abstain: float | None) -> Prediction:
         best = int(probabilities.argmax())

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pet.artifacts import Artifact
+from pet.metrics import describe_absent
 from pet.settings import Settings
 
 NAMES = {
@@ -20,6 +21,10 @@ NAMES = {
     "student": "PET student",
 }
 """Rows of the table, in this order; the members stand before the ensemble. Of iPET, "PET" is its last generation."""
+
+FEW = 100
+"""Texts below which what is said of them in percent is little more than chance, and that is said. Of a hundred texts in
+one bin whose probabilities are right, the expected calibration error is 4 points in the mean (0.8 standard errors)."""
 
 GENERATION_COLUMNS = ("generation", "texts", "drawn right", "agreement", "furthest label", "ensemble")
 """Columns of the table of generations: texts in a member's training set, how many of the drawn ones have the right
@@ -33,8 +38,10 @@ def build_summary(
     labels: Sequence[str],
     artifacts: Mapping[str, Sequence[Artifact]],
     sizes: Mapping[str, int],
+    untested: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """summary.json: what was run, the scores, and per stage its cost and where in the store its artifacts are."""
+    """summary.json: what was run, the scores, and per stage its cost and where in the store its artifacts are.
+    `untested`: the labels that no test text has."""
     scored = artifacts["evaluate"][-1]
     return {
         "task": task,
@@ -45,6 +52,7 @@ def build_summary(
         "train_examples": sizes["train"],
         "pool": sizes["pool"],
         "test": sizes["test"],
+        "untested": list(untested),
         "seed": settings.seed,
         "recipe": settings.recipe,
         "scores": scored.read_json("scores.json"),
@@ -121,6 +129,11 @@ def generation_notes(summary: Mapping[str, Any]) -> list[str]:
                 f"Generation {one['generation']} is worse by its own agreement: its members agree less than those of "
                 "the one before."
             )
+        if one.get("drawn_right") is not None and one["drawn_known"] < FEW:
+            notes.append(
+                f"Generation {one['generation']}: how many are drawn right is known of {one['drawn_known']:,} texts "
+                "alone (all members together)."
+            )
         if one.get("filled"):
             counts = ", ".join(f"{name} {count:,}" for name, count in one["filled"].items())
             notes.append(
@@ -172,8 +185,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         "",
         f"Cost: {cost_line(summary)}.",
     ]
-    more = [soft_label_line(summary)] if "soft_labels" in summary["scores"] else []
-    more += [calibration_line(summary)] if "calibration" in summary else []
+    more = score_notes(summary)
     if "generations" in summary:
         table = [GENERATION_COLUMNS, ("---:",) * len(GENERATION_COLUMNS), *generation_rows(summary)]
         notes = (" ".join(one.split()) for one in generation_notes(summary))
@@ -188,12 +200,27 @@ def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(' '.join(one.split()).replace('|', '&#124;') for one in cells)} |"
 
 
+def absent_line(summary: Mapping[str, Any]) -> str:
+    """What is to be known of labels that no test text has; "" where there are none."""
+    absent = describe_absent(summary.get("untested", ()), summary["metric"], len(summary["labels"]))
+    return f"{absent[0].upper()}{absent[1:]}." if absent else ""
+
+
+def score_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What stands below the scores, a line each; runs of older versions have less of it."""
+    lines = [line] if (line := absent_line(summary)) else []
+    lines += [soft_label_line(summary)] if "soft_labels" in summary["scores"] else []
+    return lines + ([calibration_line(summary)] if "calibration" in summary else [])
+
+
 def soft_label_line(summary: Mapping[str, Any]) -> str:
     """How right the soft labels were, where that can be known."""
     score = summary["scores"]["soft_labels"]
+    known = score.get("texts", summary["pool"])
+    of = "" if known == summary["pool"] else f", of the {known:,} of {summary['pool']:,} texts whose label is known"
     return (
         f"Soft labels against the pool's hidden labels: {score['value']:.1f} "
-        f"({score['low']:.1f} to {score['high']:.1f})."
+        f"({score['low']:.1f} to {score['high']:.1f}{of})."
     )
 
 
@@ -208,7 +235,15 @@ def calibration_line(summary: Mapping[str, Any]) -> str:
         )
         for name, one in summary["calibration"].items()
     )
-    return f"Calibration error on the test set (ECE, 15 bins, points): {each}."
+    few = few_line(summary)
+    return f"Calibration error on the test set (ECE, 15 bins, points): {each}.{few and f' {few}'}"
+
+
+def few_line(summary: Mapping[str, Any]) -> str:
+    """That there are too few test texts for a calibration error, where there are; else ""."""
+    count = summary["test"]
+    texts = f"{count} text{'s' * (count != 1)}"
+    return f"Of {texts} it says little: chance alone makes it large." if count < FEW else ""
 
 
 def across_seeds(summaries: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, list[float]]]:

@@ -1,5 +1,6 @@
 """Published runs: finding one by what a person types, and the artifacts it is made of. Makes and scores nothing."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,10 +86,18 @@ class Run:
 
     def temperature_of(self, classifier: str) -> float | None:
         """What the raw scores of `student` or `ensemble` are divided by for probabilities (`calibration`); `None` for
-        runs that were made before there was one."""
+        runs that were made before there was one.
+
+        Raises:
+            DamagedArtifact: it is no number above 0.
+        """
         if not self.scored.has("calibration.json"):
             return None
-        return float(self.scored.read_json("calibration.json")[classifier]["temperature"])
+        found = float(self.scored.read_json("calibration.json")[classifier]["temperature"])
+        if not 0 < found < math.inf:
+            problem = f"the temperature of the {classifier} is {found:g}"
+            raise DamagedArtifact(self.scored.path, problem, self.scored.manifest.get("digest"))
+        return found
 
     def problem_of(self, classifier: str) -> str | None:
         """Why the probabilities of `student` or `ensemble` are raw, at temperature 1; `None`: they are calibrated."""

@@ -11,7 +11,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +223,14 @@ def receive(tree: T, device: torch.device) -> Callable[[], T]:
         return found
 
     return wait
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no number of these is NaN or infinite. They are read once: a sum shows it; only where that is not finite,
+    as it also is of large numbers, one by one."""
+    found = [one.detach() for one in tensors]
+    sums = [one.sum(dtype=torch.float32) for one in found]
+    return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(one.isfinite().all()) for one in found)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

@@ -40,11 +40,12 @@ class Cell:
 
 @dataclass
 class Table:
-    """What came out. `runs`: a line a run and row; `texts`: sizes of each task's splits; `problems`: runs that failed,
+    """What came out. `runs`: a line a run and row; `texts`: of each task's runs, the sizes of the splits and
+    the labels that no test text has; `problems`: runs that failed,
     and why."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
-    texts: dict[str, list[dict[str, int]]] = field(default_factory=dict)
+    texts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     problems: list[tuple[Cell, str]] = field(default_factory=list)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
@@ -183,13 +184,13 @@ def attempt(table: Table, cell: Cell, work: Work) -> Exception | None:
     return None
 
 
-def run_cell(work: Work, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, int]]:
-    """Scores of a cell by row of the table, what was made for them, and the sizes of its splits."""
+def run_cell(work: Work, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, Any]]:
+    """Scores of a cell by row of the table, what was made for them, the sizes of its splits and `untested` labels."""
     scores, made = mending(work.store, work.runtime, lambda: RUNNERS[method](work))
-    return scores, made, prepare.sizes(made[0])
+    return scores, made, {**prepare.sizes(made[0]), "untested": prepare.untested(made[0])}
 
 
-def put(table: Table, cell: Cell, scores: dict[str, Score], made: list[Artifact], texts: dict[str, int]) -> None:
+def put(table: Table, cell: Cell, scores: dict[str, Score], made: list[Artifact], texts: dict[str, Any]) -> None:
     """Put down what a cell came to."""
     table.artifacts |= {one.identity: one for one in made}
     table.texts.setdefault(cell.task, []).append(texts)

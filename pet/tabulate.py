@@ -5,6 +5,7 @@ whole. `plot` draws from what table.json has. Nothing here runs anything but `ta
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,13 +18,13 @@ from pet.artifacts import Store
 from pet.drafts import code_state
 from pet.errors import StoreError
 from pet.files import write_json
-from pet.metrics import holm, paired_p, spread
+from pet.metrics import describe_absent, holm, paired_p, spread
 from pet.report import markdown_row
 from pet.rowfiles import as_text, delimited_line
 from pet.runtime import Runtime
 from pet.settings import Settings
 from pet.table import Table, applies, check_all, make
-from pet.tasks import load_card
+from pet.tasks import TaskCard, load_card
 
 SIGNIFICANT = 0.05
 UNKNOWN = {"mean": None, "deviation": None, "low": None, "high": None}
@@ -119,7 +120,7 @@ def describe(table: Table, settings: Mapping[str, Settings], name: str, command:
     }
 
 
-def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+def describe_task(settings: Settings, sizes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a task's numbers are of, with the least and the most texts of its splits; `sizes`: of every run."""
     texts = {name: [one[name] for one in sizes] for name in ("pool", "test")}
     backbone = Path(settings.model.name).name
@@ -135,7 +136,17 @@ def describe_task(settings: Settings, sizes: Sequence[Mapping[str, int]]) -> dic
         "classifiers": classifiers if set(classifiers.values()) != {backbone} else None,
         **({"words_from": len(set(card.words_from))} if card.words_from else {}),
         **{name: [min(counts), max(counts)] for name, counts in texts.items() if counts},
+        **({"untested": untested} if (untested := describe_untested(card, sizes)) else {}),
     }
+
+
+def describe_untested(card: TaskCard, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be known of labels that no test text has, one sentence for each set of them; `runs`: texts of each."""
+    lacking = Counter(tuple(one["untested"]) for one in runs if one["untested"])
+    return [
+        f"in {count:,} of {len(runs):,} runs " + describe_absent(names, card.metric, len(card.labels))
+        for names, count in lacking.items()
+    ]
 
 
 def write(folder: Path, found: Mapping[str, Any]) -> None:
@@ -216,7 +227,7 @@ def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
     ours = f"{line['mean']:.1f}"
     if line["deviation"] is not None:
         ours += f" ± {line['deviation']:.1f}"
-    if line["deviation"]:  # where all seeds agree, there is nothing to estimate an interval from
+    if line["low"] is not None:
         ours += f" ({line['low']:.1f} to {line['high']:.1f})"
     return f"**{ours}**" if is_significant(line) else ours, theirs
 
@@ -265,6 +276,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         for task, one in found["tasks"].items()
         if one["classifiers"]
     ]
+    lines += [f"{task}: {line}." for task, one in found["tasks"].items() for line in one.get("untested", ())]
     lines += [
         f"{task}: the label words were chosen by the labels of {one['words_from']:,} texts, none of them a test text; "
         "sizes do not count them."

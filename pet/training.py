@@ -19,6 +19,7 @@ import contextlib
 import copy
 import functools
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,8 @@ import torch
 from numpy.typing import NDArray
 
 from pet import signals
+from pet.errors import NotFinite
+from pet.finite import Origin
 from pet.optimizer import build_optimizer, clip_to
 from pet.runtime import Runtime, map_tensors, receive
 from pet.settings import Optimisation
@@ -61,16 +64,27 @@ class State:
     recent: list[Losses]
 
 
+@dataclass(frozen=True)
+class Lost:
+    """The first step of a training with a loss that is NaN or infinite, that loss, and the numbers of the members whose
+    it is."""
+
+    step: int
+    value: float
+    members: list[int]
+
+
 @dataclass
 class Course:
     """A training that may go on from an earlier one, be saved on its way, or end before its last step. `start`: where
     it is already, weights and optimizer too (`None`: at its beginning); `way`: how many steps it counts as to have done
     so many, for the learning rate, and to end when it is all; `after`: called after every step with the number of steps
-    done, what gives the state there, for which it waits, and whether the process was asked to stop."""
+    done, what gives the state there, for which it waits (`None`: a loss is not finite, there is nothing to go on from),
+    and whether the process was asked to stop."""
 
     start: State | None = None
     way: Callable[[int], float] = float
-    after: Callable[[int, Callable[[], State], bool], None] = lambda step, state, stopping: None
+    after: Callable[[int, Callable[[], State | None], bool], None] = lambda step, state, stopping: None
 
 
 class Trainer(Generic[B]):
@@ -79,7 +93,7 @@ class Trainer(Generic[B]):
     `losses` maps a micro-batch on the device (a tensor, or a dataclass or list of such) to its losses; `clip` clips the
     model's gradients to a norm, default: all together. `master`: the same model in fp32, where `model` computes in
     lower precision: its weights are the ones that are trained, `model` is given them after every step. `held`: as of
-    `build_optimizer`.
+    `build_optimizer`. `origin`: what is to blame where a loss is not finite.
     """
 
     def __init__(
@@ -91,7 +105,9 @@ class Trainer(Generic[B]):
         clip: Callable[[float], None] | None = None,
         master: torch.nn.Module | None = None,
         held: torch.nn.Module | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        self.origin = origin or Origin(setting="learning_rate", rate=settings.learning_rate)
         self.model = model
         self.settings = settings
         self.losses = losses
@@ -116,6 +132,8 @@ class Trainer(Generic[B]):
 
         Raises:
             Stopped: a signal came; the step it came in was done, and the course was told.
+            NotFinite: a loss is NaN or infinite; names the first step and whose it is. All ranks raise it at the same
+                step, as they have the same losses, at most two reports after it.
         """
         settings, course = self.settings, course or Course()
         if steps is not None:
@@ -124,43 +142,58 @@ class Trainer(Generic[B]):
         if not start.step:
             self.optimizer.reset()
         reports, recent = copy.deepcopy(start.reports), list(start.recent)
-        untold: list[Callable[[], None]] = []
+        untold: list[Callable[[], Lost | None]] = []
+        lost: list[Lost] = []
 
         def tell() -> None:
             while untold:
-                untold.pop()()
+                lost.extend(filter(None, [untold.pop()()]))
 
-        def state() -> State:
-            tell()
-            return State(step, reports, recent)
+        def check() -> None:
+            if lost:
+                raise self.failure(lost[0], names, settings.steps)
+
+        def state() -> State | None:
+            tell()  # no check: one rank alone asks for the state, and all are to fail together
+            return None if lost else State(step, reports, recent)
 
         self.model.train()
         title = names[0] if len(names) == 1 else f"{len(names)} members"
         ranks, device = self.runtime.ranks, self.runtime.device
-        with (
-            signals.deferred(),
-            ranks.apart(device),
-            self.runtime.reporter.track(title, settings.steps, "step") as advance,
-        ):
-            advance(start.step)
-            for step in range(start.step + 1, settings.steps + 1):
-                self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
-                recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
-                advance(1)
-                last = course.way(step) >= settings.steps
-                if step % LOG_EVERY == 0 or last:
-                    means = receive(means_of(recent, len(names)), self.runtime.device)
-                    tell()  # of the steps before these, which are still being computed
-                    untold.append(functools.partial(record, reports, names, step, means, self.runtime))
-                    recent = []
-                stopping = self.is_stopping(step)
-                course.after(step, state, stopping)
-                if last or stopping:
-                    break
-        tell()
-        self.optimizer.zero_grad()
-        self.model.eval()
+        try:
+            with (
+                signals.deferred(),
+                ranks.apart(device),
+                self.runtime.reporter.track(title, settings.steps, "step") as advance,
+            ):
+                advance(start.step)
+                for step in range(start.step + 1, settings.steps + 1):
+                    self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
+                    recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
+                    advance(1)
+                    last = course.way(step) >= settings.steps
+                    if step % LOG_EVERY == 0 or last:
+                        means = receive(means_of(recent, len(names)), self.runtime.device)
+                        tell()  # of the steps before these, which are still being computed
+                        check()
+                        untold.append(functools.partial(record, reports, names, step, means, recent, self.runtime))
+                        recent = []
+                    stopping = self.is_stopping(step)
+                    course.after(step, state, stopping)
+                    if last or stopping:
+                        break
+            tell()
+            check()
+        finally:  # what failed may be trained anew
+            self.optimizer.zero_grad()
+            self.model.eval()
         return reports
+
+    def failure(self, lost: Lost, names: Sequence[str], steps: int) -> NotFinite:
+        """What is raised for a loss that is not finite."""
+        first, *more = [names[number] for number in lost.members]
+        name = f"{first} (and {len(more)} more)" if more else first
+        return self.origin.bad_loss(name, lost.value, lost.step, steps, self.runtime.dtype is not None)
 
     def is_stopping(self, step: int) -> bool:
         """Whether the process was asked to stop; several ranks agree on it, every LOG_EVERY steps."""
@@ -319,15 +352,30 @@ def record(
     names: Sequence[str],
     step: int,
     means: Callable[[], list[tuple[str, torch.Tensor]]],
+    recent: list[Losses],
     runtime: Runtime,
-) -> None:
-    """Keep what `means_of` found up to this step and tell the tracker, member by member."""
+) -> Lost | None:
+    """Keep what `means_of` found in the `recent` losses up to this step and tell the tracker, member by member; or say
+    where one is not finite."""
     values = {key: found.tolist() for key, found in means()}
+    if not all(math.isfinite(one) for of_members in values.values() for one in of_members):
+        return find_lost(recent, step, len(names))
     for number, (report, name) in enumerate(zip(reports, names, strict=True)):
         report.steps.append(step)
         for key, of_members in values.items():
             report.losses.setdefault(key, []).append(round(of_members[number], 6))
         runtime.reporter.log(name, {key: of_members[number] for key, of_members in values.items()}, step)
+    return None
+
+
+def find_lost(recent: list[Losses], last: int, num_members: int) -> Lost:
+    """The first of the steps up to `last` with a loss that is not finite, as their means are not."""
+    for step, losses in enumerate(recent, last - len(recent) + 1):
+        found = torch.stack([one.expand(num_members) for one in losses.values()]).cpu()  # [losses, M]
+        wrong = ~found.isfinite()
+        if wrong.any():
+            return Lost(step, float(found[wrong][0]), wrong.any(0).nonzero().flatten().tolist())
+    return Lost(last, math.inf, list(range(num_members)))  # each is finite, and their sum too large
 
 
 def endless_order(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
 from pet.files import new_file, readable_yaml, scalar
+from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
@@ -106,6 +107,7 @@ def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
                 packing.scoring_layout(model.lm),
                 runtime,
                 f"pattern {pvp.number}",
+                Origin(speller.name),
             )
             tally.add(log_p, gold[start : start + CHUNK])
     return words, tally

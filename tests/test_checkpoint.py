@@ -2,7 +2,10 @@
 
 import copy
 import errno
+import itertools
 import json
+import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,6 +22,7 @@ from torch import nn
 
 from pet import checkpoint
 from pet.checkpoint import LEAST_RATIO, STATE, Checkpoint, Saver, facts_of, train_saved
+from pet.errors import NotFinite
 from pet.files import digest_file
 from pet.optimizer import FusedAdamW, MasterAdamW
 from pet.runtime import Runtime, Silent
@@ -440,3 +444,54 @@ def test_asked_to_stop_it_is_written_before_that_is_said(beside):
         training.saver.after(7, lambda: State(7, [], []), True)
     assert written == [7]
     assert training.said == ["finetune: saved after step 7"]
+
+
+# ---- numbers that are none -----------------------------------------------------------------------------------------
+
+
+def spoil(training: Training, step: int) -> None:
+    """From a step on, the first output's loss is NaN, and so is its gradient."""
+    steps, losses = itertools.count(1), training.trainer.losses
+
+    def spoilt(given: Rows) -> dict[str, torch.Tensor]:
+        factor = torch.tensor([math.nan if next(steps) >= step else 1.0, 1.0])
+        return {name: one * factor for name, one in losses(given).items()}
+
+    training.trainer.losses = spoilt
+
+
+@pytest.mark.parametrize("step", [4, 10, 11])
+def test_no_checkpoint_goes_on_from_nan_and_the_next_process_says_the_same(tmp_path, step):
+    """Saved after every step."""
+    first = Training(tmp_path)
+    spoil(first, step)
+    with pytest.raises(NotFinite, match=f"p0-r0: the loss became nan in step {step} of {STEPS}") as said:
+        first.run()
+    assert facts_of(tmp_path)["step"] == step - 1
+    assert not any("cannot be read" in one or "no checkpoint" in one for one in first.said)
+    again = Training(tmp_path)
+    spoil(again, 1)
+    with pytest.raises(NotFinite, match=re.escape(str(said.value))):
+        again.run()
+    assert again.said == [f"finetune: going on after step {step - 1}"]
+
+
+def test_asked_to_stop_with_nan_the_training_says_nothing_was_saved(tmp_path):
+    stopped = Training(tmp_path)
+    stopped.saver.after(5, lambda: None, True)
+    assert (stopped.said, list(tmp_path.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("what", ["model.0.bias", "recent.000.000.loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_checkpoint_that_an_older_version_made_of_nan_is_not_gone_on_from(tmp_path, what, value):
+    Training(tmp_path).stop_after(7)
+    path = tmp_path / "state-7.safetensors"
+    tensors = load_file(path)
+    tensors[what].view(-1)[0] = value
+    save_file(tensors, path)
+    facts = json.loads((tmp_path / STATE).read_text()) | {"sha256": digest_file(path)}
+    (tmp_path / STATE).write_text(json.dumps(facts))
+    again = Training(tmp_path)
+    again.run()
+    assert "of no use, training starts anew: a weight or a loss in it is not finite" in again.said[0]

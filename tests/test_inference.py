@@ -13,7 +13,9 @@ from pet import inference
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, encode_verbalizers, round_up
+from pet.errors import NotFinite
 from pet.examples import Texts
+from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows, token_batches
 from pet.packing import PACKED
 from pet.patterns import PVP, parse_pattern
@@ -254,3 +256,23 @@ def test_a_copy_has_the_weights_of_its_model_when_it_is_brought_up_to_date(make)
     assert not torch.allclose(answers(twin, "bert"), old, atol=1e-2)
     assert torch.equal(answers(twin, "bert"), answers(computing_copy(model, runtime_of(64, dtype=LOW)), "bert"))
     assert [one.data_ptr() for one in twin.parameters()] == places
+
+
+# ---- scores that are no numbers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("origin", [Origin("some/model"), Origin("some/model", "finetune.learning_rate", 1e30)])
+def test_a_score_that_is_no_number_stops_the_scoring_with_whose_it_is_and_what_to_look_at(rows, layout, value, origin):
+    asked = []
+
+    def score(batch: Batch) -> torch.Tensor:
+        asked.append(len(batch))
+        found = checksum(batch).float()
+        return found.index_fill(0, torch.tensor([len(batch) - 1]), value) if len(asked) == 2 else found
+
+    with pytest.raises(NotFinite, match=f"p0-r1 on pool: the score of text [0-9]+ is {value}; ") as said:
+        score_rows(score, rows, layout, runtime_of(60), "p0-r1 on pool", origin)
+    blame = "finetune.learning_rate is 1e+30: lower it" if origin.setting else "the weights of 'some/model' are damaged"
+    assert blame in str(said.value)
+    assert len(asked) == 2, "nothing is computed after it"

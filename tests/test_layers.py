@@ -20,6 +20,7 @@ LAYERS = {
     "outside": 1,
     "settings": 1,
     "files": 1,
+    "finite": 1,
     "examples": 1,
     "patterns": 2,
     "sampling": 2,

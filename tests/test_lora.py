@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, VerbalizerIds
-from pet.errors import ModelError, SettingsError
+from pet.errors import ModelError, NotFinite, SettingsError
 from pet.inference import computing_copy
 from pet.lora import CONFIG, PASS_STEP, TARGETS, WEIGHTS, Adapted, Adapters, Gate, KeyedDropout, load, merge, read
 from pet.losses import IGNORED
@@ -796,7 +796,7 @@ def test_a_model_whose_answers_are_no_numbers_is_refused(tmp_path):
     lm = model_of()
     with torch.no_grad():
         lm.get_submodule("bert.encoder.layer.0.attention.self.key").bias[3] = math.nan
-    with pytest.raises(ModelError, match="theirs: merged and adapted model differ by nan of the largest logit"):
+    with pytest.raises(NotFinite, match="theirs: the model of the adapter, or with it, computes NaN or infinity"):
         merge(lm, tmp_path / "theirs", probe_of())
 
 

@@ -226,6 +226,14 @@ def test_all_hear_the_main_rank_and_what_holds_for_any(found):
         assert one["any"] == [True, True, False]
 
 
+def test_nan_on_one_rank_ends_all_of_them_at_the_same_step_with_one_sentence(found):
+    _, alone, ranks = found
+    for what, said in (("training", "it: the loss became nan in step 13 of 50"), ("scoring", "it: the score of text ")):
+        told = [one[f"{what} failed"] for one in (alone, *ranks)]
+        assert all(said in one for one in told)
+        assert told[1] == told[2]
+
+
 def test_random_numbers_are_each_ranks_own_in_training_only(found):
     _, alone, ranks = found
     assert not torch.equal(ranks[0]["apart"], ranks[1]["apart"])

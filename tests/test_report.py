@@ -183,7 +183,7 @@ def test_a_summary_says_what_was_run_what_came_out_and_where_it_lies(tmp_path):
     assert [summary[name] for name in ("train_examples", "pool", "test", "seed")] == [12, 30, 20, 4]
     assert summary["scores"] == SUMMARY["scores"]
     assert summary["calibration"] == CALIBRATION
-    assert "15 bins, points): student 11.2, at temperature 0.71 4.0.\n" in summary_markdown(summary)
+    assert "15 bins, points): student 11.2, at temperature 0.71 4.0. Of 20 texts" in summary_markdown(summary)
     places = {
         "prepare": [f"prepare/{prepared.path.name}"],
         "evaluate": [f"{one}/{where.path.name}" for one, where in (("baseline", baseline), ("evaluate", scored))],

@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas
@@ -14,7 +15,7 @@ from rows import files_of, find_all, find_one, lay_ground, lively_model, logs_of
 from pet import published, table, tabulate
 from pet.errors import StoreError
 from pet.events import read_events
-from pet.metrics import holm, paired_p
+from pet.metrics import holm, paired_p, spread
 from pet.settings import resolve_settings
 
 SIZES, SEEDS = (0, 6, 12), (0, 1)
@@ -489,7 +490,7 @@ def test_it_says_of_how_many_texts_the_numbers_are(made):
 
 
 def test_where_all_seeds_agree_no_interval_is_shown():
-    line = {"values": {"0": 80.0, "1": 80.0}, "mean": 80.0, "deviation": 0.0, "low": 80.0, "high": 80.0, "paper": None}
+    line = {"values": {"0": 80.0, "1": 80.0}, **asdict(spread([80.0, 80.0])), "paper": None}
     assert tabulate.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")
 
 

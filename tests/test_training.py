@@ -1,5 +1,7 @@
 """The training loop against a plain one written out here, AdamW and all."""
 
+import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from torch import nn
 from pet import optimizer, training
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Layout, fill
+from pet.errors import NotFinite
+from pet.finite import Origin
 from pet.losses import IGNORED
 from pet.runtime import Runtime, Silent, map_tensors
 from pet.settings import Optimisation
@@ -280,6 +284,71 @@ def test_members_trained_in_one_batch_become_what_each_becomes_alone(most):
         own = [values["loss"] for name, values, _ in listening.logs if name == ("p0-r0", "p0-r1", "p1-r0")[number]]
         assert own == pytest.approx(report.losses["loss"], abs=2e-6)
     assert reports[0].losses != reports[1].losses
+
+
+# ---- losses that are no numbers ------------------------------------------------------------------------------------
+
+
+def spoilt(members: Members, step: int, number: int, value: float):
+    """The losses of members, one of which is `value` from a step on; gradients too."""
+    steps = itertools.count(1)
+
+    def losses(batch: Rows) -> dict[str, torch.Tensor]:
+        found = members.losses(batch)
+        if next(steps) >= step:
+            factor = torch.ones(len(members.each)).index_fill(0, torch.tensor([number]), value)
+            found = {name: one * factor for name, one in found.items()}
+        return found
+
+    return losses
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("step", [2, 10, 11, 24, 25])
+def test_a_training_stops_at_the_first_loss_that_is_no_number_and_says_whose_it_is(step, value):
+    members, listening = Members(3), Listening()
+    settings = Optimisation(steps=25, learning_rate=0.02)
+    origin = Origin("some/model", "finetune.lora.learning_rate", 0.02)
+    losses = spoilt(members, step, 1, value)
+    trainer = Trainer(members, settings, losses, runtime_of(listening), members.clip, origin=origin)
+    said = f"finetune p0-r1: the loss became {value} in step {step} of 25; finetune.lora.learning_rate is 0.02: lower"
+    with pytest.raises(NotFinite, match=re.escape(said)):
+        trainer.run(batches(8, rows(7, 80)), "p0-r0", "p0-r1", "p1-r0")
+    assert all(np.isfinite(list(values.values())).all() for _, values, _ in listening.logs)
+    assert listening.done <= step + 2 * LOG_EVERY, "not all steps are run"
+    assert not members.training, "whoever is trained next finds it as it was"
+
+
+def test_a_first_loss_that_is_no_number_is_the_fault_of_the_weights_and_not_of_the_rate():
+    model = small_model()
+    model[0].weight.data[0, 0] = float("nan")
+    runtime = runtime_of(dtype=torch.bfloat16)
+    trainer = Trainer(
+        model, Optimisation(steps=5), losses_of(model), runtime, origin=Origin("some/model", "distill.learning_rate", 1)
+    )
+    said = "distill student: the loss is nan in step 1, before any training; the weights of 'some/model' are damaged"
+    with pytest.raises(NotFinite, match=re.escape(said)) as it:
+        trainer.run(batches(8, rows(1, 40)), "student")
+    assert "runtime.precision" in str(it.value) and "learning_rate" not in str(it.value)
+
+
+def test_a_trainer_whose_training_failed_trains_the_next_one_as_a_fresh_one():
+    used, fresh = small_model(), small_model()
+    settings = Optimisation(steps=12, learning_rate=0.02)
+    bad = iter([1.0] * 4 + [float("nan")] * 99)
+    trainer = Trainer(used, settings, losses_of(used), runtime_of())
+    trainer.losses = lambda batch: {"loss": losses_of(used)(batch)["loss"] * next(bad)}
+    with pytest.raises(NotFinite, match="step 5 of 12"):
+        trainer.run(batches(8, rows(7, 80)), "first")
+    trainer.losses = losses_of(used)
+    used.load_state_dict(small_model().state_dict())
+    (second,) = trainer.run(batches(8, rows(8, 80)), "second")
+    assert second == train(fresh, settings, batches(8, rows(8, 80)), losses_of(fresh), runtime_of(), "fresh")
+
+
+def test_losses_that_are_numbers_but_too_large_together_are_a_failure_too():
+    recent = [{"loss": torch.tensor([3e38])} for _ in range(10)]
+    assert training.find_lost(recent, 20, 1) == training.Lost(20, float("inf"), [0])
 
 
 # ---- one Trainer, several trainings --------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ things, and writes down what it found. Alone it is what they are compared with.
     PYTHONPATH=tests torchrun --nproc_per_node 2 tests/walkers.py GROUND OUT cpu
 """
 
+import itertools
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,14 +22,16 @@ from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
 from pet import inference, packing, pipeline, ranks
+from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.drafts import Draft
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
+from pet.errors import NotFinite
 from pet.examples import Texts
 from pet.inference import score_rows
 from pet.patterns import parse_pattern
 from pet.ranks import Ranks
 from pet.runtime import Runtime, Silent, open_runtime
-from pet.settings import RuntimeSettings
+from pet.settings import Optimisation, RuntimeSettings
 from pet.stages import baseline, prepare
 from pet.training import Trainer, plain_values_of, tensors_of
 
@@ -91,7 +95,7 @@ def main(ground: Path, out: Path, device: str = "cpu") -> None:
         "talks": machine.reporter is reporter,
         "device": machine.facts()["device"],
     }
-    found |= talk(machine.ranks, machine.device) | scored(machine)
+    found |= talk(machine.ranks, machine.device) | scored(machine) | failures(machine, out / "checkpoint")
     shown = out / str(machine.ranks.rank)
     for name, (model, last, sections) in WALKS.items():
         with showing(shown / name):
@@ -147,6 +151,33 @@ def scored(machine: Runtime) -> dict[str, Any]:
                 checksum, some_rows(count), Layout(True, None, 8), replace(machine, batch_tokens=60), ""
             )
         found[f"scores of {count}"], found[f"asked of {count}"] = scores, asked
+    return found
+
+
+def failures(machine: Runtime, folder: Path) -> dict[str, Any]:
+    """What this rank is told where NaN is computed by the last one alone, saved after every step."""
+    model = torch.nn.Linear(3, 1, device=machine.device)
+    steps, last = itertools.count(1), machine.ranks.rank == machine.ranks.size - 1
+
+    def losses(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": model(batch).mean() * (math.nan if next(steps) >= 13 and last else 1.0)}
+
+    def score(batch: Any) -> torch.Tensor:
+        return checksum(batch) * (math.nan if last else 1.0)
+
+    machine = replace(machine, capture=False)
+    trainer = Trainer(model, Optimisation(steps=50, learning_rate=0.1), losses, machine)
+    saver = Saver(Checkpoint(folder, model, trainer.optimizer, machine, ["it"]), 0, "it", print)
+    batches = itertools.repeat(torch.ones(2, 3, device=machine.device))
+    found: dict[str, Any] = {}
+    try:
+        train_saved(trainer, saver, lambda done: batches, "it", restored=lambda: None)
+    except NotFinite as problem:
+        found["training failed"] = str(problem)
+    try:
+        score_rows(score, some_rows(7), Layout(True, None, 8), replace(machine, batch_tokens=60), "it")
+    except NotFinite as problem:
+        found["scoring failed"] = str(problem)
     return found
 
 

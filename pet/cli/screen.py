@@ -84,10 +84,8 @@ class Screen:
             style = "bold" if name == report.NAMES["student"] else ""
             table.add_row(name, f"{score['value']:.1f}", f"{score['low']:.1f} to {score['high']:.1f}", style=style)
         self.out.print(table)
-        if "soft_labels" in summary["scores"]:
-            self.out.print(report.soft_label_line(summary))
-        if "calibration" in summary:  # runs of older versions have none
-            self.out.print(report.calibration_line(summary))
+        for line in report.score_notes(summary):
+            self.out.print(line)
         if "generations" in summary:
             self.show_generations(summary)
         # The store may have been moved, and older runs name artifacts by where they lay before: the last part is good.

@@ -65,7 +65,11 @@ def score_supervised(
 
 def score_probe(work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
     """Test scores [N, L] of a logistic regression on the student's encoder before any training; -inf for labels that
-    have no labelled text."""
+    have no labelled text, or that it is sure not to be right.
+
+    Raises:
+        NotFinite: a feature or a score is no number.
+    """
     from sklearn.linear_model import LogisticRegression
 
     encoder = Classifier(work, work.settings.distill.model, work.settings.seed)
@@ -79,4 +83,8 @@ def score_probe(work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.i
         return scores
     probe = LogisticRegression(C=work.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
     scores[:, probe.classes_] = probe.predict_log_proba(unseen)
+    wrong = np.isnan(scores)
+    if wrong.any():
+        text = f"the score of text {int(wrong.any(1).argmax()) + 1:,}"
+        raise encoder.origin.bad_score("probe on test", text, float("nan"), work.runtime.dtype is not None)
     return scores

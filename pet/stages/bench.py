@@ -1,9 +1,8 @@
 """What all members of a walk share: the model, the starting weights and the tokenised texts. No artifact here."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import TracebackType
 
@@ -16,6 +15,7 @@ from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
 from pet.examples import Texts, TextSource
+from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
 from pet.patterns import PVP
 from pet.runtime import Silent
@@ -108,7 +108,20 @@ class Learner:
             return cloze_losses(self.twin, given, settings.alpha)
 
         master = None if self.twin is self.cloze else self.cloze
-        return Trainer(self.twin, settings, losses, self.work.runtime, master=master)
+        return Trainer(self.twin, settings, losses, self.work.runtime, master=master, origin=self.tuned)
+
+    @property
+    def untuned(self) -> Origin:
+        """What is to blame where an untuned pattern's scores are not finite."""
+        return Origin(self.work.model_settings(None).name)
+
+    @property
+    def tuned(self) -> Origin:
+        """What is to blame where a member's losses or scores are not."""
+        settings = self.work.settings.finetune
+        if settings.method == "lora":
+            return replace(self.untuned, setting="finetune.lora.learning_rate", rate=settings.lora.learning_rate)
+        return replace(self.untuned, setting="finetune.learning_rate", rate=settings.learning_rate)
 
     @cached_property
     def _host(self) -> dict[str, torch.Tensor]:
@@ -173,8 +186,9 @@ class Learner:
             lambda batch: self.twin.label_scores(batch, words.to(work.runtime.device)),
             rows,
             packing.scoring_layout(self.twin.lm),
-            dataclasses.replace(work.runtime, reporter=Silent()),
+            replace(work.runtime, reporter=Silent()),
             "rehearsal",
+            self.untuned,
         )
 
 
@@ -227,8 +241,13 @@ class Bench:
             self.learner.reset()
             return Asked(*filled.result(), words)
 
-    def score(self, asked: Asked, splits: Sequence[str], name: str) -> dict[str, NDArray[np.float32]]:
-        """Label scores [N, L] of the model as it is now, by split."""
+    def score(self, asked: Asked, splits: Sequence[str], name: str, tuned: bool) -> dict[str, NDArray[np.float32]]:
+        """Label scores [N, L] of the model as it is now, by split. `tuned`: it was trained.
+
+        Raises:
+            NotFinite: one is NaN or infinite.
+        """
+        origin = self.learner.tuned if tuned else self.learner.untuned
         runtime, twin = self.work.runtime, self.learner.twin
         words = asked.verbalizers.to(runtime.device)
         return {
@@ -238,6 +257,7 @@ class Bench:
                 packing.scoring_layout(twin.lm),
                 runtime,
                 f"{name} on {split}",
+                origin,
             )
             for split in splits
         }

@@ -15,6 +15,7 @@ from pet.classification import ClassifierModel
 from pet.drafts import Draft
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
+from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
 from pet.ranks import Ranks, deal
 from pet.runtime import Runtime, seed_everything, send
@@ -42,6 +43,8 @@ class Classifier:
         self.seed = seed
         self.seen = np.zeros(0, dtype=np.bool_)
         self.speller = work.speller_of(model)
+        self.origin = Origin(work.model_settings(model).name)
+        """What is to blame where a loss or a score is not finite."""
         seed_everything(seed)
         self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
         self.classifier = ClassifierModel(self.model)
@@ -63,7 +66,13 @@ class Classifier:
     ) -> TrainingReport:
         """Train in place on rows with targets [N, ...] (labels or teacher scores). Of R ranks each takes every R-th row
         of a batch, and knows of all which were seen, those of the steps before a checkpoint among them. `draft`: keeps
-        the checkpoint."""
+        the checkpoint; it is of the stage that the settings are of.
+
+        Raises:
+            NotFinite: the loss is NaN or infinite.
+        """
+        setting = f"{draft.key.stage}.learning_rate"
+        self.origin = dataclasses.replace(self.origin, setting=setting, rate=settings.learning_rate)
         runtime, ranks = self.work.runtime, self.work.runtime.ranks
         for model in (self.model, self.twin.model):
             models.freeze_lower(model, settings.frozen_layers)
@@ -87,7 +96,7 @@ class Classifier:
             return {"loss": found if ranks.size == 1 else found * ranks.share(settings.batch)}
 
         master = None if self.twin is self.classifier else self.classifier
-        trainer = Trainer(self.twin, settings, losses, runtime, master=master)
+        trainer = Trainer(self.twin, settings, losses, runtime, master=master, origin=self.origin)
         saver = self.work.saver(draft, self.classifier, trainer.optimizer, name, [name])
         (report,) = train_saved(trainer, saver, draw, name, restored=lambda: refresh(self.twin, self.classifier))
         draft.count_from(draft.seconds + saver.before)
@@ -95,11 +104,15 @@ class Classifier:
 
     def score(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
-        return score_rows(self.twin.logits, rows, packing.scoring_layout(self.model), self.work.runtime, name)
+        return self._score(self.twin.logits, rows, name)
 
     def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `classification`."""
-        return score_rows(self.twin.features, rows, packing.scoring_layout(self.model), self.work.runtime, name)
+        return self._score(self.twin.features, rows, name)
+
+    def _score(self, score: Callable[[Batch], torch.Tensor], rows: Rows, name: str) -> NDArray[np.float32]:
+        layout = packing.scoring_layout(self.model)
+        return score_rows(score, rows, layout, self.work.runtime, name, self.origin)
 
 
 def layout_of_all(lengths: NDArray[np.int64], layout: Layout, ranks: Ranks) -> Layout:
@@ -122,10 +135,12 @@ class Checkpoint:
         self.runtime = runtime
         self.speller = Speller(models.load_tokenizer(settings), settings.name)
         self.encoder = Encoder(self.speller, plain_pattern(fields), max_length)
+        self.origin = Origin(settings.name, remedy="use another run, or make it anew")
         model = models.load_classifier(settings, labels).to(runtime.device).eval()
         self.twin = computing_copy(ClassifierModel(model), runtime)
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
         rows = self.encoder.encode(TokenizedTexts(self.speller, texts))
-        return score_rows(self.twin.logits, rows, packing.steady_layout(self.twin.model), self.runtime, name)
+        layout = packing.steady_layout(self.twin.model)
+        return score_rows(self.twin.logits, rows, layout, self.runtime, name, self.origin)

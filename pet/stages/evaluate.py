@@ -146,7 +146,8 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
         return {}
     numbers = np.asarray([labels.index(gold[row]) for row in known])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
-    return {"soft_labels": dict(score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict())}
+    found = score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict()
+    return {"soft_labels": {**found, "texts": len(known)}}
 
 
 # ---- calibration ---------------------------------------------------------------------------------------------------

@@ -146,6 +146,7 @@ def run(work: Work, prepared: Artifact) -> Members:
 
     Raises:
         ModelError, TaskError, SettingsError: model, label words or lengths do not fit.
+        NotFinite: a loss or a score is NaN or infinite.
     """
     make(Bench(work, prepared), distinct(*plans(work)))
     return need(work, prepared)
@@ -250,7 +251,7 @@ def make_untuned(bench: Bench, plan: Plan, wait: bool) -> None:
             return
         announce(bench, [plan])
         asked = bench.begin(plan.pvp)
-        scores = bench.score(asked, splits_of(bench, plan), plan.label)
+        scores = bench.score(asked, splits_of(bench, plan), plan.label, tuned=False)
         write_member(draft, bench, plan, asked, scores)
 
 
@@ -282,7 +283,7 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
             restored=lambda: refresh(learner.twin, learner.cloze),
         )
         draft.count_from(draft.seconds + saver.before)
-        scores = bench.score(asked, splits_of(bench, plan), plan.label)
+        scores = bench.score(asked, splits_of(bench, plan), plan.label, tuned=True)
         write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
         if not bench.work.settings.runtime.keep_members:
             return
@@ -343,7 +344,7 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
             draft = drafts[plan.label]
             draft.count_from(seconds / len(plans))
             adapters.fold(number)
-            scores = bench.score(one, splits_of(bench, plan), plan.label)
+            scores = bench.score(one, splits_of(bench, plan), plan.label, tuned=True)
             adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
             write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
             spent[draft] = draft.seconds  # to score the next one is no part of it
@@ -372,7 +373,7 @@ def train_adapters(
         return cloze_losses(bench.learner.twin, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
-    trainer = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip)
+    trainer = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip, origin=bench.learner.tuned)
     saver = bench.work.saver(draft, adapters, trainer.optimizer, "finetune", names)
     reports = train_saved(trainer, saver, batches, *names, restored=lambda: None)
     adapters.close_gate()

@@ -23,7 +23,7 @@ from pet.examples import TextSource
 from pet.identity import Key
 from pet.stages import prepare
 from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, finish, open_scores
+from pet.stages.work import Work, begin, check_scores, finish, open_scores
 
 STAGE = "label"
 VERSION = 1
@@ -59,7 +59,8 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         report = describe_ensemble(labels, members, weights, shift, summary)
         draft.write_json("ensemble.json", report)
         finish(work, draft)
-        work.runtime.reporter.log("label", {"agreement": report["agreement"], **prefixed(report["label_shares"])}, 0)
+        agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
+        work.runtime.reporter.log("label", {**agreed, **prefixed(report["label_shares"])}, 0)
 
     name = f"{work.draw_label}-{work.model_label}" + (f"-g{members.generation}" if members.generation else "")
     return work.make(key(work, prepared, members), name, f"label{of(members)}", fill)
@@ -95,7 +96,7 @@ def find_shift(work: Work, pooled: Callable[[], Array]) -> Array:
 def sample(scores: Sequence[Any], weights: Array) -> Array:
     """Pooled scores of SAMPLE texts at most, evenly spread over the pool; `scores`: the members', each [N, L] and to be
     sliced."""
-    step = -(-scores[0].get_shape()[0] // SAMPLE)
+    step = -(-len(scores[0]) // SAMPLE)
     return pool_scores(np.stack([one[::step] for one in scores]), weights)
 
 
@@ -140,10 +141,14 @@ def soft_label_table(ids: list[str], labels: Sequence[str], pooled: Array) -> An
 
 
 def load_scores(artifact: Artifact, labels: tuple[str, ...]) -> NDArray[np.float64]:
-    """The pooled raw scores [N, L], in the pool's order."""
+    """The pooled raw scores [N, L], in the pool's order.
+
+    Raises:
+        DamagedArtifact: the file is missing or damaged, or has scores that are no numbers.
+    """
     names = [f"score_{label}" for label in labels]
     table = pyarrow.parquet.read_table(artifact.file("soft_labels.parquet"), columns=names)
-    return np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1)
+    return check_scores(artifact, np.stack([table[f"score_{label}"].to_numpy() for label in labels], axis=1))
 
 
 def load_shift(artifact: Artifact, labels: tuple[str, ...]) -> Array:
@@ -155,14 +160,14 @@ def load_shift(artifact: Artifact, labels: tuple[str, ...]) -> Array:
 def describe_ensemble(
     labels: tuple[str, ...], members: Members, weights: Array, shift: Array, summary: Summary
 ) -> dict[str, Any]:
-    """Weights, what is added to scores, agreement and label shares."""
+    """Weights, what is added to scores, agreement (`None`: one member has nobody to agree with) and label shares."""
     return {
         "members": [
             {"member": plan.label, "identity": one.identity, "weight": round(float(weight), 6)}
             for plan, one, weight in zip(members.plans, members.tuned, weights, strict=True)
         ],
         "shift": {label: round(float(value), 6) for label, value in zip(labels, shift, strict=True)},
-        "agreement": round(summary.agreement / summary.texts, 4),
+        "agreement": round(summary.agreement / summary.texts, 4) if len(weights) > 1 else None,
         "label_shares": {
             label: round(int(count) / summary.texts, 4) for label, count in zip(labels, summary.counts, strict=True)
         },

@@ -16,6 +16,7 @@ from pet.errors import TaskError
 from pet.examples import Texts, TextSource
 from pet.files import digest_json
 from pet.identity import Key
+from pet.metrics import describe_absent
 from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
 from pet.tasks import TextFile, marks, read_texts, rows_from, write_texts
@@ -71,7 +72,9 @@ def run(work: Work) -> Artifact:
         report = describe_splits(splits)
         draft.write_json("report.json", report)
         finish(work, draft)
-        for line in (summarise(report), *shortages(work, report["sizes"])):
+        card = work.card
+        absent = describe_absent(absent_labels(splits.test, card.labels), card.metric, len(card.labels))
+        for line in (summarise(report), *shortages(work, report["sizes"]), *([absent] if absent else [])):
             work.runtime.reporter.say(f"prepare: {line}")
 
     return work.make(key(work), work.draw_label, STAGE, fill, seed=work.settings.seed)
@@ -151,6 +154,17 @@ def load(artifact: Artifact) -> Splits[TextFile]:
 def sizes(artifact: Artifact) -> dict[str, int]:
     """Number of texts per split."""
     return dict(artifact.read_json("report.json")["sizes"])
+
+
+def untested(artifact: Artifact) -> list[str]:
+    """The labels that no test text has."""
+    return absent_labels(read_texts(artifact.file("test.parquet")), artifact.manifest["settings"]["labels"])
+
+
+def absent_labels(texts: Texts, labels: Sequence[str]) -> list[str]:
+    """Those of the labels that no text has."""
+    found = set(texts.labels)
+    return [one for one in labels if one not in found]
 
 
 def load_pool_gold(artifact: Artifact) -> list[tuple[str, str | None]]:

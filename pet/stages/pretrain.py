@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from pet.corpus import Blocks
 from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import ModelError, SettingsError
+from pet.finite import Origin
 from pet.identity import Key
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters, find_targets
@@ -140,7 +141,9 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)
+        origin = origin_of(settings, stage)
         before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        check_loss(before, dataclasses.replace(origin, setting=None), runtime, stage)
         say(f"{len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
         report, watch = learn(cloze, twin, streams, settings, runtime, speller, draft)
@@ -155,8 +158,7 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
             cloze.lm.load_state_dict(delta.unpack(begun, changes), strict=False)  # publish what can be unpacked
         refresh(twin, cloze)
         after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
-        if not math.isfinite(after):
-            raise SettingsError(f"{stage}.learning_rate {chosen.learning_rate}: the loss became {after}; lower it")
+        check_loss(after, origin, runtime, stage)
         speed = watch.speed(twin, runtime)
         say(f"held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
         draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))
@@ -164,6 +166,23 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
             cloze.lm.save_pretrained(draft.path / "model")
             speller.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
+
+
+def origin_of(settings: Pretraining, stage: str) -> Origin:
+    """What is to blame where a loss is not finite; `stage`: whose settings they are."""
+    chosen = settings.pretrain
+    if chosen.method == "lora":
+        return Origin(settings.model.name, f"{stage}.lora.learning_rate", chosen.lora.learning_rate)
+    return Origin(settings.model.name, f"{stage}.learning_rate", chosen.learning_rate)
+
+
+def check_loss(loss: float, origin: Origin, runtime: Runtime, stage: str) -> None:
+    """
+    Raises:
+        NotFinite: a held-out loss is none.
+    """
+    if not math.isfinite(loss):
+        raise origin.bad_score(stage, "the held-out loss", loss, runtime.dtype is not None)
 
 
 def open_stream(made: Artifact, name: str, speller: Speller, length: int) -> Blocks:
@@ -181,8 +200,8 @@ def learn(
     draft: Draft,
 ) -> tuple[TrainingReport, Watch]:
     """Train `cloze` in place, from the checkpoint if there is one."""
-    with learning(cloze, twin, settings, runtime) as (weights, trainer):
-        stage = draft.key.stage
+    stage = draft.key.stage
+    with learning(cloze, twin, settings, runtime, origin_of(settings, stage)) as (weights, trainer):
         checkpoint = Checkpoint(draft.checkpoint, weights, trainer.optimizer, runtime, [stage])
         saver = Saver(checkpoint, settings.runtime.checkpoint_minutes, stage, runtime.reporter.say)
         start = saver.begin()
@@ -222,20 +241,21 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
 
 @contextmanager
 def learning(
-    cloze: ClozeModel, twin: ClozeModel, settings: Pretraining, runtime: Runtime
+    cloze: ClozeModel, twin: ClozeModel, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
 ) -> Iterator[tuple[nn.Module, Trainer[MaskedBatch]]]:
-    """What is trained, and its trainer; afterwards `cloze` has what was learnt."""
+    """What is trained, and its trainer; afterwards `cloze` has what was learnt. `origin`: as of `Trainer`."""
     chosen = settings.pretrain
     if chosen.method == "full":
         master = None if twin is cloze else cloze
         held = cloze.lm.base_model if chosen.decay_to == "start" else None
-        yield cloze, Trainer(twin, chosen, lambda given: losses_of(twin, given), runtime, master=master, held=held)
+        losses = partial(losses_of, twin)
+        yield cloze, Trainer(twin, chosen, losses, runtime, master=master, held=held, origin=origin)
         return
     adapted = chosen.model_copy(update={"frozen_layers": chosen.frozen_layers or 0})
     adapters = Adapters(twin.lm, cloze.lm, [settings.seed], adapted)
     dtype = next(twin.lm.base_model.parameters()).dtype
 
-    def losses(given: MaskedBatch) -> Losses:
+    def adapted_losses(given: MaskedBatch) -> Losses:
         adapters.open_gate(torch.zeros_like(given.batch.rows), dtype)
         return losses_of(twin, given)
 
@@ -245,7 +265,7 @@ def learning(
             one.requires_grad_(True)
         trained = nn.ModuleList([adapters, nn.ParameterList(heads[1])])
         faster = chosen.model_copy(update={"learning_rate": chosen.lora.learning_rate})
-        yield trained, Trainer(trained, faster, losses, runtime)
+        yield trained, Trainer(trained, faster, adapted_losses, runtime, origin=origin)
         adapters.close_gate()
     with torch.no_grad():
         for mine, learnt in zip(*heads, strict=True):

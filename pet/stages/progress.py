@@ -35,7 +35,7 @@ class Watch:
             return step
         return max(step, self.settings.steps * self.saver.spent() / (60 * self.settings.minutes))
 
-    def after(self, step: int, state: Callable[[], State], stopping: bool) -> None:
+    def after(self, step: int, state: Callable[[], State | None], stopping: bool) -> None:
         """As of `Course`."""
         if step % LOG_EVERY == 0:
             self.marks.append((step, time.perf_counter()))

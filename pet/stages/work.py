@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,8 @@ from pet.settings import ModelSettings, RuntimeSettings, Settings
 from pet.tasks import TaskCard, choose_source, load_card, load_texts
 
 SCORES = "scores.safetensors"
+
+F = TypeVar("F", np.float32, np.float64)
 
 
 class Executor(Protocol):
@@ -348,17 +351,47 @@ def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
     """Read what `write_scores` wrote.
 
     Raises:
-        DamagedArtifact: the file is missing or damaged.
+        DamagedArtifact: the file is missing or damaged, or has scores that are no numbers.
     """
-    return dict(load_file(artifact.file(SCORES)))
+    return {name: check_scores(artifact, found) for name, found in load_file(artifact.file(SCORES)).items()}
+
+
+def check_scores(artifact: Artifact, found: NDArray[F]) -> NDArray[F]:
+    """Scores as they were read. Older versions published those that are none. What is damaged is made again, and then
+    fails with a reason.
+
+    Raises:
+        DamagedArtifact: one is NaN or infinite. -inf is none in the baseline alone: a label that the probe does not
+            know.
+    """
+    finite = np.isfinite(found)
+    if artifact.manifest["stage"] == "baseline":
+        finite |= np.isneginf(found)
+    if not finite.all():
+        raise DamagedArtifact(artifact.path, "it has scores that are NaN or infinite", artifact.manifest.get("digest"))
+    return found
+
+
+@dataclass(frozen=True)
+class SlicedScores:
+    """The scores [N, L] of one split, of which rows are read when they are asked for, and then checked."""
+
+    artifact: Artifact
+    rows: Any
+
+    def __getitem__(self, wanted: slice) -> NDArray[np.float32]:
+        return check_scores(self.artifact, self.rows[wanted])
+
+    def __len__(self) -> int:
+        return int(self.rows.get_shape()[0])
 
 
 @contextmanager
-def open_scores(artifact: Artifact, split: str) -> Iterator[Any]:
+def open_scores(artifact: Artifact, split: str) -> Iterator[SlicedScores]:
     """The scores of one split, to be sliced: only the rows asked for are read.
 
     Raises:
         DamagedArtifact: the file is missing or damaged.
     """
     with safe_open(artifact.file(SCORES), framework="numpy") as file:
-        yield file.get_slice(split)
+        yield SlicedScores(artifact, file.get_slice(split))

@@ -207,8 +207,10 @@ def test_a_tracker_is_told_losses_shares_and_scores(done, tmp_path, monkeypatch)
     backend = Backend()
     run_tracked(done, tmp_path, monkeypatch, backend)
     names = {name for values in backend.logged for name in values}
-    expected = {"p0-r0/loss", "p0-r0/mlm_loss", "student/loss", "supervised/loss", "label/agreement", "scores/student"}
+    expected = {"p0-r0/loss", "p0-r0/mlm_loss", "student/loss", "supervised/loss", "scores/student"}
     assert expected <= names
+    assert "label/agreement" not in names, "one member has nobody to agree with"
+    assert any(name.startswith("label/share_") for name in names)
     assert backend.finished
 
 

@@ -131,10 +131,10 @@ def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch
     """Of what four took together a quarter, and what it took to score it, not the others."""
     now, score = 0.0, Bench.score
 
-    def score_slowly(*given):
+    def score_slowly(*given, **more):
         nonlocal now
         now += 7
-        return score(*given)
+        return score(*given, **more)
 
     monkeypatch.setattr(drafts, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(Saver, "spent", lambda self: 400.0)

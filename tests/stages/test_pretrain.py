@@ -499,7 +499,7 @@ def test_the_speed_told_is_that_of_training_without_pauses(ground, tmp_path, mon
         ({"pretrain__length": 161}, "pretrain.length 161 is more than the 160 tokens"),
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers"),
         ({"pretrain__mask_probability": 0}, "pretrain.mask_probability"),
-        ({"pretrain__learning_rate": 1e30, "pretrain__warmup_steps": 0}, "the loss became nan; lower it"),
+        ({"pretrain__learning_rate": 1e30, "pretrain__warmup_steps": 0}, "pretrain: the loss became nan in step "),
         ({"pretrain__last_length": 161}, "pretrain.last_length 161 is more than the 160 tokens"),
         ({"pretrain__frozen_layers": 3}, "pretrain.frozen_layers is 3, but this bert model has 2 layers; lower it"),
         ({"pretrain__warmup_steps": 25}, "pretrain.warmup_steps 25 is not less than pretrain.steps 25; lower it"),
