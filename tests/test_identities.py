@@ -178,11 +178,11 @@ def test_one_pattern_twice_with_the_same_words_is_refused_whatever_they_are_call
 def test_found_words_make_one_pattern_of_those_that_differed_in_their_words_alone(tmp_path):
     card, _ = load_card(str(write_card(tmp_path, [(TEXTS[0], "good"), (TEXTS[1], "good"), (TEXTS[0], "fine")])))
     found = {"yes": [("well", 1.0)], "no": [("ill", 1.0)]}
-    values, name = card_with(card, Proposal(found, (0, 1, 2), 4))
+    values, name = card_with(card, Proposal(found, (0, 1, 2), 4, ()))
     assert values["patterns"] == [{"pattern": text, "verbalizer": name} for text in TEXTS]
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     assert len(load_card(str(tmp_path / "new.yaml"))[0].pvps()) == 2
-    kept, _ = card_with(card, Proposal(found, (0,), 4))
+    kept, _ = card_with(card, Proposal(found, (0,), 4, ()))
     assert len(kept["patterns"]) == 3
 
 
