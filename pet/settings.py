@@ -14,6 +14,7 @@ Nothing here reads a task card or knows what a stage does with a setting.
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -30,7 +31,22 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1)]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_+#-]+([./][A-Za-z0-9_+#-]+)*$")]
+
+
+def spelled(pattern: str, expected: str) -> AfterValidator:
+    """A check that a text matches a pattern as a whole; who gives another one reads what is `expected`."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
+Revision = Annotated[
+    str, spelled(r"[A-Za-z0-9_+#-]+([./][A-Za-z0-9_+#-]+)*", "a branch, a tag or a commit, as the hub shows it")
+]
 """A branch, tag or commit of the hub: the hub's libraries make it part of a path in their cache."""
 
 

@@ -42,13 +42,25 @@ from pet.outside import (
     stays_inside,
 )
 from pet.patterns import PVP, parse_pattern
-from pet.settings import Concern, Revision, find_file, parse_model, read_extended
+from pet.settings import Concern, Revision, find_file, parse_model, read_extended, spelled
 
 SPLITS = ("train", "test", "unlabelled")
 SOURCES = ("files", "folder", "hub")
 SUFFIXES = ("", ".gz")
 NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
 """Encodings of Python that no text file has; some take time that grows with the square of its length."""
+
+PackageName = Annotated[str, spelled(r"[A-Za-z][A-Za-z0-9_]*", "the name of an installed Python package")]
+Requirement = Annotated[str, spelled(r"[A-Za-z0-9][A-Za-z0-9._=,\[\]-]*", "what pip installs, as in name==1.0")]
+DatasetName = Annotated[
+    str,
+    spelled(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?",
+        "OWNER/NAME as the hub shows it; local files are named in `files:`",
+    ),
+]
+ConfigName = Annotated[str, spelled(r"[\w(][\w ().,+=@-]*", "the name of a configuration, as the hub shows it")]
+Mark = Annotated[str, spelled(r"[0-9a-f]{16}", "digests of 16 hexadecimal digits")]
 
 
 class Source(Concern):
@@ -77,12 +89,10 @@ class FilesSource(Source):
 class FolderSource(Source):
     """One text file per example in one sub-folder per label; columns `label`, `headline` (first line), `body`."""
 
-    package: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")] | None = Field(
+    package: PackageName | None = Field(
         None, description="installed Python package that carries the folder; it is not imported"
     )
-    install: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,\[\]-]*$")] | None = Field(
-        None, description="what to install when the package is missing"
-    )
+    install: Requirement | None = Field(None, description="what to install when the package is missing")
     folder: str = "."
     encodings: tuple[str, ...] = ("utf-8-sig",)
 
@@ -90,8 +100,8 @@ class FolderSource(Source):
 class HubSource(Source):
     """A dataset on the Hugging Face hub, read through `datasets`."""
 
-    path: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")]
-    config: Annotated[str, Field(pattern=r"^[\w(][\w ().,+=@-]*$")] | None = None
+    path: DatasetName
+    config: ConfigName | None = None
     revision: Revision | None = None
     train: str | None = "train"
     test: str | None = "test"
@@ -120,7 +130,9 @@ class TaskCard(Concern):
     """`task.yaml`, checked: see `load_card` for what is refused."""
 
     # What is compared with each other is counted: a card of a thousand patterns would be checked for minutes.
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]  # part of folders' names
+    name: Annotated[
+        str, Field(max_length=80), spelled(r"[a-z0-9][a-z0-9._-]*", "small letters, digits, '.', '_' and '-'")
+    ]  # part of folders' names
     title: str
     fields: Annotated[tuple[str, ...], Field(min_length=1, max_length=20)]
     labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2, max_length=1000)]
@@ -128,7 +140,8 @@ class TaskCard(Concern):
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
     words_from: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], ...], Field(max_length=MAX_WORDS_FROM)
+        tuple[Mark, ...],
+        Field(max_length=MAX_WORDS_FROM),
     ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
     files: FilesSource | None = None
     folder: FolderSource | None = None

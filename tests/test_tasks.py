@@ -714,7 +714,7 @@ def test_a_card_that_is_not_yaml_is_named_with_its_line(tmp_path):
             "unknown setting 'patterns.0.verb'",
         ),
         ({"title": None}, "title: field required"),
-        ({"name": "My Task"}, "name: string should match pattern"),
+        ({"name": "My Task"}, "name: expected small letters, digits"),
         ({"labels": ["good"]}, "labels: list should have at least 2 items"),
         ({"patterns": []}, "patterns: list should have at least 1 item"),
         ({"metric": "f1"}, "metric: input should be 'accuracy' or 'macro-f1' (given: 'f1')"),
