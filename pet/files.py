@@ -34,8 +34,8 @@ def readable_yaml(content: Any, **style: Any) -> str:
     and others like it as they are, which end a line for those who read YAML.
 
     Args:
-        content: plain values, as of `yaml.safe_dump`.
-        style: more of its arguments.
+        content: plain values, as `yaml.safe_dump` takes them.
+        style: more arguments of `yaml.safe_dump`.
     """
     text, escaped = (yaml.safe_dump(content, sort_keys=False, allow_unicode=one, **style) for one in (True, False))
     return str(text if text.replace("\n", "").isprintable() else escaped)

@@ -248,8 +248,9 @@ class Places:
 def comparable(text: str) -> str:
     """What of a text a spreadsheet leaves as it is: white space, characters that nobody sees, the way in which accents
     are written and a quotation mark before it may all be different."""
-    composed = unicodedata.normalize("NFC", text)
-    seen = "".join(one if one.isprintable() else " " if one.isspace() else "" for one in composed)
+    seen = unicodedata.normalize("NFC", text)
+    if not seen.isprintable():  # few texts are not, and to look at each character takes long
+        seen = "".join(one if one.isprintable() else " " if one.isspace() else "" for one in seen)
     return " ".join(" ".join(seen.split()).removeprefix(GUARD).split())
 
 

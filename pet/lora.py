@@ -353,7 +353,8 @@ def read(folder: Path) -> Stored:
     """The adapter in a folder.
 
     Raises:
-        ModelError: there is none, it is damaged, its weights are no numbers, or it says more than `Stored` can hold.
+        ModelError: there is none, it is damaged, a weight is NaN or infinite, or it says more than `Stored` can
+            hold.
     """
     if not folder.exists():
         raise ModelError(f"there is no folder {folder}; give a member made with finetune.method=lora")

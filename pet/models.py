@@ -71,7 +71,7 @@ def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
 
     Raises:
         ModelError: not found, not reachable, not a masked LM, a masked LM whose head is missing from the weights, or
-            weights that are no numbers.
+            weights that are NaN or infinite.
         SettingsError: `max_length` is more than the model can read.
     """
     from transformers import AutoModelForMaskedLM
@@ -114,7 +114,8 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     """The model's body with a new classification head (drawn from torch's current random state), in fp32.
 
     Raises:
-        ModelError: not found, not reachable, no such head for its family, or weights that are no numbers.
+        ModelError: not found, not reachable, no such head for its family, or weights that are NaN or
+            infinite.
         SettingsError: `max_length` is more than the model can read.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification

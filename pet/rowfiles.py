@@ -313,7 +313,7 @@ def cell(value: Any, kind: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A value as a cell of text: as it is, nothing for null and for a number that is none, else as JSON."""
+    """A value as a cell of text: as it is, nothing for null and NaN, else as JSON."""
     if value is None or value != value:
         return ""
     if isinstance(value, str):

@@ -40,9 +40,8 @@ class Cell:
 
 @dataclass
 class Table:
-    """What came out. `runs`: a line a run and row; `texts`: of each task's runs, the sizes of the splits and
-    the labels that no test text has; `problems`: runs that failed,
-    and why."""
+    """What came out. `runs`: a line for each run and row; `texts`: of each task's runs, the sizes of the splits and the
+    labels that no test text has; `problems`: runs that failed, and why."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     texts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

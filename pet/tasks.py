@@ -352,7 +352,7 @@ def open_source(card: TaskCard, folder: Path, data: str | None) -> tuple[Source,
 def choose_source(
     card: TaskCard, folder: Path, data: str | None
 ) -> tuple[FilesSource | FolderSource | HubSource, Path]:
-    """The source that applies, and the folder that it is read from; no text is read. Arguments as of `load_texts`.
+    """The source that applies, and the folder that it is read from; no text is read. Arguments: see `load_texts`.
 
     Raises:
         TaskError: the card has no source, or not the one that `data` is for, or a package is missing.

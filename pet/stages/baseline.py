@@ -68,7 +68,7 @@ def score_probe(work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.i
     have no labelled text, or that it is sure not to be right.
 
     Raises:
-        NotFinite: a feature or a score is no number.
+        NotFinite: a feature is NaN or infinite, or a score is NaN.
     """
     from sklearn.linear_model import LogisticRegression
 

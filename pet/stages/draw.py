@@ -126,7 +126,7 @@ def describe(teachers: Members) -> str:
 
 
 def describe_teachers(teachers: Members, weights: Array) -> list[dict[str, Any]]:
-    """Each of those who label once, with its weight, and how many times it was drawn where that is more than once."""
+    """One entry for each teacher: its weight in all, and how many times it was drawn, where that is more than once."""
     names = [plan.label for plan in teachers.plans]
     found = []
     for name, made in dict(zip(names, teachers.tuned, strict=True)).items():

@@ -27,7 +27,7 @@ from pet.stages import baseline, distill, label, prepare
 from pet.stages.classifier import Checkpoint
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores, read_scores
-from pet.tasks import read_texts
+from pet.tasks import TextFile, read_texts
 
 STAGE = "evaluate"
 VERSION = 2
@@ -139,15 +139,20 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
     """How right the soft labels are on pool texts whose label the source knows and the members did not; nothing where
     there are none. With `data.draw: first` the labelled texts are in the pool, too."""
     labels = work.card.labels
-    ids, gold = zip(*prepare.load_pool_gold(prepared), strict=True)
-    taught = set(prepare.load(prepared).train.ids)
-    known = [row for row, name in enumerate(gold) if name is not None and ids[row] not in taught]
+    gold = [name for _, name in hidden_labels(prepared)]
+    known = [row for row, name in enumerate(gold) if name is not None]
     if not known:
         return {}
-    numbers = np.asarray([labels.index(gold[row]) for row in known])
+    numbers = np.asarray([labels.index(name) for name in gold if name is not None])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
     found = score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict()
     return {"soft_labels": {**found, "texts": len(known)}}
+
+
+def hidden_labels(prepared: Artifact) -> list[tuple[str, str | None]]:
+    """Id and label of each pool text; `None` where the source knows none, or the members were taught it."""
+    taught = set(prepare.load(prepared).train.ids)
+    return [(one, None if one in taught else name) for one, name in prepare.load_pool_gold(prepared)]
 
 
 # ---- calibration ---------------------------------------------------------------------------------------------------
@@ -157,7 +162,8 @@ def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Ar
     """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
     none was fitted, if so: the temperature is 1 then."""
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
-    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    splits = prepare.load(prepared)
+    gold, of_pool = label_numbers(splits.test, work.card.labels), keys_of(splits.pool)
 
     def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
         temperature = round(found.temperature, 4)
@@ -172,20 +178,24 @@ def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Ar
         }
 
     return {
-        "student": entry(read_scores(student)["test"], *fit_student(work, prepared, labelled, student)),
-        "ensemble": entry(opinion_of(work, members, labelled, tuned), *fit_ensemble(work, prepared, members, labelled)),
+        "student": entry(read_scores(student)["test"], *fit_student(work, splits, of_pool, labelled, student)),
+        "ensemble": entry(
+            opinion_of(work, members, labelled, tuned), *fit_ensemble(work, splits, of_pool, members, labelled)
+        ),
     }
 
 
-def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Artifact) -> tuple[int, str, Calibration]:
+def fit_student(
+    work: Work, splits: prepare.Splits[TextFile], of_pool: Sequence[bytes], labelled: Artifact, student: Artifact
+) -> tuple[int, str, Calibration]:
     """Texts, what they are, and the temperature: on labelled texts that the student was not trained on, where there are
     ENOUGH; else it is held to what the ensemble says of pool texts, where there are ENOUGH of those that it was not
     trained on. What it was trained on `distill` has written down; a text that reads the same counts, too. With
-    `data.draw: first` labelled texts are in the pool, and any source may have a text twice."""
-    splits, labels = prepare.load(prepared), work.card.labels
-    known, of_pool = keys_of(splits.train), keys_of(splits.pool)
+    `data.draw: first` labelled texts are in the pool, and any source may have a text twice. `of_pool`: the pool's keys.
+    """
+    labels = work.card.labels
     seen = {key for key, was_seen in zip(of_pool, distill.load_seen(student), strict=True) if was_seen}
-    fresh = unlike(known, seen)
+    fresh = not_among(keys_of(splits.train), seen)
     # A few hundred texts are read faster than a large model is compiled.
     runtime = replace(work.runtime, compile=False)
     length = work.settings.model.max_length
@@ -195,8 +205,8 @@ def fit_student(work: Work, prepared: Artifact, labelled: Artifact, student: Art
         targets = one_hot(label_numbers(texts, labels), len(labels))
         what = "labelled texts, which the student was not trained on"
         return len(texts), what, calibrate(asked.score(texts, "student on labelled"), targets)
-    fresh = unlike(of_pool, seen)
-    rows = spread(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
+    fresh = not_among(of_pool, seen)
+    rows = thin_out(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
     what = "which the student was not trained on" if len(fresh) >= ENOUGH else "which the student was trained on"
     targets = soften(label.load_scores(labelled, labels)[rows])
     scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
@@ -212,31 +222,32 @@ def keys_of(texts: TextSource) -> list[bytes]:
     ]
 
 
-def unlike(keys: Sequence[bytes], known: Collection[bytes]) -> NDArray[np.int64]:
-    """The places of the texts that none of `known` is."""
+def not_among(keys: Sequence[bytes], known: Collection[bytes]) -> NDArray[np.int64]:
+    """The places of the keys that are not in `known`."""
     return np.asarray([place for place, one in enumerate(keys) if one not in known], dtype=np.int64)
 
 
-def spread(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def thin_out(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """At most FITTED of these rows, evenly spread."""
     return rows[:: -(-len(rows) // FITTED)]
 
 
-def fit_ensemble(work: Work, prepared: Artifact, members: Members, labelled: Artifact) -> tuple[int, str, Calibration]:
+def fit_ensemble(
+    work: Work, splits: prepare.Splits[TextFile], of_pool: Sequence[bytes], members: Members, labelled: Artifact
+) -> tuple[int, str, Calibration]:
     """The same for the ensemble: each member is held to what the others say of pool texts; one alone stays as it is.
     What a member was taught it knows by heart, so texts that taught one are left out, where ENOUGH are left: those of
     the later generations of iPET, and with `data.draw: first` the labelled texts."""
     if len(members.tuned) < 2:
         return 0, "nothing", Calibration(1.0, "one member has no other to be compared with")
-    splits = prepare.load(prepared)
     sets = [read_texts(plan.drawn.file("train.parquet")) for plan in members.plans if plan.drawn]
     taught = {key for texts in (splits.train, *sets) for key in keys_of(texts)}
-    rows, which = unlike(keys_of(splits.pool), taught), ""
-    if len(rows) < len(splits.pool):
+    rows, which = not_among(of_pool, taught), ""
+    if len(rows) < len(of_pool):
         which = " that taught none of them" if len(rows) >= ENOUGH else ", some of which taught them"
     if len(rows) < ENOUGH:
-        rows = np.arange(len(splits.pool))
-    found = np.stack([read_rows(one, "pool", spread(rows)) for one in members.tuned])
+        rows = np.arange(len(of_pool))
+    found = np.stack([read_rows(one, "pool", thin_out(rows)) for one in members.tuned])
     scores = found + label.load_shift(labelled, work.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
     what = f"each member's label of pool texts{which}, given the others' scores"
@@ -287,8 +298,8 @@ def prior(given: Sequence[str | None], labels: Sequence[str]) -> dict[str, float
 
 def score_drawn(prepared: Artifact, drawn: Sequence[Artifact]) -> Entry:
     """Of the training sets of one generation: their size, how many of the drawn labels are right (percent, of those
-    that can be known), and how many texts of each label were taken for want of better ones."""
-    gold = dict(prepare.load_pool_gold(prepared))
+    that can be known and were hidden), and how many texts of each label were taken for want of better ones."""
+    gold = dict(hidden_labels(prepared))
     right, filled = [], Counter[str]()
     for one in drawn:
         texts = read_texts(one.file("train.parquet"))

@@ -144,7 +144,7 @@ def load_scores(artifact: Artifact, labels: tuple[str, ...]) -> NDArray[np.float
     """The pooled raw scores [N, L], in the pool's order.
 
     Raises:
-        DamagedArtifact: the file is missing or damaged, or has scores that are no numbers.
+        DamagedArtifact: the file is missing or damaged, or has scores that are NaN or infinite.
     """
     names = [f"score_{label}" for label in labels]
     table = pyarrow.parquet.read_table(artifact.file("soft_labels.parquet"), columns=names)

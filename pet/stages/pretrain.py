@@ -177,9 +177,10 @@ def origin_of(settings: Pretraining, stage: str) -> Origin:
 
 
 def check_loss(loss: float, origin: Origin, runtime: Runtime, stage: str) -> None:
-    """
+    """Refuse a held-out loss that is not finite.
+
     Raises:
-        NotFinite: a held-out loss is none.
+        NotFinite: it is NaN or infinite.
     """
     if not math.isfinite(loss):
         raise origin.bad_score(stage, "the held-out loss", loss, runtime.dtype is not None)
@@ -243,7 +244,7 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
 def learning(
     cloze: ClozeModel, twin: ClozeModel, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
 ) -> Iterator[tuple[nn.Module, Trainer[MaskedBatch]]]:
-    """What is trained, and its trainer; afterwards `cloze` has what was learnt. `origin`: as of `Trainer`."""
+    """What is trained, and its trainer; afterwards `cloze` has what was learnt. `origin`: see `Trainer`."""
     chosen = settings.pretrain
     if chosen.method == "full":
         master = None if twin is cloze else cloze

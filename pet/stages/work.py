@@ -351,17 +351,17 @@ def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
     """Read what `write_scores` wrote.
 
     Raises:
-        DamagedArtifact: the file is missing or damaged, or has scores that are no numbers.
+        DamagedArtifact: the file is missing or damaged, or has scores that are NaN or infinite.
     """
     return {name: check_scores(artifact, found) for name, found in load_file(artifact.file(SCORES)).items()}
 
 
 def check_scores(artifact: Artifact, found: NDArray[F]) -> NDArray[F]:
-    """Scores as they were read. Older versions published those that are none. What is damaged is made again, and then
-    fails with a reason.
+    """Scores as they were read. Older versions published NaN. What is damaged is made again, and then fails with a
+    reason.
 
     Raises:
-        DamagedArtifact: one is NaN or infinite. -inf is none in the baseline alone: a label that the probe does not
+        DamagedArtifact: one is NaN or infinite. In the baseline alone -inf is allowed: a label that the probe does not
             know.
     """
     finite = np.isfinite(found)

@@ -1,6 +1,7 @@
 """evaluate: every score against scikit-learn, from the score files alone."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -25,10 +26,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pet.artifacts import Store
 from pet.calibration import Calibration, fit_temperature
 from pet.ensemble import even_shift
+from pet.examples import Texts
 from pet.pipeline import run_stage
 from pet.stages import distill, evaluate, finetune, label, prepare
 from pet.stages.label import load_scores
-from pet.tasks import read_texts
+from pet.tasks import read_texts, write_texts
 
 METRICS = {
     "accuracy": accuracy_score,
@@ -328,6 +330,24 @@ def test_soft_labels_are_scored_where_the_members_did_not_know_the_label(first):
     assert scores["soft_labels"]["value"] == pytest.approx(100 * value, abs=0.005)
 
 
+def test_drawn_labels_are_counted_where_the_members_did_not_know_them(first, tmp_path):
+    """Of a training set that is the whole pool with its true labels: 12 of these the members were taught."""
+    gold = read_texts(first.one("prepare") / "pool_gold.parquet")
+    known = [row for row, name in enumerate(gold.labels) if name is not None]
+    pool = read_texts(first.one("prepare") / "pool.parquet").take(known)
+    write_texts(tmp_path / "train.parquet", Texts(pool.ids, pool.fields, [gold.labels[row] for row in known]))
+    drawn = SimpleNamespace(file=lambda name: tmp_path / name, read_json=lambda name: {"labelled": 0, "labels": {}})
+    found = evaluate.score_drawn(Store(first.store).open(first.one("prepare")), [drawn])
+    assert (found["drawn_right"], found["drawn_known"]) == (100, len(known) - 12) == (100, 18)
+
+
+def test_the_pool_is_read_once_to_know_what_was_seen(first, tmp_path, monkeypatch):
+    pools, real = [], evaluate.keys_of
+    monkeypatch.setattr(evaluate, "keys_of", lambda texts: pools.extend([texts] * (len(texts) == 40)) or real(texts))
+    walk(first, first.ground, tmp_path)
+    assert len(pools) == 1
+
+
 @pytest.mark.parametrize(("enough", "which"), [(28, " that taught none of them"), (29, ", some of which taught them")])
 def test_texts_that_taught_a_member_are_left_out_where_members_are_held_to_each_other(
     first, tmp_path, monkeypatch, enough, which
@@ -385,5 +405,5 @@ def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
     prepared = prepare.need(work)
     members = finetune.need(work, prepared)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    _, _, found = evaluate.fit_ensemble(work, prepared, one, label.need(work, prepared, members))
+    _, _, found = evaluate.fit_ensemble(work, prepare.load(prepared), [], one, label.need(work, prepared, members))
     assert found == Calibration(1.0, "one member has no other to be compared with")
