@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.config.schema import FinetuneSettings
 from pet.encoding import Joined, Rows, TokenColumn, VerbalizerIds
-from pet.settings import FinetuneSettings
 from pet.stages.batches import ClozeBatch, Sources, combine, draw_shares
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
@@ -48,8 +48,8 @@ def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, 
 
     `--tiny` makes the model so small that a CPU shows whether the script runs.
     """
+    from pet.config.schema import RuntimeSettings
     from pet.runtime import matmul_rate, open_runtime
-    from pet.settings import RuntimeSettings
 
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, default in numbers.items():

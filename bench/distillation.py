@@ -14,11 +14,11 @@ from reference import DistillReference
 
 from pet import packing
 from pet.classification import ClassifierModel
+from pet.config.schema import DistillSettings, RuntimeSettings
 from pet.encoding import send
 from pet.inference import computing_copy
 from pet.losses import distillation_loss
 from pet.runtime import open_runtime
-from pet.settings import DistillSettings, RuntimeSettings
 from pet.training import Trainer, endless_order
 
 BATCH = 16

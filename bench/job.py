@@ -32,9 +32,9 @@ from reference import DistillReference, Reference
 
 from pet.artifacts import Store
 from pet.cluster import open_cluster, order_of, raised
+from pet.config.resolve import resolve_settings
 from pet.pipeline import run_stage
 from pet.runtime import Silent, open_runtime
-from pet.settings import resolve_settings
 from pet.stages.work import Work, read_scores
 
 LABELS = ["World", "Sports", "Business", "Tech"]

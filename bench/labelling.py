@@ -16,10 +16,10 @@ from reference import Reference
 
 from pet import packing
 from pet.cloze import ClozeModel
+from pet.config.schema import RuntimeSettings
 from pet.encoding import Batch, VerbalizerIds
 from pet.inference import computing_copy, score_rows
 from pet.runtime import open_runtime
-from pet.settings import RuntimeSettings
 
 
 def main() -> None:

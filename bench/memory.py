@@ -16,11 +16,11 @@ from train_step import Measured, time_reference, train_full, train_lora
 
 from pet import packing
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.encoding import VerbalizerIds
 from pet.inference import computing_copy, score_rows
 from pet.lora import find_targets
 from pet.runtime import Runtime, open_runtime
-from pet.settings import FinetuneSettings, RuntimeSettings
 
 GIB = 2**30
 

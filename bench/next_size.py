@@ -18,9 +18,10 @@ from pretraining import SHAPES
 
 from pet import models
 from pet.artifacts import Store
+from pet.config.resolve import resolve_pretraining
+from pet.config.schema import ModelSettings
 from pet.files import read_json
 from pet.runtime import open_runtime, seed_everything
-from pet.settings import ModelSettings, resolve_pretraining
 from pet.stages import pretrain
 
 RECIPE: dict[str, Any] = {

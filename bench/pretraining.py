@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from pet import packing
 from pet.cloze import ClozeModel
+from pet.config.schema import Pretraining, RuntimeSettings
 from pet.corpus import Blocks
 from pet.encoding import Frame
 from pet.inference import computing_copy
 from pet.losses import IGNORED
 from pet.runtime import open_runtime
-from pet.settings import Pretraining, RuntimeSettings
 from pet.stages.pretrain import draw_batches, losses_of
 from pet.stages.progress import flops_per_token
 from pet.training import Trainer

@@ -22,9 +22,9 @@ from common import WORDS, build_large, draw_lengths, random_batches, random_rows
 from pet import packing, signals
 from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.inference import computing_copy, refresh
 from pet.runtime import open_runtime
-from pet.settings import FinetuneSettings, RuntimeSettings
 from pet.stages.batches import cloze_losses
 from pet.training import Trainer
 

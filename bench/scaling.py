@@ -50,11 +50,11 @@ def label(size: int) -> dict[str, float]:
 
     from pet import packing
     from pet.cloze import ClozeModel
+    from pet.config.schema import RuntimeSettings
     from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
     from pet.inference import score_rows
     from pet.patterns import PVP, parse_pattern
     from pet.runtime import open_runtime, reset_peak_memory, resident_peak
-    from pet.settings import RuntimeSettings
     from pet.stages.label import write_soft_labels
     from pet.tasks import TextFile
 

@@ -22,11 +22,11 @@ from common import LARGE, WORDS, build_large, card_name, draw_lengths, random_ro
 from pet import packing
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
+from pet.config.schema import DistillSettings, RuntimeSettings
 from pet.encoding import Batch, VerbalizerIds
 from pet.inference import computing_copy, score_rows
 from pet.losses import distillation_loss
 from pet.runtime import Runtime, open_runtime, send
-from pet.settings import DistillSettings, RuntimeSettings
 from pet.stages.classifier import layout_of_all
 from pet.training import Trainer, endless_order
 

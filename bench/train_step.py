@@ -31,11 +31,11 @@ from reference import Reference
 
 from pet import packing
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.encoding import Rows
 from pet.inference import computing_copy
 from pet.lora import Adapters
 from pet.runtime import Runtime, open_runtime
-from pet.settings import FinetuneSettings, RuntimeSettings
 from pet.stages.batches import ClozeBatch, cloze_losses
 from pet.training import Losses, Trainer
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pet import models, packing
 from pet.cloze import ClozeModel
+from pet.config.schema import Optimisation
 from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
 from pet.errors import PetError, TaskError
 from pet.examples import Texts, concatenate
@@ -34,7 +35,6 @@ from pet.metrics import describe_absent
 from pet.patterns import PVP
 from pet.runtime import peak_memory
 from pet.sampling import count_near_duplicates, derive_seed
-from pet.settings import Optimisation
 from pet.stages import prepare
 from pet.stages.work import Work
 

@@ -24,11 +24,11 @@ import torch
 
 from pet import events, models, signals
 from pet.artifacts import Artifact, Store
+from pet.config.schema import RuntimeSettings, Settings
 from pet.drafts import LOCKS, is_locked
 from pet.errors import PetError, SettingsError, StoreError
 from pet.identity import Key
 from pet.runtime import Reporter, open_runtime, use
-from pet.settings import RuntimeSettings, Settings
 from pet.stages import finetune
 from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import Plan

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.config.limits import MAX_LINE, is_file, is_folder, path_of
 from pet.encoding import Batch, Frame, Speller
 from pet.errors import CorpusError, raise_problems
-from pet.outside import MAX_LINE, is_file, is_folder, path_of
 from pet.runtime import send
 
 CHUNK = 1024

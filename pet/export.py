@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from pet import models
+from pet.config.schema import ModelSettings
 from pet.errors import ModelError, NotFinite, StoreError
 from pet.examples import Texts, concatenate
 from pet.files import write_folder
 from pet.modelcard import model_card
 from pet.runs import Run
-from pet.settings import ModelSettings
 from pet.stages import prepare
 from pet.stages.work import read_scores
 from pet.tasks import read_texts

@@ -11,9 +11,9 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pet.config.limits import path_of
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
-from pet.outside import path_of
 from pet.tasks import (
     FilesSource,
     FolderSource,

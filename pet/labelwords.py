@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pet import models, packing
 from pet.cloze import ClozeModel
+from pet.config.schema import ModelSettings
 from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, glued_parts
 from pet.errors import TaskError
 from pet.examples import Texts
@@ -26,7 +27,6 @@ from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.patterns import Mask, Pattern, parse_pattern
 from pet.runtime import Runtime
-from pet.settings import ModelSettings
 from pet.tasks import marks
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")

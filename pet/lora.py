@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from pet.config.schema import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.models import layers_of
 from pet.runtime import all_finite
-from pet.settings import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 
 TARGETS = {
     "albert": ("query", "value"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pet import lora, models, packing
 from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
+from pet.config.schema import ModelSettings
 from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
 from pet.ensemble import pool_scores
 from pet.errors import MissingArtifact, ModelError
@@ -20,7 +21,6 @@ from pet.inference import computing_copy, refresh, score_rows
 from pet.patterns import PVP, parse_pattern
 from pet.runs import Run
 from pet.runtime import Runtime
-from pet.settings import ModelSettings
 from pet.stages import label
 
 

@@ -25,12 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pet import delta
+from pet.config.hub import hub_reachable
+from pet.config.limits import is_file, is_folder, path_of
+from pet.config.schema import ModelSettings
 from pet.errors import ModelError, PetError, SettingsError
 from pet.files import digest_file, digest_json
-from pet.outside import is_file, is_folder, path_of
 from pet.runtime import Runtime, all_finite
-from pet.settings import ModelSettings
-from pet.tasks import hub_reachable
 
 MINI, MINI_ENCODER = "mini", "mini-encoder"
 EMBEDDED = (MINI, MINI_ENCODER)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from pet.config.limits import require_file
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
 from pet.files import flow, scalar
 from pet.labelwords import Proposal, Proposals
-from pet.outside import require_file
 from pet.rowfiles import delimited_line
 from pet.sampling import draw_by_seed
 from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, marks, read_text, rows_from

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from pet.settings import Optimisation
+from pet.config.schema import Optimisation
 
 BETAS = (0.9, 0.999)
 """torch's and the paper's (P1 names no others)."""

@@ -6,10 +6,10 @@ from typing import Any
 
 from pet import events, models, report
 from pet.artifacts import Artifact
+from pet.config.resolve import settings_yaml
 from pet.drafts import Draft
 from pet.errors import DamagedArtifact, SettingsError
 from pet.identity import Key
-from pet.settings import settings_yaml
 from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members, Plan

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pet import members
 from pet.artifacts import Store
+from pet.config.limits import is_unicode
+from pet.config.schema import RuntimeSettings
 from pet.ensemble import soften
 from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts
-from pet.outside import is_unicode
 from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of
 from pet.runs import Run, open_run
 from pet.runtime import Reporter, open_runtime
-from pet.settings import RuntimeSettings
 from pet.stages.classifier import Checkpoint
 from pet.tasks import Row, Source, TaskCard, columns_of, load_card, read_field
 

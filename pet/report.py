@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from pet.artifacts import Artifact
+from pet.config.schema import Settings
 from pet.metrics import describe_absent
-from pet.settings import Settings
 
 NAMES = {
     "zero_shot": "zero-shot, patterns untuned",

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pet.config.limits import MAX_COLUMNS, MAX_FIELD, MAX_LINE, bounded, is_unicode, require_file
 from pet.errors import TaskError
 from pet.examples import CHUNK
-from pet.outside import MAX_COLUMNS, MAX_FIELD, MAX_LINE, bounded, is_unicode, require_file
 from pet.tasks import Row, separator_of
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")

@@ -20,9 +20,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.ranks import ALONE, Ranks, join_ranks
-from pet.settings import RuntimeSettings
 
 BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
 """Tokens per batch when scoring, padding counted. GPU: 14,051 texts/s on one H100, 13,850 with 65,536. CPU: small

@@ -13,11 +13,11 @@ from typing import Any
 from pet import events
 from pet.artifacts import Artifact, Store
 from pet.cluster import open_cluster, order_of
+from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
 from pet.ipet import run_ipet
 from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
-from pet.settings import Method, RuntimeSettings, Settings
 from pet.stages import baseline, draw, evaluate, finetune, prepare
 from pet.stages.work import Work, mending
 from pet.tasks import load_card

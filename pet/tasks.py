@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import re
-import socket
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +21,11 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag
 
-from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
-from pet.examples import CHUNK, Texts, concatenate
-from pet.files import digest_json
-from pet.outside import (
+from pet.config.hub import hub_reachable
+from pet.config.limits import (
     MAX_COLUMNS,
     MAX_FIELD,
     MAX_UNPACKED,
@@ -41,8 +37,14 @@ from pet.outside import (
     read_bytes,
     stays_inside,
 )
+from pet.config.messages import parse_model
+from pet.config.resolve import read_extended
+from pet.config.schema import Concern, Revision, spelled
+from pet.config.shipped import find_file
+from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
+from pet.examples import CHUNK, Texts, concatenate
+from pet.files import digest_json
 from pet.patterns import PVP, parse_pattern
-from pet.settings import Concern, Revision, find_file, parse_model, read_extended, spelled
 
 SPLITS = ("train", "test", "unlabelled")
 SOURCES = ("files", "folder", "hub")
@@ -779,19 +781,6 @@ def refuse_foreign_data(task: str, source: HubSource, builder: Any) -> None:
 def is_commit(revision: str | None) -> bool:
     """Whether a revision names one commit, not a branch or tag."""
     return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
-
-
-@cache
-def hub_reachable() -> bool:
-    """Whether the hub's name resolves. If not, its libraries would try again for a minute; the local cache is read at
-    once instead."""
-    from huggingface_hub import constants
-
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return not constants.HF_HUB_OFFLINE
 
 
 def hub_rows(split: str, table: Any) -> Iterator[Row]:

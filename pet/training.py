@@ -29,11 +29,11 @@ import torch
 from numpy.typing import NDArray
 
 from pet import signals
+from pet.config.schema import Optimisation
 from pet.errors import NotFinite
 from pet.finite import Origin
 from pet.optimizer import build_optimizer, clip_to
 from pet.runtime import Runtime, map_tensors, receive
-from pet.settings import Optimisation
 
 B = TypeVar("B")
 Losses = dict[str, torch.Tensor]

@@ -28,10 +28,11 @@ from tiny import KIND_OF, TOKENIZERS, tiny_model
 from pet import drafts
 from pet.artifacts import Store
 from pet.cli import main
+from pet.config.resolve import resolve_settings
+from pet.config.schema import Settings
 from pet.drafts import Draft
 from pet.identity import Key
 from pet.runtime import Reporter, open_runtime
-from pet.settings import Settings, resolve_settings
 from pet.stages.work import Work
 from pet.training import Trainer
 

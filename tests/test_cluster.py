@@ -28,11 +28,11 @@ from rows import find_all, killable, lay_ground, lively_model, logs_of, open_wor
 from pet import cluster
 from pet.artifacts import Store
 from pet.cluster import Crew
+from pet.config.schema import RuntimeSettings
 from pet.drafts import LOCKS
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.events import read_events
 from pet.identity import Key
-from pet.settings import RuntimeSettings
 from pet.stages import finetune, prepare
 from pet.stages.bench import Bench
 from pet.telling import Hub, Replay, Telling

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from pet.settings import Settings, known_keys, resolve_settings
+from pet.config.messages import known_keys
+from pet.config.resolve import resolve_settings
+from pet.config.schema import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = runpy.run_path(str(DOCS / "commands.py"))
@@ -79,7 +81,7 @@ def test_no_page_names_a_setting_that_does_not_exist_beside_recipe_paper():
     assert named >= CHANGED
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "pet/settings.py", "pipelines/table-1.yaml"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "pet/config/schema.py", "pipelines/table-1.yaml"])
 def test_whoever_describes_recipe_paper_points_to_what_it_does_not_restore(page):
     text = (DOCS.parent / page).read_text(encoding="utf-8")
     assert "paper-recipe.md" in text

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from rows import find_one, lay_ground, lively_model, logs_of, pet, pet_run
 
+from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
 from pet.events import FILE, open_log, plain, read_events
 from pet.files import digest_json
 from pet.runtime import Silent
-from pet.settings import resolve_settings
 
 
 class Quiet(Silent):

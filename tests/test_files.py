@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pet import files
+from pet.config.safe_yaml import load_yaml
 from pet.errors import StoreError
 from pet.files import (
     canonical_json,
@@ -24,7 +25,6 @@ from pet.files import (
     write_folder,
     write_json,
 )
-from pet.outside import load_yaml
 
 # ---- JSON and digests ----------------------------------------------------------------------------------------------
 

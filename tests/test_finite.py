@@ -16,10 +16,10 @@ from pet import export, lora, models
 from pet.artifacts import Store
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings, ModelSettings
 from pet.errors import DamagedArtifact, ModelError, NotFinite
 from pet.identity import Key
 from pet.predict import Predictor
-from pet.settings import FinetuneSettings, ModelSettings
 from pet.stages import baseline
 from pet.stages.work import open_scores, read_scores, write_scores
 

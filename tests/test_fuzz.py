@@ -25,14 +25,17 @@ from rows import CARD, HIDDEN, LABELS, PIPELINE, TRAIN, invent_rows, lay_ground,
 from tiny import save_tiny
 
 from pet import givenlabels, tasks
-from pet import settings as settings_module
 from pet.cli import main
+from pet.config import messages as messages_module
+from pet.config import resolve as resolve_module
+from pet.config import schema as schema_module
+from pet.config.resolve import parse_assignment, resolve_pretraining, resolve_settings, resolve_tasks
+from pet.config.schema import ModelSettings
 from pet.corpus import find_files, read_documents
 from pet.errors import PetError
 from pet.models import load_masked_lm, load_tokenizer
 from pet.newcard import choose_columns, read_input, survey
 from pet.rowfiles import Broken, RowFile
-from pet.settings import ModelSettings, parse_assignment, resolve_pretraining, resolve_settings, resolve_tasks
 
 LONGEST = 2000
 """Characters of a sentence."""
@@ -42,7 +45,7 @@ PATIENCE = 30
 
 CLASSES = [
     name
-    for module in (settings_module, tasks)
+    for module in (messages_module, tasks)
     for name, one in vars(module).items()
     if isinstance(one, type) and one.__module__.startswith("pet.") and name not in ("Settings", "Row", "Source")
 ]
@@ -279,7 +282,7 @@ def read_settings(path: Path) -> None:
     """As `pet run`, `pet table` and `pet pretrain` do."""
     found = clean(resolve_settings, str(path))
     if found is not None:
-        again = yaml.safe_load(settings_module.settings_yaml(found))
+        again = yaml.safe_load(resolve_module.settings_yaml(found))
         assert resolve_settings(None, again) == found, "what a run writes down is what it was given"
     clean(resolve_tasks, str(path))
     clean(resolve_pretraining, str(path))
@@ -301,7 +304,7 @@ def test_any_bytes_in_the_place_of_a_pipeline_are_read_or_refused_in_a_sentence(
     read_settings(path)
 
 
-KEYS = st.sampled_from(settings_module.known_keys(settings_module.Settings)) | st.sampled_from(ODD_TEXTS) | PLAIN
+KEYS = st.sampled_from(messages_module.known_keys(schema_module.Settings)) | st.sampled_from(ODD_TEXTS) | PLAIN
 WRITTEN = st.one_of(
     st.sampled_from(ODD_TEXTS),
     VALUES.map(

@@ -134,7 +134,7 @@ def test_a_file_that_was_packed_or_renamed_keeps_its_labels(ground, tmp_path):
 
 def test_row_numbers_of_a_hub_dataset_are_looked_through(ground, tmp_path, monkeypatch):
     tables = {"train": TEXTS, "test": TEXTS}
-    monkeypatch.setattr("pet.tasks.hub_reachable", lambda: False)
+    monkeypatch.setattr("pet.config.hub.hub_reachable", lambda: False)
     patch_hub(monkeypatch, lambda split: [{"label": LABELS[0], **row} for row in tables[split]])
     ground.change_card(files=None, hub={"path": "someone/topics"})
     path = write_labels(tmp_path / "a.csv", given(ground))

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from pet.artifacts import Artifact, Store
+from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
 from pet.modelcard import pattern_lines
 from pet.patterns import PVP, parse_pattern
 from pet.pipeline import plan_steps
 from pet.runtime import open_runtime
-from pet.settings import resolve_settings
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings
 from pet.encoding import Batch, Layout, VerbalizerIds
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.inference import computing_copy
@@ -28,7 +29,6 @@ from pet.losses import IGNORED
 from pet.models import freeze_lower
 from pet.packing import PACKED
 from pet.runtime import Runtime, Silent
-from pet.settings import FinetuneSettings
 from pet.stages.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
 from pet.training import Losses, Trainer, TrainingReport
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, TOKENIZERS, save_tiny, tiny_config, tiny_model, wordpiece_tokenizer
 
 from pet import models
+from pet.config.schema import ModelSettings
 from pet.errors import ModelError, SettingsError
 from pet.models import (
     MINI_PACKAGE,
@@ -26,7 +27,6 @@ from pet.models import (
     outline,
     quiet_transformers,
 )
-from pet.settings import ModelSettings
 
 needs_mini = pytest.mark.skipif(
     importlib.util.find_spec(MINI_PACKAGE) is None, reason="the package with mini's weights is not installed"

@@ -19,12 +19,14 @@ import yaml
 from hub import patch_hub
 from rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
-from pet import outside, rowfiles, tasks
+from pet import rowfiles, tasks
+from pet.config import limits
+from pet.config.limits import read_bytes, stays_inside
+from pet.config.resolve import parse_assignment, read_yaml, resolve_settings, resolve_tasks, settings_yaml
+from pet.config.safe_yaml import MAX_DEPTH, MAX_NODES, MAX_YAML, load_yaml
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
 from pet.examples import Texts
 from pet.givenlabels import read_given_labels
-from pet.outside import MAX_DEPTH, MAX_NODES, MAX_YAML, load_yaml, read_bytes, stays_inside
-from pet.settings import parse_assignment, read_yaml, resolve_settings, resolve_tasks, settings_yaml
 from pet.tasks import Source, load_card, load_texts
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -501,8 +503,8 @@ def test_security_md_names_tests_that_exist():
 
 
 def test_limits_have_reasons():
-    named = [name for name in vars(outside) if name.startswith("MAX_")]
-    text = Path(outside.__file__).read_text(encoding="utf-8")
+    named = [name for name in vars(limits) if name.startswith("MAX_")]
+    text = Path(limits.__file__).read_text(encoding="utf-8")
     assert len(named) == 7
     for name in named:
         assert text.split(f"\n{name} = ")[1].split("\n")[1].startswith('"""'), name

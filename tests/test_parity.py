@@ -56,6 +56,8 @@ from test_tasks import NEWS, PVPS
 from tiny import KIND_OF, WORDS, tiny_model
 
 from pet.cloze import ClozeModel
+from pet.config.resolve import resolve_settings
+from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.encoding import Encoder, Rows, Speller, TokenizedTexts, encode_verbalizers
 from pet.errors import TaskError
 from pet.examples import Texts
@@ -64,7 +66,6 @@ from pet.packing import training_layout
 from pet.patterns import PVP, parse_pattern
 from pet.runtime import Runtime, Silent
 from pet.sampling import draw_first
-from pet.settings import FinetuneSettings, Optimisation, Settings, resolve_settings
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.tasks import TaskCard, load_card
 from pet.training import Trainer

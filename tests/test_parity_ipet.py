@@ -8,9 +8,9 @@ import pytest
 from parity import pair_chances, published_counts, published_sizes
 from scipy.stats import chisquare
 
+from pet.config.schema import Settings
 from pet.generations import apportion, draw_texts, generations_for, schedule
 from pet.sampling import divide_evenly
-from pet.settings import Settings
 
 IPET = Settings().ipet
 

@@ -19,10 +19,10 @@ from plain import assert_near
 from rows import lay_ground, pet_run, save_lively
 from safetensors.torch import load_file
 
+from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.ranks import ALONE, Ranks, buckets_of, deal, join_ranks
 from pet.runtime import open_runtime
-from pet.settings import RuntimeSettings
 
 TESTS = Path(__file__).parent
 SIZE = 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pet.artifacts import Artifact, Store
+from pet.config.resolve import resolve_settings
 from pet.identity import Key
 from pet.report import (
     across_seeds,
@@ -18,7 +19,6 @@ from pet.report import (
     stage_cost,
     summary_markdown,
 )
-from pet.settings import resolve_settings
 
 
 def score(value: float, low: float, high: float) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pet import runtime as runtime_module
+from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.runtime import (
     BATCH_TOKENS,
@@ -20,7 +21,6 @@ from pet.runtime import (
     reset_peak_memory,
     seed_everything,
 )
-from pet.settings import RuntimeSettings
 
 HAS_GPU = torch.cuda.is_available()
 

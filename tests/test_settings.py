@@ -7,13 +7,10 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pet import settings as settings_module
-from pet.errors import SettingsError, TaskError
-from pet.settings import (
-    RECIPES,
-    Pretraining,
-    Settings,
-    find_file,
+from pet.config import schema as schema_module
+from pet.config import shipped as shipped_module
+from pet.config.recipes import RECIPES
+from pet.config.resolve import (
     merge,
     parse_assignment,
     read_yaml,
@@ -21,9 +18,10 @@ from pet.settings import (
     resolve_settings,
     resolve_tasks,
     settings_yaml,
-    shipped_folder,
-    shipped_names,
 )
+from pet.config.schema import Pretraining, Settings
+from pet.config.shipped import find_file, shipped_folder, shipped_names
+from pet.errors import SettingsError, TaskError
 
 # Fact sheet 2.1 (columns "PET with LM, En", "final classifier C", "supervised"); the pool: P1 App C.
 PAPER = {
@@ -314,7 +312,7 @@ def test_a_file_that_vanished_is_refused_as_the_caller_s_kind_of_error(tmp_path)
 def test_an_unknown_pipeline_is_refused_with_what_was_likely_meant(tmp_path, monkeypatch):
     for name in ("demo", "table-1"):
         write(tmp_path / f"{name}.yaml", "seed: 1\n")
-    monkeypatch.setattr(settings_module, "shipped_folder", lambda kind: tmp_path)
+    monkeypatch.setattr(shipped_module, "shipped_folder", lambda kind: tmp_path)
     assert "unknown pipeline 'dmo'; did you mean 'demo'?" in refusal("dmo")
     assert "use one of demo, table-1 or the path of a YAML file" in refusal("zzz")
     assert resolve_settings("demo").seed == 1
@@ -333,7 +331,7 @@ def test_shipped_files_are_looked_for_inside_an_installed_package_first(tmp_path
     inside = tmp_path / "pet" / "shipped" / "pipelines"
     inside.mkdir(parents=True)
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(settings_module, "__file__", str(tmp_path / "pet" / "settings.py"))
+    monkeypatch.setattr(schema_module, "__file__", str(tmp_path / "pet" / "settings.py"))
     assert shipped_folder("pipelines") == inside
     assert shipped_folder("data") == tmp_path / "data", "the checkout has them beside the package"
     write(inside / "demo.yaml", yaml.safe_dump({"seed": 4}))

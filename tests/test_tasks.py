@@ -11,9 +11,9 @@ import yaml
 from hub import patch_hub
 
 from pet import tasks
+from pet.config.shipped import shipped_folder, shipped_names
 from pet.errors import SHOWN_PROBLEMS, TaskError
 from pet.examples import Texts, concatenate
-from pet.settings import shipped_folder, shipped_names
 from pet.tasks import TaskCard, TextFile, load_card, load_texts, read_texts, write_texts
 
 DATA = shipped_folder("data")

@@ -17,12 +17,12 @@ from torch import nn
 
 from pet import optimizer, training
 from pet.cloze import ClozeModel
+from pet.config.schema import Optimisation
 from pet.encoding import Batch, Layout, fill
 from pet.errors import NotFinite
 from pet.finite import Origin
 from pet.losses import IGNORED
 from pet.runtime import Runtime, Silent, map_tensors
-from pet.settings import Optimisation
 from pet.stages.batches import ClozeBatch, cloze_losses
 from pet.training import (
     LOG_EVERY,

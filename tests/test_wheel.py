@@ -6,7 +6,7 @@ import zipfile
 
 from hatchling.builders.wheel import WheelBuilder
 
-from pet.settings import shipped_folder, shipped_names
+from pet.config.shipped import shipped_folder, shipped_names
 
 ROOT = shipped_folder("data").parent
 
@@ -16,7 +16,7 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     program = (
-        "from pet.settings import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
+        "from pet.config.schema import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
         "from pet.tasks import load_card\n"
         "from pet.models import MINI_DELTA\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"

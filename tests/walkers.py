@@ -23,6 +23,7 @@ from tiny import TOKENIZERS, WORDS
 
 from pet import inference, packing, pipeline, ranks
 from pet.checkpoint import Checkpoint, Saver, train_saved
+from pet.config.schema import Optimisation, RuntimeSettings
 from pet.drafts import Draft
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.errors import NotFinite
@@ -31,7 +32,6 @@ from pet.inference import score_rows
 from pet.patterns import parse_pattern
 from pet.ranks import Ranks
 from pet.runtime import Runtime, Silent, open_runtime
-from pet.settings import Optimisation, RuntimeSettings
 from pet.stages import baseline, prepare
 from pet.training import Trainer, plain_values_of, tensors_of
 

@@ -43,8 +43,8 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     from pet.artifacts import Store
     from pet.check import check as look
     from pet.cli.screen import Screen
+    from pet.config.resolve import resolve_settings
     from pet.runtime import open_runtime
-    from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     overrides = flag_overrides({"task": task, **flags}, PLACES, assignments)

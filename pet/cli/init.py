@@ -52,11 +52,11 @@ def init(
         pet init notes --input notes.txt --labels complaint,praise
     """
     from pet.cli.screen import Screen
+    from pet.config.resolve import nest, resolve_settings
     from pet.labelwords import propose_words
     from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card
     from pet.patterns import parse_pattern
     from pet.runtime import open_runtime
-    from pet.settings import nest, resolve_settings
 
     check_name(name, out or Path(name))
     table = read_input(source)

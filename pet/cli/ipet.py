@@ -18,7 +18,7 @@ def ipet(**given: Any) -> None:
     """Run a PIPELINE with iPET: each generation of members is trained on more texts, labelled by the one before.
 
     Generation 0 is the ensemble of `pet run`, the same artifacts. What is in the store already is reused: interrupted,
-    or asked for more generations, the same command goes on from there. Settings: `ipet.*` in pet/settings.py.
+    or asked for more generations, the same command goes on from there. Settings: `ipet.*` in pet/config/schema.py.
 
     \b
     Examples:

@@ -8,7 +8,7 @@ import click
 from pet.errors import ModelError
 
 if TYPE_CHECKING:
-    from pet.settings import ModelSettings
+    from pet.config.schema import ModelSettings
 
 PROBE = "The quick brown fox jumps over the lazy dog ."
 PROBE_LENGTH = 16
@@ -29,8 +29,8 @@ def merge(member: Path, out: Path) -> None:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
     from pet import lora, models
+    from pet.config.schema import ModelSettings
     from pet.files import write_folder
-    from pet.settings import ModelSettings
 
     if out.exists():
         raise ModelError(f"{out} exists already; name a new folder, or remove it")

@@ -84,9 +84,9 @@ def open_predictor(run: str, kind: str, store: str, device: str, precision: str)
     """The classifier, with what has to be said of it."""
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.config.schema import RuntimeSettings
     from pet.predict import load_predictor
     from pet.runs import open_run
-    from pet.settings import RuntimeSettings
 
     screen = Screen()
     runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})

@@ -47,9 +47,9 @@ def pretrain(
     """
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.config.resolve import resolve_pretraining
     from pet.events import open_log
     from pet.runtime import open_runtime
-    from pet.settings import resolve_pretraining
     from pet.stages import corpus as corpora
     from pet.stages import pretrain as stage
     from pet.tracking import open_tracker

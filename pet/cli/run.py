@@ -12,9 +12,9 @@ from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.artifacts import Artifact, Store
+    from pet.config.schema import ModelSettings
     from pet.events import Log
     from pet.pipeline import Step
-    from pet.settings import ModelSettings
     from pet.stages.work import Work
 
     Go = Callable[[Work], Artifact | None]
@@ -138,8 +138,8 @@ def open_work(
     Raises:
         SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
     """
+    from pet.config.resolve import resolve_settings
     from pet.runtime import open_runtime
-    from pet.settings import resolve_settings
     from pet.stages.work import Work
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
@@ -240,7 +240,7 @@ def flag_overrides(
     Raises:
         SettingsError: a flag and --set set the same.
     """
-    from pet.settings import nest, parse_assignment
+    from pet.config.resolve import nest, parse_assignment
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
     typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}

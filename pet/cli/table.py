@@ -11,7 +11,7 @@ from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pet.settings import Settings
+    from pet.config.schema import Settings
 
 
 @click.command()
@@ -64,9 +64,9 @@ def table(
     from pet import table as tables
     from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.config.resolve import nest, resolve_tasks
     from pet.events import open_log
     from pet.runtime import open_runtime
-    from pet.settings import nest, resolve_tasks
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

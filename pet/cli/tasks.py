@@ -35,8 +35,8 @@ def show(name: str) -> None:
         pet tasks show agnews
     """
     from pet.cli.screen import Screen
+    from pet.config.shipped import find_file
     from pet.errors import TaskError
-    from pet.settings import find_file
     from pet.tasks import load_card
 
     card, _ = load_card(name)
@@ -64,7 +64,7 @@ def list_cards() -> None:
     from rich.table import Table
 
     from pet.cli.screen import Screen
-    from pet.settings import shipped_names
+    from pet.config.shipped import shipped_names
     from pet.tasks import load_card
 
     table = Table()

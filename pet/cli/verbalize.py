@@ -61,7 +61,7 @@ def verbalize(
     from pet.artifacts import Store
     from pet.cli.run import PLACES, flag_overrides, open_work, refuse_again
     from pet.cli.screen import Screen
-    from pet.settings import nest
+    from pet.config.resolve import nest
     from pet.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
 
     if output:

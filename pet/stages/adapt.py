@@ -8,9 +8,9 @@ is published. Members, a student and a baseline that name no other model start f
 from collections.abc import Iterator
 
 from pet.artifacts import Artifact
+from pet.config.schema import Pretraining
 from pet.drafts import Draft
 from pet.identity import Key
-from pet.settings import Pretraining
 from pet.stages import corpus, prepare, pretrain
 from pet.stages.work import Work, training_settings
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.cloze import ClozeModel
+from pet.config.schema import FinetuneSettings
 from pet.encoding import (
     Batch,
     Layout,
@@ -32,7 +33,6 @@ from pet.encoding import (
 from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
 from pet.ranks import ALONE, Ranks, deal
 from pet.runtime import send
-from pet.settings import FinetuneSettings
 from pet.training import Losses, endless_order
 
 TARGET_MULTIPLE = 64

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pet import models, packing
 from pet.checkpoint import train_saved
 from pet.classification import ClassifierModel
+from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
 from pet.drafts import Draft
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
@@ -19,7 +20,6 @@ from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
 from pet.ranks import Ranks, deal
 from pet.runtime import Runtime, seed_everything, send
-from pet.settings import BaselineSettings, DistillSettings, ModelSettings
 from pet.stages.work import Work
 from pet.training import Trainer, TrainingReport, endless_order
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pet import corpus
 from pet.artifacts import Artifact, Store
+from pet.config.schema import CorpusSettings, Pretraining
 from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import CorpusError
 from pet.files import digest_file, digest_json
 from pet.identity import Key
 from pet.runtime import Runtime
-from pet.settings import CorpusSettings, Pretraining
 from pet.stages.work import make
 from pet.tasks import load_card, load_texts
 

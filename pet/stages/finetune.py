@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pet import models, signals
 from pet.artifacts import Artifact
 from pet.checkpoint import train_saved
+from pet.config.schema import FinetuneSettings
 from pet.drafts import Draft
 from pet.encoding import Encoder, encode_verbalizers
 from pet.errors import Busy
@@ -32,7 +33,6 @@ from pet.lora import Adapters, find_targets
 from pet.patterns import PVP
 from pet.runtime import seed_everything
 from pet.sampling import derive_seed
-from pet.settings import FinetuneSettings
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
 from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores

@@ -23,6 +23,7 @@ from pet import corpus, delta, models, packing
 from pet.artifacts import Artifact, Store
 from pet.checkpoint import Checkpoint, Saver
 from pet.cloze import HEADS, ClozeModel
+from pet.config.schema import Pretraining
 from pet.corpus import Blocks
 from pet.drafts import Draft
 from pet.encoding import Speller
@@ -33,7 +34,6 @@ from pet.inference import computing_copy, refresh
 from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
-from pet.settings import Pretraining
 from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide
 from pet.stages.progress import Watch

@@ -11,8 +11,8 @@ from torch import nn
 from pet import models, packing
 from pet.checkpoint import Saver
 from pet.cloze import ClozeModel
+from pet.config.schema import PretrainSettings
 from pet.runtime import Runtime, matmul_rate
-from pet.settings import PretrainSettings
 from pet.training import LOG_EVERY, State
 
 

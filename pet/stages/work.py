@@ -19,6 +19,7 @@ from torch.nn import Module
 from pet import models
 from pet.artifacts import Artifact, Store
 from pet.checkpoint import Checkpoint, Saver
+from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import DamagedArtifact, SettingsError
@@ -30,7 +31,6 @@ from pet.optimizer import Optimizer
 from pet.patterns import PVP
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
-from pet.settings import ModelSettings, RuntimeSettings, Settings
 from pet.tasks import TaskCard, choose_source, load_card, load_texts
 
 SCORES = "scores.safetensors"

@@ -9,7 +9,7 @@ import yaml
 from rows import Ground, digest, find_all, find_one, garble, hidden_in, is_kept, pet, pet_run, snapshot
 from tiny import TOKENIZERS, tiny_config, wordpiece_tokenizer
 
-from pet.settings import Settings
+from pet.config.schema import Settings
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from pet import models
 from pet.artifacts import Store
 from pet.check import Check, check
 from pet.cli.check import rough_size, rough_time
+from pet.config.resolve import resolve_settings
+from pet.config.schema import ModelSettings
 from pet.runtime import open_runtime
-from pet.settings import ModelSettings, resolve_settings
 from pet.stages.work import Work
 
 

@@ -38,9 +38,9 @@ from transformers import AutoTokenizer
 
 from pet import export as exporting
 from pet import models
+from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact
 from pet.modelcard import MINI_BASE, hub_base, quoted
-from pet.settings import ModelSettings
 from pet.tasks import read_texts
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}

@@ -3,7 +3,7 @@
 import pytest
 from rows import lay_ground, pet
 
-from pet.settings import shipped_names
+from pet.config.shipped import shipped_names
 from pet.tasks import load_card
 
 

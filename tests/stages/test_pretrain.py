@@ -23,12 +23,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from pet import checkpoint, delta
 from pet.checkpoint import Checkpoint
 from pet.cloze import HEADS, ClozeModel
+from pet.config.resolve import resolve_pretraining
 from pet.corpus import open_blocks
 from pet.encoding import Speller
 from pet.losses import IGNORED, fusible_token_losses
 from pet.models import freeze_lower
 from pet.runtime import Runtime, open_runtime
-from pet.settings import resolve_pretraining
 from pet.stages import masking, pretrain, progress
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ from rows import garble, hidden_in
 from safetensors import SafetensorError
 
 from pet.artifacts import Store
+from pet.config.schema import RuntimeSettings
 from pet.errors import Busy, DamagedArtifact, StoreError
 from pet.identity import Key
 from pet.runtime import Silent, open_runtime
-from pet.settings import RuntimeSettings
 from pet.stages import work
 from pet.stages.finetune import share_out
 from pet.stages.work import MENDED, make, mending
