@@ -30,12 +30,12 @@ import torch
 from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name, clock, draw_lengths, word_tokenizer
 from reference import DistillReference, Reference
 
-from pet.artifacts import Store
 from pet.cluster import open_cluster, order_of, raised
 from pet.config.resolve import resolve_settings
 from pet.pipeline import run_stage
 from pet.runtime import Silent, open_runtime
 from pet.stages.work import Work, read_scores
+from pet.store.store import Store
 
 LABELS = ["World", "Sports", "Business", "Tech"]
 

@@ -17,12 +17,12 @@ import transformers
 from pretraining import SHAPES
 
 from pet import models
-from pet.artifacts import Store
 from pet.config.resolve import resolve_pretraining
 from pet.config.schema import ModelSettings
-from pet.files import read_json
 from pet.runtime import open_runtime, seed_everything
 from pet.stages import pretrain
+from pet.store.files import read_json
+from pet.store.store import Store
 
 RECIPE: dict[str, Any] = {
     "length": 128,

@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from common import WORDS, build_large, draw_lengths, random_batches, random_rows, start, wait
 
-from pet import packing, signals
+from pet import packing
 from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.inference import computing_copy, refresh
 from pet.runtime import open_runtime
 from pet.stages.batches import cloze_losses
+from pet.store import interrupts
 from pet.training import Trainer
 
 DEFAULT_MINUTES = RuntimeSettings().checkpoint_minutes
@@ -63,13 +64,13 @@ def main() -> None:
         wait(device)
         begun = time.perf_counter()
         report = None
-        with contextlib.suppress(signals.Stopped):
+        with contextlib.suppress(interrupts.Stopped):
             (report,) = train_saved(trainer, saver, batches, "member", restored=lambda: refresh(twin, cloze))
         wait(device)
         weights = torch.cat([one.detach().flatten() for one in cloze.parameters()]).cpu()
         return {"seconds": time.perf_counter() - begun, "saver": saver, "weights": weights, "report": report}
 
-    with tempfile.TemporaryDirectory() as base, signals.heeded():
+    with tempfile.TemporaryDirectory() as base, interrupts.heeded():
         folder = Path(base)
         whole = go(folder / "whole", 1e9)
         again = go(folder / "again", 1e9)
@@ -119,7 +120,7 @@ class Watched(Saver):
         """And ask."""
         super().after(step, state, stopping)
         if step + 1 == self.stop_at:
-            signals.ask()
+            interrupts.ask()
 
 
 if __name__ == "__main__":

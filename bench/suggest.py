@@ -19,10 +19,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pet.artifacts import Store
 from pet.cli.suggest import METHODS
 from pet.runs import Run, open_run
 from pet.stages import prepare
+from pet.store.store import Store
 from pet.suggest import suggest
 
 HERE = Path(__file__).parents[1]

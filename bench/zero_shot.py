@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pet.artifacts import Store
 from pet.config.resolve import resolve_settings
 from pet.ensemble import member_weights, pool_scores
 from pet.runtime import open_runtime
 from pet.stages import finetune, prepare
 from pet.stages.work import Work, label_numbers, read_scores
+from pet.store.store import Store
 
 LENGTHS = {"bbc": 128, "agnews": 96, "yelp-full": 256}
 """Tokens a text is cut at."""

@@ -21,14 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pet.files import digest_file, readable_json, sync
 from pet.optimizer import Optimizer
 from pet.runtime import Runtime, all_finite
+from pet.store.files import digest_file, readable_json, sync
+from pet.store.manifest import STATE
 from pet.training import Course, State, Trainer, TrainingReport
 
 B = TypeVar("B")
-
-STATE = "state.json"
 
 LEAST_RATIO = 50
 """Seconds of training to one of saving, at the least: so it never takes more than 2 % of the time, however large the
@@ -297,11 +296,3 @@ def train_saved(
     course = Course(start, after=saver.after)
     with saver:
         return trainer.run(batches(start.step if start else 0), *names, steps=steps, course=course)
-
-
-def facts_of(folder: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself, for people; `None` if there is none."""
-    try:
-        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None

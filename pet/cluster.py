@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 
-from pet import events, models, signals
-from pet.artifacts import Artifact, Store
+from pet import events, models
 from pet.config.schema import RuntimeSettings, Settings
-from pet.drafts import LOCKS, is_locked
 from pet.errors import PetError, SettingsError, StoreError
-from pet.identity import Key
 from pet.runtime import Reporter, open_runtime, use
 from pet.stages import finetune
 from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import Plan
 from pet.stages.work import Work
+from pet.store import interrupts
+from pet.store.key import Key
+from pet.store.lock import LOCKS, is_locked
+from pet.store.store import Artifact, Store
 from pet.telling import TOLD_EVERY, Hub, Replay, Telling
 
 RETRIES = 20
@@ -249,7 +250,7 @@ class Crew:
                 while todo and len(waiting) < (WALKS if orders[0].walks else len(orders)):
                     number, order = todo.pop()
                     waiting[self.start(order)] = number
-                with signals.deferred():  # Ray would make a plain KeyboardInterrupt of whatever signal it is
+                with interrupts.deferred():  # Ray would make a plain KeyboardInterrupt of whatever signal it is
                     done, _ = ray.wait(list(waiting), timeout=TOLD_EVERY)
                 replay.show(ray.get(self.hub.drain.remote(self.box)))
                 for one in done:
@@ -404,12 +405,12 @@ def obey(order: Order, crew: Crew) -> Any:
             "file system that all hosts of the Ray cluster share, at the same path"
         )
     try:
-        with signals.heeded():
+        with interrupts.heeded():
             try:
                 return do(order, crew)
             finally:
                 flush(crew)
-    except signals.Stopped as stop:
+    except interrupts.Stopped as stop:
         if stop.code == 128 + signal.SIGTERM:  # the host is taken away: let another one go on
             os._exit(stop.code)
         raise

@@ -4,13 +4,13 @@ The walk alone. Generation 0 is PET's ensemble, the same artifacts; the last one
 is drawn and how is the business of `stages/draw`.
 """
 
-from pet.artifacts import Artifact
 from pet.pipeline import Outcome, adapt_model, check, publish_run
 from pet.stages import distill, draw, evaluate, finetune, label, prepare
 from pet.stages.bench import Bench
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members
 from pet.stages.work import Work, mending
+from pet.store.store import Artifact
 
 ENDLESS = 10**12
 """Texts of a pool that cuts no schedule short."""

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from pet import lora, models, packing
-from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.config.schema import ModelSettings
 from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
@@ -22,6 +21,7 @@ from pet.patterns import PVP, parse_pattern
 from pet.runs import Run
 from pet.runtime import Runtime
 from pet.stages import label
+from pet.store.store import Artifact
 
 
 class Ensemble:

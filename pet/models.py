@@ -29,8 +29,8 @@ from pet.config.hub import hub_reachable
 from pet.config.limits import is_file, is_folder, path_of
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, PetError, SettingsError
-from pet.files import digest_file, digest_json
 from pet.runtime import Runtime, all_finite
+from pet.store.files import digest_file, digest_json
 
 MINI, MINI_ENCODER = "mini", "mini-encoder"
 EMBEDDED = (MINI, MINI_ENCODER)

@@ -17,10 +17,10 @@ from typing import Literal, cast
 from pet.config.limits import require_file
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
-from pet.files import flow, scalar
 from pet.labelwords import Proposal, Proposals
 from pet.rowfiles import delimited_line
 from pet.sampling import draw_by_seed
+from pet.store.files import flow, scalar
 from pet.tasks import FilesSource, Row, file_rows, load_card, load_texts, marks, read_text, rows_from
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import report
-from pet.artifacts import Artifact
 from pet.calibration import BINS, bin_of, expected_calibration_error
 from pet.ensemble import disagreement, pool_scores, soften
 from pet.errors import StoreError
 from pet.examples import CHUNK
-from pet.files import new_file
 from pet.metrics import confusion, measure
 from pet.runs import Run
 from pet.stages import label, prepare
 from pet.stages.work import label_numbers, open_scores, read_scores
+from pet.store.files import new_file
+from pet.store.store import Artifact
 
 TEMPLATE = "report.html.jinja"
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pet.errors import TaskError
-from pet.files import canonical_json
+from pet.store.files import canonical_json
 
 MODIFIERS = ("unpunctuated", "whole")
 

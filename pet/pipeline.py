@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pet import events, models, report
-from pet.artifacts import Artifact
 from pet.config.resolve import settings_yaml
-from pet.drafts import Draft
 from pet.errors import DamagedArtifact, SettingsError
-from pet.identity import Key
 from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work, mending
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 
 STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1

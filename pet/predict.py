@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import members
-from pet.artifacts import Store
 from pet.config.limits import is_unicode
 from pet.config.schema import RuntimeSettings
 from pet.ensemble import soften
@@ -25,6 +24,7 @@ from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of
 from pet.runs import Run, open_run
 from pet.runtime import Reporter, open_runtime
 from pet.stages.classifier import Checkpoint
+from pet.store.store import Store
 from pet.tasks import Row, Source, TaskCard, columns_of, load_card, read_field
 
 Kind = Literal["student", "ensemble"]

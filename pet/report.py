@@ -8,9 +8,9 @@ from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
-from pet.artifacts import Artifact
 from pet.config.schema import Settings
 from pet.metrics import describe_absent
+from pet.store.store import Artifact
 
 NAMES = {
     "zero_shot": "zero-shot, patterns untuned",

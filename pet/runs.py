@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact, Store
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
-from pet.drafts import MANIFEST
 from pet.errors import DamagedArtifact, MissingArtifact, StoreError, raise_problems
+from pet.store.manifest import MANIFEST
+from pet.store.store import Artifact, Store
 
 LAST = "last"
 """What stands for the newest run."""

@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
 from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.examples import Texts, concatenate
-from pet.files import new_file
 from pet.givenlabels import COLUMNS, field_columns, guarded
 from pet.rowfiles import delimited_line
 from pet.runs import Run
@@ -26,6 +24,8 @@ from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare
 from pet.stages.label import load_scores
 from pet.stages.work import open_scores
+from pet.store.files import new_file
+from pet.store.store import Artifact
 from pet.tasks import TextFile
 
 CANDIDATES = 5

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pet import events
-from pet.artifacts import Artifact, Store
 from pet.cluster import open_cluster, order_of
 from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
@@ -20,6 +19,7 @@ from pet.pipeline import adapt_model, check, run_stage
 from pet.runtime import Runtime
 from pet.stages import baseline, draw, evaluate, finetune, prepare
 from pet.stages.work import Work, mending
+from pet.store.store import Artifact, Store
 from pet.tasks import load_card
 
 Score = Mapping[str, float]

@@ -14,15 +14,15 @@ from statistics import mean
 from typing import Any
 
 from pet import published
-from pet.artifacts import Store
 from pet.config.schema import Settings
-from pet.drafts import code_state
 from pet.errors import StoreError
-from pet.files import write_json
 from pet.metrics import describe_absent, holm, paired_p, spread
 from pet.report import markdown_row
 from pet.rowfiles import as_text, delimited_line
 from pet.runtime import Runtime
+from pet.store.environment import code_state
+from pet.store.files import write_json
+from pet.store.store import Store
 from pet.table import Table, applies, check_all, make
 from pet.tasks import TaskCard, load_card
 

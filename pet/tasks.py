@@ -43,8 +43,8 @@ from pet.config.schema import Concern, Revision, spelled
 from pet.config.shipped import find_file
 from pet.errors import SHOWN_PROBLEMS, StoreError, TaskError, raise_problems
 from pet.examples import CHUNK, Texts, concatenate
-from pet.files import digest_json
 from pet.patterns import PVP, parse_pattern
+from pet.store.files import digest_json
 
 SPLITS = ("train", "test", "unlabelled")
 SOURCES = ("files", "folder", "hub")

@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import signals
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
 from pet.finite import Origin
 from pet.optimizer import build_optimizer, clip_to
 from pet.runtime import Runtime, map_tensors, receive
+from pet.store import interrupts
 
 B = TypeVar("B")
 Losses = dict[str, torch.Tensor]
@@ -162,7 +162,7 @@ class Trainer(Generic[B]):
         ranks, device = self.runtime.ranks, self.runtime.device
         try:
             with (
-                signals.deferred(),
+                interrupts.deferred(),
                 ranks.apart(device),
                 self.runtime.reporter.track(title, settings.steps, "step") as advance,
             ):
@@ -198,10 +198,10 @@ class Trainer(Generic[B]):
     def is_stopping(self, step: int) -> bool:
         """Whether the process was asked to stop; several ranks agree on it, every LOG_EVERY steps."""
         if self.runtime.ranks.size == 1:
-            return signals.asked()
-        stopping = step % LOG_EVERY == 0 and self.runtime.ranks.any_of([signals.asked()])[0]
+            return interrupts.asked()
+        stopping = step % LOG_EVERY == 0 and self.runtime.ranks.any_of([interrupts.asked()])[0]
         if stopping:
-            signals.ask()
+            interrupts.ask()
         return stopping
 
     def step(self, micro_batches: Sequence[B]) -> Losses:

@@ -15,13 +15,13 @@ from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.examples import Texts
-from pet.files import new_file, readable_yaml, scalar
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
+from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks import MAX_WORDS_FROM, TaskCard, find_split, load_card, marks
 
 CHUNK = 256

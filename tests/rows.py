@@ -25,15 +25,16 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 from tiny import KIND_OF, TOKENIZERS, tiny_model
 
-from pet import drafts
-from pet.artifacts import Store
 from pet.cli import main
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
-from pet.drafts import Draft
-from pet.identity import Key
 from pet.runtime import Reporter, open_runtime
 from pet.stages.work import Work
+from pet.store import draft as draft_module
+from pet.store import manifest as manifest_module
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Store
 from pet.training import Trainer
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
@@ -155,7 +156,7 @@ def open_work(ground: Ground, store: Path, reporter: Reporter | None = None, **s
 
 def spare_draft(folder: Path) -> Draft:
     """Where a training may keep its checkpoint, in a store of its own; nothing is published."""
-    draft = drafts.open_draft(folder, Key("spare", 1, {}, {}), "spare", None, FileLock(folder / "spare"))
+    draft = draft_module.open_draft(folder, Key("spare", 1, {}, {}), "spare", None, FileLock(folder / "spare"))
     assert draft is not None
     return draft
 
@@ -208,13 +209,13 @@ def logs_of(store: Path) -> list[Path]:
 
 def declare(folder: Path) -> None:
     """Let the manifest of an artifact that was changed by hand say what is in its folder now."""
-    manifest = drafts.read_manifest(folder)
+    manifest = manifest_module.read_manifest(folder)
     del manifest["digest"]
     files = [
         {"path": name, "size": path.stat().st_size, "sha256": digest(path)}
-        for name, path in drafts.content_of(folder).items()
+        for name, path in manifest_module.content_of(folder).items()
     ]
-    drafts.write_manifest(folder, manifest | {"files": files})
+    manifest_module.write_manifest(folder, manifest | {"files": files})
 
 
 def garble(path: Path) -> bytes:
@@ -282,7 +283,7 @@ def finish_run(base: Path) -> Finished:
 def killable(folder: Path) -> list[list[object]]:
     """Commands that go through every stage, each saving its trainings after every step: full members and generations on
     an adapted model; members trained together as adapters; a model trained on a corpus."""
-    from pet import artifacts, pipeline, stages  # noqa: F401 - what a run needs is there before it is forked
+    from pet import pipeline, stages  # noqa: F401 - what a run needs is there before it is forked
     from pet.stages import pretrain  # noqa: F401
 
     model = save_lively(folder / "model")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pet import drafts
-from pet.artifacts import DAMAGED, Artifact, Store, is_damaged
-from pet.drafts import MANIFEST, write_manifest
 from pet.errors import Busy, DamagedArtifact, MissingArtifact, StoreError
-from pet.files import digest_file, read_json
-from pet.identity import Key
+from pet.store import draft as draft_module
+from pet.store.files import digest_file, read_json
+from pet.store.key import Key
+from pet.store.manifest import MANIFEST, write_manifest
+from pet.store.store import DAMAGED, Artifact, Store, is_damaged
 
 KEY = Key("label", 3, {"steps": 250}, {"prepare": "p1", "model": "m1"})
 
@@ -254,7 +254,7 @@ def test_a_file_that_was_read_is_not_hashed_again_unless_it_was_touched(store, m
         return digest_file(path)
 
     found = publish(store)
-    monkeypatch.setattr(drafts, "digest_file", note)
+    monkeypatch.setattr(draft_module, "digest_file", note)
     for _ in range(3):
         assert found.read_json("result.json") == "one"
     assert hashed == ["result.json"]
@@ -387,7 +387,7 @@ def test_a_store_that_fails_while_publishing_is_said(store, monkeypatch):
     def full(draft: Path, final: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(drafts, "settle", full)
+    monkeypatch.setattr(draft_module, "settle", full)
     with pytest.raises(StoreError, match=r"runs cannot be written \(No space left on device\)"):
         publish(store)
     assert everything_in(store.root) == ["label"]

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pet import checkpoint
-from pet.checkpoint import LEAST_RATIO, STATE, Checkpoint, Saver, facts_of, train_saved
+from pet.checkpoint import LEAST_RATIO, Checkpoint, Saver, train_saved
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.files import digest_file
 from pet.optimizer import FusedAdamW, MasterAdamW
 from pet.runtime import Runtime, Silent
+from pet.store.files import digest_file
+from pet.store.manifest import STATE, facts_of
 from pet.training import State, Trainer, TrainingReport
 
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rows import Finished, files_of, find_all, find_one, finish_run, garble, pet, pet_run, snapshot
 
-from pet import cleaning
-from pet.artifacts import Artifact, Store
-from pet.drafts import read_manifest, write_manifest
-from pet.files import readable_json
-from pet.identity import Key
 from pet.runs import list_runs, open_run
+from pet.store import gc
+from pet.store.files import readable_json
+from pet.store.key import Key
+from pet.store.manifest import read_manifest, write_manifest
+from pet.store.store import Artifact, Store
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,10 @@ def test_show_has_the_scores_and_every_artifact_with_who_else_needs_it(several):
     rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     plain = open_run(str(run_of(several, "plain")), Store(several))
     for one in (*plain.members, plain.prepared, plain.scored, plain.student, plain.labelled):
-        assert cleaning.name_of(one) in rows
-    assert run_of(several, "ipet").name in rows[cleaning.name_of(plain.members[0])]
-    assert run_of(several, "adapted").name in rows[cleaning.name_of(plain.prepared)]
-    assert not any(one.name in rows[cleaning.name_of(plain.student)] for one in (several / "run").iterdir())
+        assert gc.name_of(one) in rows
+    assert run_of(several, "ipet").name in rows[gc.name_of(plain.members[0])]
+    assert run_of(several, "adapted").name in rows[gc.name_of(plain.prepared)]
+    assert not any(one.name in rows[gc.name_of(plain.student)] for one in (several / "run").iterdir())
 
 
 def test_show_names_the_student_where_it_is_now(done, store):
@@ -163,11 +163,11 @@ def test_a_model_that_a_run_names_by_its_folder_stays_and_is_kept_for_it(tmp_pat
 
     pretrained, member = publish("pretrain"), publish("finetune")
     first = publish("run", member, model={"name": str(pretrained.path / "model")})
-    shelf = cleaning.read_shelf(store)
-    assert {one.path for one in cleaning.removable(shelf, first.identity)} == {first.path, member.path}
+    shelf = gc.read_shelf(store)
+    assert {one.path for one in gc.removable(shelf, first.identity)} == {first.path, member.path}
     publish("run", distill={"model": str(member.path / "model")})
-    shelf = cleaning.read_shelf(store)
-    assert {one.path for one in cleaning.removable(shelf, first.identity)} == {first.path}
+    shelf = gc.read_shelf(store)
+    assert {one.path for one in gc.removable(shelf, first.identity)} == {first.path}
 
 
 def test_nothing_goes_without_a_yes(store):
@@ -180,7 +180,7 @@ def test_nothing_goes_without_a_yes(store):
 
 def test_a_removal_that_is_interrupted_leaves_no_half_artifact(store, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cleaning.shutil, "rmtree", interrupt)
+        patch.setattr(gc.shutil, "rmtree", interrupt)
         pet("runs", "rm", "last", "--yes", "--store", store, code=130)
     assert list(store.rglob("manifest.json")) == []
     assert "has no runs" in pet("runs", "--store", store).stdout

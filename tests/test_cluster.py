@@ -26,15 +26,15 @@ from killing import differences
 from rows import find_all, killable, lay_ground, lively_model, logs_of, open_work, pet, read_json
 
 from pet import cluster
-from pet.artifacts import Store
 from pet.cluster import Crew
 from pet.config.schema import RuntimeSettings
-from pet.drafts import LOCKS
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.events import read_events
-from pet.identity import Key
 from pet.stages import finetune, prepare
 from pet.stages.bench import Bench
+from pet.store.key import Key
+from pet.store.lock import LOCKS
+from pet.store.store import Store
 from pet.telling import Hub, Replay, Telling
 
 NAME = "seed 7"

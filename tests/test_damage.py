@@ -9,8 +9,8 @@ import pytest
 from killing import differences, published
 from rows import find_all, killable, pet
 
-from pet.artifacts import Store
 from pet.errors import DamagedArtifact
+from pet.store.store import Store
 
 KINDS = "prepare corpus adapt finetune label draw distill baseline evaluate run".split()
 """In the order in which they are made first."""

@@ -18,11 +18,17 @@ from typing import Any
 import pytest
 from rows import snapshot
 
-from pet import artifacts, drafts, signals
-from pet.artifacts import Store
-from pet.drafts import AFTER, CHECKPOINT, LOCKS, MANIFEST, Draft, code_state, read_manifest, take
 from pet.errors import Busy, StoreError
-from pet.identity import Key
+from pet.store import draft as draft_module
+from pet.store import environment, interrupts
+from pet.store import lock as lock_module
+from pet.store import store as store_module
+from pet.store.draft import Draft
+from pet.store.environment import code_state
+from pet.store.key import Key
+from pet.store.lock import LOCKS, take
+from pet.store.manifest import AFTER, CHECKPOINT, MANIFEST, read_manifest
+from pet.store.store import Store
 
 KEY, OTHER = Key("finetune", 3, {"steps": 250}, {"prepare": "p1"}), Key("finetune", 3, {"steps": 9}, {})
 
@@ -55,9 +61,9 @@ def half_trained(draft: Draft) -> None:
 
 BEGIN = f"""
 import os, signal, sys
-from pet.artifacts import Store
-from pet.drafts import Draft, take
-from pet.identity import Key
+from pet.store.store import Store
+from pet.store.draft import Draft, take
+from pet.store.key import Key
 
 {inspect.getsource(half_trained)}
 KEY, OTHER = {KEY!r}, {OTHER!r}
@@ -140,7 +146,7 @@ def test_the_digest_of_a_manifest_is_that_of_all_the_rest_of_it_and_anyone_can_c
 
 def test_seconds_are_those_of_the_block_and_of_earlier_processes(store, monkeypatch):
     now = 100.0
-    monkeypatch.setattr(drafts, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(draft_module, "time", SimpleNamespace(perf_counter=lambda: now))
     with store.publish(KEY, "mine"):
         now = 112.3456
     assert store.find(KEY).manifest["seconds"] == 12.346
@@ -156,14 +162,14 @@ def test_the_manifest_is_written_when_all_else_is_on_the_disk_and_then_one_renam
     events = []
 
     def note(name: str) -> None:
-        real = getattr(drafts, name)
+        real = getattr(draft_module, name)
 
         def noted(*given: Any) -> None:
             events.append((name, everything_in(store.root / KEY.stage / f".draft-{KEY.identity}")))
             assert list((store.root / KEY.stage).glob("mine-*")) == [], "nothing is published before"
             real(*given)
 
-        monkeypatch.setattr(drafts, name, noted)
+        monkeypatch.setattr(draft_module, name, noted)
 
     for name in ("sync_all", "write_manifest", "settle"):
         note(name)
@@ -208,14 +214,14 @@ def test_what_is_sealed_stays_as_it_is(store):
 
 
 def test_a_signal_while_an_artifact_is_put_in_its_place_is_heeded_when_it_is_there(store, monkeypatch):
-    settle = drafts.settle
+    settle = draft_module.settle
 
     def stop(*given: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         settle(*given)
 
-    monkeypatch.setattr(drafts, "settle", stop)
-    with pytest.raises(signals.Stopped), signals.heeded(), store.publish(KEY, "mine"):
+    monkeypatch.setattr(draft_module, "settle", stop)
+    with pytest.raises(interrupts.Stopped), interrupts.heeded(), store.publish(KEY, "mine"):
         pass
     assert published(store) == [MANIFEST]
 
@@ -368,10 +374,10 @@ def test_the_lock_of_a_process_that_died_is_free(store):
 @pytest.mark.parametrize("content", [b"", b"\xff"])
 def test_who_has_not_said_its_name_is_another_process(store, content):
     path = store.root / LOCKS / f"{KEY.stage}-{KEY.identity}"
-    assert drafts.holder(path) == "another process", "nor is it an error that there is no file any more"
+    assert lock_module.holder(path) == "another process", "nor is it an error that there is no file any more"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    assert drafts.holder(path) == "another process"
+    assert lock_module.holder(path) == "another process"
 
 
 def test_a_lock_that_cannot_say_whose_it_is_is_held_all_the_same(store, monkeypatch):
@@ -401,7 +407,7 @@ def test_a_draft_that_cannot_be_begun_is_said_and_leaves_no_lock(store, monkeypa
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, place, fail)
+        patch.setattr(store_module, place, fail)
         with pytest.raises(StoreError, match="No space left on device"), store.publish(KEY, "mine"):
             pytest.fail("the block must not run")
     with store.publish(KEY, "mine", waiting=None) as draft:
@@ -419,7 +425,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "checkout"
     (folder / "pet").mkdir(parents=True)
     (folder / "pet" / "drafts.py").write_text("one")
-    monkeypatch.setattr(drafts, "__file__", str(folder / "pet" / "drafts.py"))
+    monkeypatch.setattr(draft_module, "__file__", str(folder / "pet" / "drafts.py"))
     return folder
 
 
@@ -453,6 +459,6 @@ def test_a_checkout_that_git_cannot_read_has_no_commit(checkout, monkeypatch):
 
 
 def test_packages_that_are_not_installed_are_left_out(monkeypatch):
-    monkeypatch.setattr(drafts, "RECORDED_PACKAGES", ("numpy", "no-such-package-of-this-name"))
-    found = drafts.environment.__wrapped__()
+    monkeypatch.setattr(environment, "RECORDED_PACKAGES", ("numpy", "no-such-package-of-this-name"))
+    found = environment.environment.__wrapped__()
     assert set(found["packages"]) == {"numpy"}

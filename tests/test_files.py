@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pet import files
 from pet.config.safe_yaml import load_yaml
 from pet.errors import StoreError
-from pet.files import (
+from pet.store import files
+from pet.store.files import (
     canonical_json,
     digest_file,
     digest_json,

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 
 import pet as package
 from pet import export, lora, models
-from pet.artifacts import Store
 from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings, ModelSettings
 from pet.errors import DamagedArtifact, ModelError, NotFinite
-from pet.identity import Key
 from pet.predict import Predictor
 from pet.stages import baseline
 from pet.stages.work import open_scores, read_scores, write_scores
+from pet.store.key import Key
+from pet.store.store import Store
 
 HOT = 1e30
 ADAPT = {"enabled": True, "steps": 25, "length": 16, "blocks": 4, "held_out": 0.2}

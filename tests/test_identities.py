@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from pet.artifacts import Artifact, Store
 from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
 from pet.modelcard import pattern_lines
@@ -20,6 +19,7 @@ from pet.runtime import open_runtime
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
+from pet.store.store import Artifact, Store
 from pet.tasks import load_card
 from pet.verbalize import Proposal, card_with
 

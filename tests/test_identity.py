@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from pet.identity import Key
+from pet.store.key import Key
 
 KEY = Key(
     "label", 3, {"steps": 250, "rate": 1e-5, "nested": {"b": [1, 2], "a": None}}, {"prepare": "p1", "model": "m1"}

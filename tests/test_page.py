@@ -27,10 +27,10 @@ from rows import (
 )
 
 from pet import page
-from pet.artifacts import Store
 from pet.modelcard import model_card
 from pet.runs import open_run
 from pet.stages.work import label_numbers, read_scores
+from pet.store.store import Store
 from pet.tasks import read_texts
 
 ODD = ["</table><script>alert(1)</script>", "sch\u00f6n & \"gut\" 'so'", "a_word_" * 12]

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from pet.artifacts import Artifact, Store
 from pet.config.resolve import resolve_settings
-from pet.identity import Key
 from pet.report import (
     across_seeds,
     build_summary,
@@ -19,6 +17,8 @@ from pet.report import (
     stage_cost,
     summary_markdown,
 )
+from pet.store.key import Key
+from pet.store.store import Artifact, Store
 
 
 def score(value: float, low: float, high: float) -> dict[str, float]:

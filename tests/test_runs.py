@@ -5,10 +5,10 @@ import shutil
 import pytest
 from rows import Finished, finish_run
 
-from pet.artifacts import Store
-from pet.drafts import write_manifest
 from pet.errors import MissingArtifact, StoreError
 from pet.runs import list_runs, open_run
+from pet.store.manifest import write_manifest
+from pet.store.store import Store
 
 
 @pytest.fixture(scope="module")

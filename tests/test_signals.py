@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from rows import Finished, find_all, finish_run, hidden_in, pet_run, stop_at
 
-from pet import checkpoint, signals
-from pet.signals import HEEDED, Stopped
+from pet import checkpoint
 from pet.stages import prepare
+from pet.store import interrupts
+from pet.store.interrupts import HEEDED, Stopped
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +20,8 @@ def as_before() -> Iterator[None]:
     before = [signal.getsignal(number) for number in HEEDED]
     yield
     assert [signal.getsignal(number) for number in HEEDED] == before
-    assert signals._State.deferring == 0
-    assert not signals.asked()
+    assert interrupts._State.deferring == 0
+    assert not interrupts.asked()
 
 
 def send(number: int) -> None:
@@ -30,7 +31,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_at_once_with_the_code_that_shells_expect(number, code):
     after = []
-    with pytest.raises(Stopped) as raised, signals.heeded():
+    with pytest.raises(Stopped) as raised, interrupts.heeded():
         send(number)
         after.append(1)
     assert raised.value.code == code
@@ -40,11 +41,11 @@ def test_a_signal_stops_at_once_with_the_code_that_shells_expect(number, code):
 
 def test_deferred_it_waits_for_the_end_of_the_block():
     done = []
-    with pytest.raises(Stopped) as raised, signals.heeded():
-        with signals.deferred():
-            assert not signals.asked()
+    with pytest.raises(Stopped) as raised, interrupts.heeded():
+        with interrupts.deferred():
+            assert not interrupts.asked()
             send(signal.SIGTERM)
-            assert signals.asked()
+            assert interrupts.asked()
             done.append("block")
         done.append("after")
     assert raised.value.code == 143
@@ -53,18 +54,18 @@ def test_deferred_it_waits_for_the_end_of_the_block():
 
 def test_a_block_in_a_block_leaves_it_to_the_outer_one():
     done = []
-    with pytest.raises(Stopped), signals.heeded(), signals.deferred():
-        with signals.deferred():
+    with pytest.raises(Stopped), interrupts.heeded(), interrupts.deferred():
+        with interrupts.deferred():
             send(signal.SIGINT)
-        signals.heed()
+        interrupts.heed()
         done.append("inner")
-        assert signals.asked()
+        assert interrupts.asked()
     assert done == ["inner"]
 
 
 def test_the_second_signal_is_heeded_at_once():
     done = []
-    with pytest.raises(Stopped) as raised, signals.heeded(), signals.deferred():
+    with pytest.raises(Stopped) as raised, interrupts.heeded(), interrupts.deferred():
         send(signal.SIGTERM)
         done.append("first")
         send(signal.SIGINT)
@@ -74,26 +75,26 @@ def test_the_second_signal_is_heeded_at_once():
 
 
 def test_what_goes_wrong_in_a_block_is_not_hidden_by_a_signal():
-    with signals.heeded():
-        with pytest.raises(ValueError, match="ours"), signals.deferred():
+    with interrupts.heeded():
+        with pytest.raises(ValueError, match="ours"), interrupts.deferred():
             send(signal.SIGINT)
             raise ValueError("ours")
         with pytest.raises(Stopped):
-            signals.heed()
+            interrupts.heed()
 
 
 def test_without_a_signal_nothing_is_raised():
-    with signals.heeded(), signals.deferred():
-        signals.heed()
-    signals.heed()
+    with interrupts.heeded(), interrupts.deferred():
+        interrupts.heed()
+    interrupts.heed()
 
 
 def test_a_signal_that_waits_when_all_is_over_is_not_that_of_the_next_time():
-    with pytest.raises(ValueError, match="ours"), signals.heeded(), signals.deferred():
+    with pytest.raises(ValueError, match="ours"), interrupts.heeded(), interrupts.deferred():
         send(signal.SIGINT)
         raise ValueError("ours")
-    with signals.heeded(), signals.deferred():
-        assert not signals.asked()
+    with interrupts.heeded(), interrupts.deferred():
+        assert not interrupts.asked()
 
 
 def test_in_another_thread_nothing_is_changed_and_nothing_deferred():
@@ -101,9 +102,9 @@ def test_in_another_thread_nothing_is_changed_and_nothing_deferred():
 
     def other() -> None:
         before = [signal.getsignal(number) for number in HEEDED]
-        with signals.heeded(), signals.deferred():
+        with interrupts.heeded(), interrupts.deferred():
             seen.append([signal.getsignal(number) for number in HEEDED] == before)
-            seen.append(signals._State.deferring == 0)
+            seen.append(interrupts._State.deferring == 0)
 
     thread = threading.Thread(target=other)
     thread.start()

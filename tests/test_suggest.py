@@ -11,13 +11,13 @@ import yaml
 from rows import LABELS, Finished, Ground, files_of, find_all, find_one, finish_run, lay_ground, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet.artifacts import Store
 from pet.ensemble import disagreement
 from pet.examples import Texts
 from pet.givenlabels import FORMULA, read_given_labels
 from pet.runs import open_run
 from pet.sampling import Known, shingles
 from pet.stages import prepare
+from pet.store.store import Store
 from pet.suggest import Suggestions, first_different, spread, write_suggestions
 from pet.tasks import Source, TaskCard, TextFile, read_texts, write_texts
 

@@ -12,13 +12,13 @@ from rows import LABELS, TOPICS, Ground, find_one, lay_ground, lively_model, ope
 
 from pet import labelwords
 from pet import verbalize as verbalizing
-from pet.artifacts import Store
 from pet.config.resolve import resolve_settings
 from pet.modelcard import limits
 from pet.runs import open_run
 from pet.sampling import draw_by_seed
 from pet.stages import prepare
 from pet.stages.work import Work
+from pet.store.store import Store
 from pet.tabulate import describe_task
 from pet.tasks import load_card, marks, read_texts
 

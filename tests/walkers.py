@@ -24,7 +24,6 @@ from tiny import TOKENIZERS, WORDS
 from pet import inference, packing, pipeline, ranks
 from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.config.schema import Optimisation, RuntimeSettings
-from pet.drafts import Draft
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.errors import NotFinite
 from pet.examples import Texts
@@ -33,6 +32,7 @@ from pet.patterns import parse_pattern
 from pet.ranks import Ranks
 from pet.runtime import Runtime, Silent, open_runtime
 from pet.stages import baseline, prepare
+from pet.store.draft import Draft
 from pet.training import Trainer, plain_values_of, tensors_of
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding

@@ -40,12 +40,12 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
         pet check mails/task.yaml
         pet check agnews --data archives/ag_news_csv --model roberta-large --set model.max_length=256
     """
-    from pet.artifacts import Store
     from pet.check import check as look
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_settings
     from pet.runtime import open_runtime
     from pet.stages.work import Work
+    from pet.store.store import Store
 
     overrides = flag_overrides({"task": task, **flags}, PLACES, assignments)
     if seed is not None:

@@ -28,8 +28,8 @@ def export(run: str, folder: Path, form: str, store: str) -> None:
         pet export last classifier-onnx --format onnx
     """
     from pet import export as exporting
-    from pet.artifacts import Store
     from pet.runs import open_run
+    from pet.store.store import Store
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
-from pet import signals
 from pet.errors import PetError
+from pet.store import interrupts
 
 
 def is_main() -> bool:
@@ -33,7 +33,7 @@ class PetGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; no traceback for what the user can mend."""
         try:
-            with signals.heeded(), contextlib.ExitStack() as stack:
+            with interrupts.heeded(), contextlib.ExitStack() as stack:
                 if not is_main():
                     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 return super().invoke(ctx)
@@ -41,7 +41,7 @@ class PetGroup(click.Group):
             if not is_main():
                 ctx.exit(Problem.exit_code)
             raise Problem(str(problem)) from None
-        except signals.Stopped as stop:
+        except interrupts.Stopped as stop:
             interrupted(ctx, stop.code)
         except KeyboardInterrupt:
             interrupted(ctx, 130)

@@ -30,7 +30,7 @@ def merge(member: Path, out: Path) -> None:
     """
     from pet import lora, models
     from pet.config.schema import ModelSettings
-    from pet.files import write_folder
+    from pet.store.files import write_folder
 
     if out.exists():
         raise ModelError(f"{out} exists already; name a new folder, or remove it")
@@ -62,7 +62,7 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
         ModelError: they differ.
     """
     from pet import models
-    from pet.files import read_json
+    from pet.store.files import read_json
 
     manifest = member / "manifest.json"
     if not manifest.is_file():

@@ -82,11 +82,11 @@ def predict(
 
 def open_predictor(run: str, kind: str, store: str, device: str, precision: str) -> "Predictor":
     """The classifier, with what has to be said of it."""
-    from pet.artifacts import Store
     from pet.cli.screen import Screen
     from pet.config.schema import RuntimeSettings
     from pet.predict import load_predictor
     from pet.runs import open_run
+    from pet.store.store import Store
 
     screen = Screen()
     runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
@@ -123,9 +123,9 @@ def label_file(
     precision: str,
 ) -> None:
     """All rows of a file; what is wrong with it is found before the model is loaded, as far as that can be."""
-    from pet.artifacts import Store
     from pet.predict import check_abstain, check_files, open_layout, predict_file, refuse_broken
     from pet.runs import open_run
+    from pet.store.store import Store
 
     check_abstain(abstain)
     check_files(source, output)

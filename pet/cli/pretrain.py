@@ -45,13 +45,13 @@ def pretrain(
         pet pretrain --model mini-encoder --corpus english.txt.xz --minutes 10
         pet pretrain --model roberta-base --task agnews --data archives/ag_news_csv
     """
-    from pet.artifacts import Store
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_pretraining
     from pet.events import open_log
     from pet.runtime import open_runtime
     from pet.stages import corpus as corpora
     from pet.stages import pretrain as stage
+    from pet.store.store import Store
     from pet.tracking import open_tracker
 
     if not store:

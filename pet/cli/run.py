@@ -11,11 +11,11 @@ import click
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pet.artifacts import Artifact, Store
     from pet.config.schema import ModelSettings
     from pet.events import Log
     from pet.pipeline import Step
     from pet.stages.work import Work
+    from pet.store.store import Artifact, Store
 
     Go = Callable[[Work], Artifact | None]
 
@@ -102,8 +102,8 @@ def walk(
 ) -> None:
     """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
     that; `steps`: what it would make."""
-    from pet.artifacts import Store
     from pet.cli.screen import Screen
+    from pet.store.store import Store
     from pet.tracking import check_kind
 
     check_kind(tracker)

@@ -9,8 +9,8 @@ import click
 from pet.errors import StoreError
 
 if TYPE_CHECKING:
-    from pet.artifacts import Artifact
     from pet.runs import Run
+    from pet.store.store import Artifact
 
 WHERE = "Folder of all artifacts."
 
@@ -41,8 +41,8 @@ def runs(ctx: click.Context, store: str) -> None:
 
 def show_runs(store: str) -> None:
     """A line a run; what is damaged is named and passed over."""
-    from pet.artifacts import Store
     from pet.runs import damaged_runs, list_runs
+    from pet.store.store import Store
 
     found = list_runs(Store(store))
     for problem in damaged_runs(Store(store)):
@@ -65,8 +65,8 @@ def show(default: str, run: str, store: str | None) -> None:
     Example:
         pet runs show last
     """
-    from pet.cleaning import name_of, read_shelf
     from pet.cli.screen import Screen
+    from pet.store.gc import name_of, read_shelf
 
     found = find(run, store or default)
     Screen().show_summary(found.summary, str(found.path))
@@ -93,8 +93,8 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
         pet runs rm last --dry-run
         pet runs rm bbc-n10-s0-mini-f0b1ce6464a739b1 --yes
     """
-    from pet.artifacts import Store
-    from pet.cleaning import name_of, read_shelf, removable, remove, sweep
+    from pet.store.gc import name_of, read_shelf, removable, remove, sweep
+    from pet.store.store import Store
 
     if not dry_run:
         sweep(Store(store or default))
@@ -127,8 +127,8 @@ def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
     Example:
         pet runs gc --dry-run
     """
-    from pet.artifacts import Store
-    from pet.cleaning import leftovers, sweep_leftovers
+    from pet.store.gc import leftovers, sweep_leftovers
+    from pet.store.store import Store
 
     place = Store(store or default)
     found = leftovers(place)
@@ -171,21 +171,21 @@ def verify(default: str, run: str | None, store: str | None) -> None:
         pet runs verify
         pet runs verify last
     """
-    from pet import cleaning
-    from pet.artifacts import Store
+    from pet.store import gc as gc_module
+    from pet.store.store import Store
 
     found = None if run is None else find(run, store or default)
     place = Store(store or default) if found is None else found.store
-    shelf = cleaning.read_shelf(place)
+    shelf = gc_module.read_shelf(place)
     damaged = shelf.damaged if found is None else []
     chosen = shelf.artifacts if found is None else shelf.closure(found.artifact.identity)
     for problem in damaged:
         click.echo(problem)
     checked, wrong = shelf.sort(chosen), len(damaged)
-    for artifact, problems in cleaning.verify(shelf, checked):
+    for artifact, problems in gc_module.verify(shelf, checked):
         wrong += len(problems)
         for problem in problems:
-            click.echo(f"{cleaning.name_of(artifact)}: {problem}")
+            click.echo(f"{gc_module.name_of(artifact)}: {problem}")
     click.echo(
         f"{count(checked)}, {show_size(checked)} read in {place.root}: {wrong or 'no'} problem{'s' * (wrong != 1)}"
     )
@@ -195,8 +195,8 @@ def verify(default: str, run: str | None, store: str | None) -> None:
 
 def find(run: str, store: str) -> "Run":
     """A run by what was typed."""
-    from pet.artifacts import Store
     from pet.runs import open_run
+    from pet.store.store import Store
 
     return open_run(run, Store(store))
 
@@ -231,7 +231,7 @@ def describe(run: "Run") -> tuple[str, ...]:
 
 def show_size(artifacts: "Sequence[Artifact]") -> str:
     """Their size together."""
-    from pet.cleaning import size_of
+    from pet.store.gc import size_of
 
     return show_bytes(sum(map(size_of, artifacts)))
 

@@ -62,11 +62,11 @@ def table(
     """
     from pet import plot, tabulate
     from pet import table as tables
-    from pet.artifacts import Store
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_tasks
     from pet.events import open_log
     from pet.runtime import open_runtime
+    from pet.store.store import Store
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

@@ -58,10 +58,10 @@ def verbalize(
         pet verbalize bbc --train-examples 50 --pattern 2 --output bbc-auto.yaml
         pet run --task bbc-auto.yaml --train-examples 50
     """
-    from pet.artifacts import Store
     from pet.cli.run import PLACES, flag_overrides, open_work, refuse_again
     from pet.cli.screen import Screen
     from pet.config.resolve import nest
+    from pet.store.store import Store
     from pet.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
 
     if output:

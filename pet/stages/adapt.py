@@ -7,12 +7,12 @@ is published. Members, a student and a baseline that name no other model start f
 
 from collections.abc import Iterator
 
-from pet.artifacts import Artifact
 from pet.config.schema import Pretraining
-from pet.drafts import Draft
-from pet.identity import Key
 from pet.stages import corpus, prepare, pretrain
 from pet.stages.work import Work, training_settings
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 
 STAGE = "adapt"
 VERSION = 1

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
-from pet.drafts import Draft
-from pet.identity import Key
 from pet.losses import label_loss
 from pet.sampling import derive_seed
 from pet.stages import prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 from pet.tasks import TextFile
 from pet.training import TrainingReport
 

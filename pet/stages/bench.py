@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from pet import models, packing
-from pet.artifacts import Artifact
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
 from pet.examples import Texts, TextSource
@@ -22,6 +21,7 @@ from pet.runtime import Silent
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.stages.work import Work, label_numbers
+from pet.store.store import Artifact
 from pet.tasks import TaskCard, TextFile, read_texts
 from pet.training import Losses, Trainer
 

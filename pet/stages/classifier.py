@@ -13,7 +13,6 @@ from pet import models, packing
 from pet.checkpoint import train_saved
 from pet.classification import ClassifierModel
 from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
-from pet.drafts import Draft
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.examples import TextSource
 from pet.finite import Origin
@@ -21,6 +20,7 @@ from pet.inference import computing_copy, refresh, score_rows
 from pet.ranks import Ranks, deal
 from pet.runtime import Runtime, seed_everything, send
 from pet.stages.work import Work
+from pet.store.draft import Draft
 from pet.training import Trainer, TrainingReport, endless_order
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pet import corpus
-from pet.artifacts import Artifact, Store
 from pet.config.schema import CorpusSettings, Pretraining
-from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import CorpusError
-from pet.files import digest_file, digest_json
-from pet.identity import Key
 from pet.runtime import Runtime
 from pet.stages.work import make
+from pet.store.draft import Draft
+from pet.store.files import digest_file, digest_json
+from pet.store.key import Key
+from pet.store.store import Artifact, Store
 from pet.tasks import load_card, load_texts
 
 STAGE = "corpus"

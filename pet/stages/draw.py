@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
 from pet.config.schema import Settings
-from pet.drafts import Draft
 from pet.ensemble import Array, pool_scores, soften
 from pet.examples import Texts, concatenate
 from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
-from pet.identity import Key
 from pet.sampling import derive_seed
 from pet.stages import label, prepare
 from pet.stages.finetune import Members, Plan, members_of
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 from pet.tasks import write_texts
 
 STAGE = "draw"

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
 from pet.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
-from pet.drafts import Draft
 from pet.ensemble import even_shift, member_weights, pool_scores, soften
 from pet.examples import TextSource
-from pet.identity import Key
 from pet.metrics import score_predictions
 from pet.stages import baseline, distill, label, prepare
 from pet.stages.classifier import Checkpoint
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores, read_scores
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 from pet.tasks import TextFile, read_texts
 
 STAGE = "evaluate"

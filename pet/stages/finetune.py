@@ -20,14 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models, signals
-from pet.artifacts import Artifact
+from pet import models
 from pet.checkpoint import train_saved
 from pet.config.schema import FinetuneSettings
-from pet.drafts import Draft
 from pet.encoding import Encoder, encode_verbalizers
 from pet.errors import Busy
-from pet.identity import Key
 from pet.inference import refresh
 from pet.lora import Adapters, find_targets
 from pet.patterns import PVP
@@ -36,6 +33,10 @@ from pet.sampling import derive_seed
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
 from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores
+from pet.store import interrupts
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 from pet.training import Losses, Trainer, TrainingReport
 
 STAGE = "finetune"
@@ -348,7 +349,7 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
             adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
             write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
             spent[draft] = draft.seconds  # to score the next one is no part of it
-        with signals.deferred():  # all of them or none
+        with interrupts.deferred():  # all of them or none
             for draft in (*others, first):
                 draft.count_from(spent[draft])
                 draft.seal(after=None if draft is first else first.key.identity)

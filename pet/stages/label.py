@@ -16,14 +16,14 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pet.artifacts import Artifact
-from pet.drafts import Draft
 from pet.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
 from pet.examples import TextSource
-from pet.identity import Key
 from pet.stages import prepare
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, check_scores, finish, open_scores
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact
 
 STAGE = "label"
 VERSION = 1

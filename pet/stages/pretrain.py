@@ -20,16 +20,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pet import corpus, delta, models, packing
-from pet.artifacts import Artifact, Store
 from pet.checkpoint import Checkpoint, Saver
 from pet.cloze import HEADS, ClozeModel
 from pet.config.schema import Pretraining
 from pet.corpus import Blocks
-from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import ModelError, SettingsError
 from pet.finite import Origin
-from pet.identity import Key
 from pet.inference import computing_copy, refresh
 from pet.lora import Adapters, find_targets
 from pet.losses import IGNORED, mlm_loss
@@ -38,6 +35,9 @@ from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide
 from pet.stages.progress import Watch
 from pet.stages.work import make, mending, shared_by
+from pet.store.draft import Draft
+from pet.store.key import Key
+from pet.store.store import Artifact, Store
 from pet.training import Course, Losses, Trainer, TrainingReport
 
 STAGE = "pretrain"

@@ -17,20 +17,20 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import Module
 
 from pet import models
-from pet.artifacts import Artifact, Store
 from pet.checkpoint import Checkpoint, Saver
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
-from pet.drafts import Draft
 from pet.encoding import Speller
 from pet.errors import DamagedArtifact, SettingsError
 from pet.examples import Texts, concatenate
-from pet.files import digest_json
 from pet.givenlabels import GivenLabels, read_given_labels
-from pet.identity import Key
 from pet.optimizer import Optimizer
 from pet.patterns import PVP
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
+from pet.store.draft import Draft
+from pet.store.files import digest_json
+from pet.store.key import Key
+from pet.store.store import Artifact, Store
 from pet.tasks import TaskCard, choose_source, load_card, load_texts
 
 SCORES = "scores.safetensors"

@@ -10,13 +10,13 @@ from rows import FILLERS, LABELS, PATTERNS, Ground, invent_rows, lay_ground, liv
 from tiny import wordpiece_tokenizer
 
 from pet import models
-from pet.artifacts import Store
 from pet.check import Check, check
 from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
 from pet.runtime import open_runtime
 from pet.stages.work import Work
+from pet.store.store import Store
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pet import signals
 from pet.encoding import Rows
 from pet.stages import distill, finetune, label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.prepare import Splits
+from pet.store import interrupts
 from pet.tasks import read_texts
 
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -100,7 +100,7 @@ def test_what_the_student_has_seen_is_what_its_batches_were_made_of(done, tmp_pa
 def test_what_was_seen_before_a_training_was_stopped_is_not_forgotten(done, tmp_path, monkeypatch):
     asked = watch_rows(monkeypatch, 30)
     settings = {"distill": {"steps": 5, "batch": 2, "accumulation": 2}, "runtime": {"checkpoint_minutes": 0}}
-    with monkeypatch.context() as patch, signals.heeded(), pytest.raises(signals.Stopped):
+    with monkeypatch.context() as patch, interrupts.heeded(), pytest.raises(interrupts.Stopped):
         stop_at(patch, 3)
         redistill(done, tmp_path, **settings)
     before = len(asked)

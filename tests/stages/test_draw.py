@@ -10,13 +10,13 @@ import pytest
 from rows import find_all, find_one, lay_ground, lively_model, pet, read_json
 from safetensors.numpy import load_file
 
-from pet.artifacts import Artifact, Store
 from pet.config.resolve import resolve_settings
 from pet.ensemble import soften
 from pet.runtime import open_runtime
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
+from pet.store.store import Artifact, Store
 from pet.tasks import read_texts
 
 

@@ -31,7 +31,6 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet import packing
-from pet.artifacts import Store
 from pet.encoding import Layout, round_up
 from pet.errors import DamagedArtifact, SettingsError
 from pet.losses import IGNORED
@@ -40,6 +39,7 @@ from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
 from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import draw_batches
 from pet.stages.work import open_scores, read_scores
+from pet.store.store import Store
 from pet.tasks import read_texts
 from pet.training import tensors_of
 

@@ -36,12 +36,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pet import drafts
-from pet.artifacts import Artifact
 from pet.checkpoint import Saver
 from pet.lora import Adapters
 from pet.stages import finetune
 from pet.stages.bench import Aside, Bench
+from pet.store import draft as draft_module
+from pet.store import manifest as manifest_module
+from pet.store.store import Artifact
 from pet.tasks import read_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -136,7 +137,7 @@ def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch
         now += 7
         return score(*given, **more)
 
-    monkeypatch.setattr(drafts, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(draft_module, "time", SimpleNamespace(perf_counter=lambda: now))
     monkeypatch.setattr(Saver, "spent", lambda self: 400.0)
     monkeypatch.setattr(Bench, "score", score_slowly)
     finetuned(done.ground, tmp_path, *LORA)
@@ -510,15 +511,15 @@ def test_a_checkpoint_of_other_company_is_not_gone_on_from(lora, tmp_path, monke
 
 
 def test_adapters_are_all_published_when_a_signal_comes_while_the_first_one_is(lora, tmp_path, monkeypatch):
-    settle = drafts.settle
+    settle = draft_module.settle
 
     def stop(folder, final):
         if "-r" in final.name:
             os.kill(os.getpid(), signal.SIGINT)
-            monkeypatch.setattr(drafts, "settle", settle)
+            monkeypatch.setattr(draft_module, "settle", settle)
         settle(folder, final)
 
-    monkeypatch.setattr(drafts, "settle", stop)
+    monkeypatch.setattr(draft_module, "settle", stop)
     pet_run(lora.ground, tmp_path, *LORA, code=130)
     assert_all_as_in(lora, tmp_path)
 
@@ -526,15 +527,15 @@ def test_adapters_are_all_published_when_a_signal_comes_while_the_first_one_is(l
 @pytest.mark.parametrize("sealed", [1, 3, 4])
 def test_adapters_whose_process_died_while_they_were_sealed_count_if_all_were(lora, tmp_path, monkeypatch, sealed):
     """As when the power goes: nothing is tidied up."""
-    seals, write = itertools.count(1), drafts.write_manifest
+    seals, write = itertools.count(1), manifest_module.write_manifest
 
     def die(folder, manifest):
         write(folder, manifest)
         if "-r" in manifest["label"] and next(seals) == sealed:
-            monkeypatch.setattr(drafts, "clear", lambda folder: None)
+            monkeypatch.setattr(draft_module, "clear", lambda folder: None)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(drafts, "write_manifest", die)
+    monkeypatch.setattr(manifest_module, "write_manifest", die)
     pet_run(lora.ground, tmp_path, *LORA, code=130)
     monkeypatch.undo()
     again = pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)

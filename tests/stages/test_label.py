@@ -10,8 +10,8 @@ from rows import LABELS, declare, files_of, open_work, read_json
 from safetensors.numpy import load_file
 
 from pet import tasks
-from pet.artifacts import Store
 from pet.stages import finetune, label, prepare
+from pet.store.store import Store
 from pet.tasks import read_texts
 
 MEMBERS = {"p0-r0": 0, "p0-r1": 0, "p1-r0": 1, "p1-r1": 1}

@@ -6,14 +6,14 @@ import pytest
 from rows import garble, hidden_in
 from safetensors import SafetensorError
 
-from pet.artifacts import Store
 from pet.config.schema import RuntimeSettings
 from pet.errors import Busy, DamagedArtifact, StoreError
-from pet.identity import Key
 from pet.runtime import Silent, open_runtime
 from pet.stages import work
 from pet.stages.finetune import share_out
 from pet.stages.work import MENDED, make, mending
+from pet.store.key import Key
+from pet.store.store import Store
 
 KEY = Key("label", 1, {}, {})
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pet.files import digest_json
+from pet.store.files import digest_json
 
 IDENTITY_LENGTH = 16
 """Hex digits of an identity: 64 bits, so even a million artifacts of one stage collide with probability 3e-8."""

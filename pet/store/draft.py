@@ -8,52 +8,24 @@ place, and what is found of one whose process died. Knows files, locks and names
     <store>/.locks/<stage>-<identity>       locked while a process is at it; empty but for who that is
 """
 
-import json
-import os
-import platform
 import shutil
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from pet import signals
-from pet.errors import Busy, StoreError
-from pet.files import digest_file, digest_json, files_below, open_to_all, readable_json, sync, sync_all
-from pet.files import write_json as write_json_file
-from pet.identity import Key
-
-MANIFEST = "manifest.json"
-CHECKPOINT = ".checkpoint"
-AFTER = ".after"
-PREFIX = ".draft-"
-LOCKS = ".locks"
-
-POLL_SECONDS = 0.2
-"""Between two looks at a lock that another process holds."""
-
-RECORDED_PACKAGES = (
-    "pet",
-    "accelerate",
-    "datasets",
-    "numpy",
-    "peft",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
-)
+from pet.errors import StoreError
+from pet.store import interrupts
+from pet.store.environment import environment
+from pet.store.files import digest_file, open_to_all, sync, sync_all
+from pet.store.files import write_json as write_json_file
+from pet.store.key import Key
+from pet.store.lock import PREFIX, folder_of
+from pet.store.manifest import AFTER, CHECKPOINT, MANIFEST, content_of, read_manifest, write_manifest, wrong_files
 
 
 class Draft:
@@ -106,7 +78,7 @@ class Draft:
 
     def publish(self) -> None:
         """Seal it and put it in its place, whatever signal comes, if that has not been done."""
-        with signals.deferred():
+        with interrupts.deferred():
             self.seal()
             if not self.published:
                 settle(self.path, self.final)
@@ -119,54 +91,6 @@ class Draft:
         finally:
             if self._lock is not None:
                 self._lock.release()
-
-
-def folder_of(root: Path, key: Key) -> Path:
-    """Where the draft of an identity lies."""
-    return root / key.stage / f"{PREFIX}{key.identity}"
-
-
-def take(root: Path, stage: str, identity: str, waiting: Callable[[str], None] | None) -> FileLock:
-    """The lock of an identity of a stage, locked. `waiting`: is told once who holds it, before that is waited for;
-    `None`: nobody waits.
-
-    Raises:
-        Busy: another process is at it, and nobody is to wait.
-        OSError: the store cannot be written.
-    """
-    (root / LOCKS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / LOCKS / f"{stage}-{identity}", thread_local=False, mode=0o666)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if waiting is None:
-            raise Busy(f"another process is at {stage} {identity}") from None
-        waiting(holder(Path(lock.lock_file)))
-        lock.acquire(poll_interval=POLL_SECONDS)
-    with suppress(OSError):  # for others to read, no more
-        Path(lock.lock_file).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    return lock
-
-
-def is_locked(root: Path, stage: str, identity: str) -> bool:
-    """Whether a process is at an identity."""
-    path = root / LOCKS / f"{stage}-{identity}"
-    if not path.is_file():
-        return False
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
-def holder(path: Path) -> str:
-    """Who holds a lock."""
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8") or "another process"
-    return "another process"
 
 
 def open_draft(root: Path, key: Key, label: str, seed: int | None, lock: FileLock) -> Draft | None:
@@ -251,92 +175,3 @@ def describe(draft: Draft, seconds: float) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **environment(),
     }
-
-
-def content_of(folder: Path) -> dict[str, Path]:
-    """The files of an artifact or draft by name: neither the manifest nor what is the draft's alone."""
-    ours = (MANIFEST, AFTER)
-    return {
-        name: path
-        for name, path in files_below(folder).items()
-        if name not in ours and not name.startswith(f"{CHECKPOINT}/")
-    }
-
-
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest with its own digest; on the disk when this returns."""
-    text = readable_json({**manifest, "digest": digest_json(manifest)})
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    sync(folder / MANIFEST)
-    sync(folder)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, as it was written to the last byte.
-
-    Raises:
-        StoreError: it cannot be read, or is not as it was written.
-    """
-    path = folder / MANIFEST
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-        own = {name: value for name, value in found.items() if name != "digest"}
-        whole = found["digest"] == digest_json(own) and text == readable_json(found)
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise StoreError(f"{path} is damaged or gone")
-    return dict(found)
-
-
-def wrong_files(folder: Path, manifest: Mapping[str, Any], read: bool = True) -> Iterator[str]:
-    """What is wrong with the files of an artifact or draft. `read`: all of them, not only their sizes."""
-    found = (wrong_file(folder, one, read) for one in manifest["files"])
-    yield from filter(None, found)
-
-
-def wrong_file(folder: Path, listed: Mapping[str, Any], read: bool = True) -> str | None:
-    """What is wrong with a file that a manifest lists, if anything; `read`: not only its size."""
-    path, name = folder / listed["path"], listed["path"]
-    if not path.is_file():
-        return f"{name} is missing"
-    size = path.stat().st_size
-    if size != listed["size"]:
-        return f"{name} is damaged: {size:,} bytes, {listed['size']:,} were written"
-    if read and digest_file(path) != listed["sha256"]:
-        return f"{name} is damaged: its content has changed (sha256)"
-    return None
-
-
-# ---- what it was made with -----------------------------------------------------------------------------------------
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """Versions, and the commit of the code when it runs from a checkout."""
-    versions = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), "packages": versions, "code": code_state()}
-
-
-def code_state() -> dict[str, Any] | None:
-    """Commit and whether it has uncommitted changes; `None` outside a checkout."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = git(root, "rev-parse", "HEAD")
-        return {"commit": head, "dirty": bool(git(root, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What a git command prints."""
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()

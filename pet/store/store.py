@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pet.drafts import MANIFEST, Draft, open_draft, read_manifest, take, wrong_file, wrong_files
 from pet.errors import DamagedArtifact, MissingArtifact, StoreError
-from pet.files import read_json
-from pet.identity import Key
+from pet.store.draft import Draft, open_draft
+from pet.store.files import read_json
+from pet.store.key import Key
+from pet.store.lock import take
+from pet.store.manifest import MANIFEST, read_manifest, wrong_file, wrong_files
 
 DAMAGED = ".damaged-"
 """What the name of a folder begins with that was an artifact, and is none any more because it was damaged."""

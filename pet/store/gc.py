@@ -11,11 +11,11 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pet.artifacts import DAMAGED, Artifact, Store
-from pet.checkpoint import facts_of
-from pet.drafts import CHECKPOINT, LOCKS, MANIFEST, PREFIX, content_of, is_locked, read_manifest, take, wrong_files
 from pet.errors import Busy, StoreError, raise_problems
-from pet.identity import IDENTITY_LENGTH, Key
+from pet.store.key import IDENTITY_LENGTH, Key
+from pet.store.lock import LOCKS, PREFIX, is_locked, take
+from pet.store.manifest import CHECKPOINT, MANIFEST, content_of, facts_of, read_manifest, wrong_files
+from pet.store.store import DAMAGED, Artifact, Store
 
 REMOVED = ".removed-"
 """What the name of a folder begins with that is being removed; no stage looks at it."""

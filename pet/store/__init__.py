@@ -1,0 +1,1 @@
+"""Artifacts on disk: keys, locks, drafts, manifests. Knows no task and no model."""
