@@ -53,10 +53,10 @@ def label(size: int) -> dict[str, float]:
     from pet.config.schema import RuntimeSettings
     from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
     from pet.inference import score_rows
-    from pet.patterns import PVP, parse_pattern
     from pet.runtime import open_runtime, reset_peak_memory, resident_peak
     from pet.stages.label import write_soft_labels
-    from pet.tasks import TextFile
+    from pet.tasks.patterns import PVP, parse_pattern
+    from pet.tasks.texts import TextFile
 
     tokenizer = word_tokenizer([*LABELS, ":", *(f"w{number}" for number in range(WORDS))])
     torch.manual_seed(0)

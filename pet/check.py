@@ -27,16 +27,17 @@ from pet.cloze import ClozeModel
 from pet.config.schema import Optimisation
 from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
 from pet.errors import PetError, TaskError
-from pet.examples import Texts, concatenate
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
 from pet.metrics import describe_absent
-from pet.patterns import PVP
 from pet.runtime import peak_memory
-from pet.sampling import count_near_duplicates, derive_seed
 from pet.stages import prepare
 from pet.stages.work import Work
+from pet.tasks.near_duplicates import count_near_duplicates
+from pet.tasks.patterns import PVP
+from pet.tasks.splits import derive_seed
+from pet.tasks.texts import Texts, concatenate
 
 TRUSTED = 20
 """Texts from which on one label for all of them is no accident."""

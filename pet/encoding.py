@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from pet.errors import ModelError, SettingsError, TaskError, raise_problems
-from pet.examples import TextSource
-from pet.patterns import PVP, Mask, Part, Pattern, Slot, read_part
 from pet.runtime import send
+from pet.tasks.patterns import PVP, Mask, Part, Pattern, Slot, read_part
+from pet.tasks.texts import TextSource
 
 Ids = NDArray[np.int32]
 

@@ -23,13 +23,12 @@ from scipy.special import softmax
 from pet import models
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, NotFinite, StoreError
-from pet.examples import Texts, concatenate
 from pet.modelcard import model_card
 from pet.runs import Run
 from pet.stages import prepare
 from pet.stages.work import read_scores
 from pet.store.files import write_folder
-from pet.tasks import read_texts
+from pet.tasks.texts import Texts, concatenate, read_texts
 
 Format = Literal["hf", "onnx"]
 Inputs = Mapping[str, torch.Tensor]

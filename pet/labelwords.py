@@ -22,12 +22,11 @@ from pet.cloze import ClozeModel
 from pet.config.schema import ModelSettings
 from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, glued_parts
 from pet.errors import TaskError
-from pet.examples import Texts
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
-from pet.patterns import Mask, Pattern, parse_pattern
 from pet.runtime import Runtime
-from pet.tasks import marks
+from pet.tasks.patterns import Mask, Pattern, parse_pattern
+from pet.tasks.texts import Texts, marks
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
 """What the model is asked about a name."""

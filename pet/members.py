@@ -14,14 +14,14 @@ from pet.config.schema import ModelSettings
 from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
 from pet.ensemble import pool_scores
 from pet.errors import MissingArtifact, ModelError
-from pet.examples import TextSource
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
-from pet.patterns import PVP, parse_pattern
 from pet.runs import Run
 from pet.runtime import Runtime
 from pet.stages import label
 from pet.store.store import Artifact
+from pet.tasks.patterns import PVP, parse_pattern
+from pet.tasks.texts import TextSource
 
 
 class Ensemble:

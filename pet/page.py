@@ -18,13 +18,13 @@ from pet import report
 from pet.calibration import BINS, bin_of, expected_calibration_error
 from pet.ensemble import disagreement, pool_scores, soften
 from pet.errors import StoreError
-from pet.examples import CHUNK
 from pet.metrics import confusion, measure
 from pet.runs import Run
 from pet.stages import label, prepare
 from pet.stages.work import label_numbers, open_scores, read_scores
 from pet.store.files import new_file
 from pet.store.store import Artifact
+from pet.tasks.texts import CHUNK
 
 TEMPLATE = "report.html.jinja"
 

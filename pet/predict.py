@@ -19,13 +19,15 @@ from pet.config.limits import is_unicode
 from pet.config.schema import RuntimeSettings
 from pet.ensemble import soften
 from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
-from pet.examples import CHUNK, Texts
-from pet.rowfiles import Broken, RowFile, RowWriter, draft_of, format_of
 from pet.runs import Run, open_run
 from pet.runtime import Reporter, open_runtime
 from pet.stages.classifier import Checkpoint
 from pet.store.store import Store
-from pet.tasks import Row, Source, TaskCard, columns_of, load_card, read_field
+from pet.tasks.card import Source, TaskCard, load_card
+from pet.tasks.readers import Broken, Row, RowFile, format_of
+from pet.tasks.sources import columns_of, read_field
+from pet.tasks.texts import CHUNK, Texts
+from pet.tasks.writers import RowWriter, draft_of
 
 Kind = Literal["student", "ensemble"]
 DECIMALS = 6

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from pet.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
-from pet.examples import Texts, concatenate
-from pet.givenlabels import COLUMNS, field_columns, guarded
-from pet.rowfiles import delimited_line
 from pet.runs import Run
-from pet.sampling import Known, derive_seed, shingles
 from pet.stages import prepare
 from pet.stages.label import load_scores
 from pet.stages.work import open_scores
 from pet.store.files import new_file
 from pet.store.store import Artifact
-from pet.tasks import TextFile
+from pet.tasks.annotations import COLUMNS, field_columns, guarded
+from pet.tasks.near_duplicates import Known, shingles
+from pet.tasks.splits import derive_seed
+from pet.tasks.texts import TextFile, Texts, concatenate
+from pet.tasks.writers import delimited_line
 
 CANDIDATES = 5
 """So many times as many texts as are wanted, those with the most disagreement, are what is spread (ours, not tuned)."""

@@ -20,7 +20,7 @@ from pet.runtime import Runtime
 from pet.stages import baseline, draw, evaluate, finetune, prepare
 from pet.stages.work import Work, mending
 from pet.store.store import Artifact, Store
-from pet.tasks import load_card
+from pet.tasks.card import load_card
 
 Score = Mapping[str, float]
 

@@ -14,15 +14,16 @@ from pet import models, packing
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
-from pet.examples import Texts
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
-from pet.patterns import PVP
 from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
 from pet.store.files import new_file, readable_yaml, scalar
-from pet.tasks import MAX_WORDS_FROM, TaskCard, find_split, load_card, marks
+from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
+from pet.tasks.patterns import PVP
+from pet.tasks.sources import find_split
+from pet.tasks.texts import Texts, marks
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""

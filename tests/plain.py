@@ -9,8 +9,8 @@ from tiny import KIND_OF, TOKENIZERS, WORDS
 
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts
-from pet.examples import Texts
-from pet.patterns import parse_pattern
+from pet.tasks.patterns import parse_pattern
+from pet.tasks.texts import Texts
 
 OTHERS = {"electra": "wordpiece", "camembert": "byte-bpe"}
 """Families whose head nobody took apart, with a tokenizer."""

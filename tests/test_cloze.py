@@ -24,7 +24,7 @@ from tiny import FAMILIES, TOKENIZERS, tiny_model
 from pet.cloze import HEADS, ClozeModel
 from pet.encoding import Batch, Layout, VerbalizerIds, encode_verbalizers
 from pet.packing import PACKED
-from pet.patterns import PVP
+from pet.tasks.patterns import PVP
 
 MODELS = [(family, {}) for family in (*FAMILIES, *OTHERS)] + [("deberta-v2", {"legacy": False})]
 CASES = [(*model, Layout(True, width_multiple=8)) for model in MODELS]

@@ -20,7 +20,6 @@ from tiny import TOKENIZERS, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pet import examples
 from pet.encoding import (
     Batch,
     Encoder,
@@ -43,9 +42,10 @@ from pet.encoding import (
     spread,
 )
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
-from pet.examples import Texts
-from pet.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
 from pet.runtime import receive, send
+from pet.tasks import texts as texts_module
+from pet.tasks.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
+from pet.tasks.texts import Texts
 
 FIELDS = ("a", "b")
 SPACED = [
@@ -611,7 +611,7 @@ def test_texts_are_read_in_chunks_and_the_size_of_a_chunk_changes_nothing(spelle
     source = "{a} ( {mask} ) || {b|unpunctuated}"
     texts = random_texts(5, 20)
     expected = apart(encode(speller, source, texts, 33))
-    monkeypatch.setattr(examples, "CHUNK", 3)
+    monkeypatch.setattr(texts_module, "CHUNK", 3)
     assert [len(chunk) for chunk in texts.chunks()] == [3] * 6 + [2]
     assert apart(encode(speller, source, texts, 33)) == expected
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pet import examples
-from pet.examples import Texts, concatenate
+from pet.tasks import texts as texts_module
+from pet.tasks.texts import Texts, concatenate
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_unlabelled_forgets_every_label_and_nothing_else(texts):
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (50, [3])])
 def test_chunks_are_all_texts_in_their_order_and_none_is_larger_than_allowed(texts, monkeypatch, most, sizes):
-    monkeypatch.setattr(examples, "CHUNK", most)
+    monkeypatch.setattr(texts_module, "CHUNK", most)
     found = list(texts.chunks())
     assert [len(chunk) for chunk in found] == sizes
     assert concatenate(found) == texts

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from rows import CARD, HIDDEN, LABELS, PIPELINE, TRAIN, invent_rows, lay_ground, lively_model
 from tiny import save_tiny
 
-from pet import givenlabels, tasks
 from pet.cli import main
 from pet.config import messages as messages_module
 from pet.config import resolve as resolve_module
@@ -35,7 +34,9 @@ from pet.corpus import find_files, read_documents
 from pet.errors import PetError
 from pet.models import load_masked_lm, load_tokenizer
 from pet.newcard import choose_columns, read_input, survey
-from pet.rowfiles import Broken, RowFile
+from pet.tasks import annotations, sources
+from pet.tasks import card as card_module
+from pet.tasks.readers import Broken, RowFile
 
 LONGEST = 2000
 """Characters of a sentence."""
@@ -45,7 +46,7 @@ PATIENCE = 30
 
 CLASSES = [
     name
-    for module in (messages_module, tasks)
+    for module in (messages_module, card_module)
     for name, one in vars(module).items()
     if isinstance(one, type) and one.__module__.startswith("pet.") and name not in ("Settings", "Row", "Source")
 ]
@@ -241,10 +242,10 @@ WHOLE_CARD: dict[str, Any] = {
 
 def read_card(path: Path) -> None:
     """As every command does: the card, its patterns, its texts."""
-    card, beside = tasks.load_card(str(path))
+    card, beside = card_module.load_card(str(path))
     card.pvps()
     if card.files and not card.folder:  # not a package of this machine, nor the hub
-        tasks.load_texts(card, beside, str(beside))
+        sources.load_texts(card, beside, str(beside))
 
 
 @cases(500)
@@ -353,9 +354,9 @@ CONTENTS = {
 
 def read_data(path: Path, kind: str) -> None:
     """As a run, `pet predict`, `pet init` and `pet pretrain` do."""
-    source = tasks.FilesSource(format=kind, train=path.name)
-    card = tasks.TaskCard.model_validate({**CARD, "files": source})
-    clean(tasks.load_texts, card, path.parent)
+    source = card_module.FilesSource(format=kind, train=path.name)
+    card = card_module.TaskCard.model_validate({**CARD, "files": source})
+    clean(sources.load_texts, card, path.parent)
     clean(lambda: [isinstance(one, Broken) or one.values for one in RowFile(path).rows()])
     table = clean(read_input, path)
     if table is not None:
@@ -436,9 +437,9 @@ GIVEN = csv_bytes(
 def test_any_labels_given_by_hand_are_read_or_refused_in_a_sentence(folder, content):
     path = folder / "given.csv"
     path.write_bytes(content)
-    card, _ = tasks.load_card(str(folder))
-    texts = tasks.load_texts(card, folder)["train"]
-    found = clean(givenlabels.read_given_labels, card, card.files, [str(path)], texts)
+    card, _ = card_module.load_card(str(folder))
+    texts = sources.load_texts(card, folder)["train"]
+    found = clean(annotations.read_given_labels, card, card.files, [str(path)], texts)
     assert found is None or set(found.labels.values()) <= set(LABELS)
 
 

@@ -13,8 +13,8 @@ from hub import patch_hub
 from rows import CARD, LABELS, Ground, finish_run, lay_ground, lively_model, open_work, pet, pet_run
 
 from pet.errors import TaskError
-from pet.givenlabels import COLUMNS, field_columns
-from pet.tasks import read_texts
+from pet.tasks.annotations import COLUMNS, field_columns
+from pet.tasks.texts import read_texts
 
 TEXTS = [
     {"headline": f"{word} today", "body": f"the {word}, and what came of it"}

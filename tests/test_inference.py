@@ -14,12 +14,12 @@ from pet.classification import ClassifierModel
 from pet.cloze import ClozeModel
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, encode_verbalizers, round_up
 from pet.errors import NotFinite
-from pet.examples import Texts
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows, token_batches
 from pet.packing import PACKED
-from pet.patterns import PVP, parse_pattern
 from pet.runtime import Runtime, Silent
+from pet.tasks.patterns import PVP, parse_pattern
+from pet.tasks.texts import Texts
 
 COUNT = 37
 LAYOUTS = {"end to end": Layout(False, width_multiple=8), "padded": Layout(True, width_multiple=8)}

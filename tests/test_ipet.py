@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from pet.ensemble import even_shift
 from pet.report import flag_generations
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 MEMBERS = ("p0-r0", "p0-r1", "p1-r0", "p1-r1")
 GENERATIONS = 2

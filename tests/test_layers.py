@@ -300,7 +300,7 @@ def test_arrows_down_and_inside_a_layer_are_fine(tmp_path):
         "settings.py": "from pet.errors import A\n",
         "models.py": "from pet import settings\nfrom pet.runtime import B\n",
         "runtime.py": "import torch\n",
-        "stages/work.py": "from pet import models\nimport pet.examples\n",
+        "stages/work.py": "from pet import models\nimport pet.tasks.texts\n",
         "stages/label.py": "from pet.stages.work import Work\nfrom pet.stages import prepare\n",
         "stages/prepare.py": "def late():\n    from .work import Work\n    from ..errors import A\n",
         "cli/__init__.py": "from pet.cli.run import run\n",

@@ -19,15 +19,17 @@ import yaml
 from hub import patch_hub
 from rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
-from pet import rowfiles, tasks
 from pet.config import limits
 from pet.config.limits import read_bytes, stays_inside
 from pet.config.resolve import parse_assignment, read_yaml, resolve_settings, resolve_tasks, settings_yaml
 from pet.config.safe_yaml import MAX_DEPTH, MAX_NODES, MAX_YAML, load_yaml
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
-from pet.examples import Texts
-from pet.givenlabels import read_given_labels
-from pet.tasks import Source, load_card, load_texts
+from pet.tasks import card as card_module
+from pet.tasks import hub_source, readers
+from pet.tasks.annotations import read_given_labels
+from pet.tasks.card import Source, load_card
+from pet.tasks.sources import load_texts
+from pet.tasks.texts import Texts
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in zip("abcdef", "bcdefg", strict=True)
@@ -134,7 +136,7 @@ def test_only_regular_files_are_read(tmp_path):
     ):
         path = tmp_path / name
         assert said in refusal(read_bytes, path, TaskError)
-        assert said in refusal(rowfiles.RowFile, path)
+        assert said in refusal(readers.RowFile, path)
         card = load_card(write_card(tmp_path / "card"))[0]
         assert said in refusal(read_given_labels, card, Source(), [str(path)], Texts([], {"text": []}, []))
 
@@ -151,16 +153,16 @@ def test_parquet_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
     card = write_card(tmp_path, files={"format": "parquet", "train": "train.parquet"})
     assert len(read(card)["train"]) == 5000
     assert (tmp_path / "train.parquet").stat().st_size < 20_000
-    monkeypatch.setattr(tasks, "MAX_UNPACKED", 100_000)
+    monkeypatch.setattr(card_module, "MAX_UNPACKED", 100_000)
     assert "train.parquet has more than 100,000 bytes unpacked" in refusal(read, card)
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "text\n{}\n"), ("a.jsonl", '{{"text": "{}"}}\n')])
 def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch, name, content):
     path = write(tmp_path / name, content.format("x" * 2000))
-    assert [one.values for one in rowfiles.RowFile(path).rows()] == [{"text": "x" * 2000}]
-    monkeypatch.setattr(rowfiles, "MAX_LINE", 1000)
-    assert "has a line of more than 1,000 characters" in refusal(lambda: list(rowfiles.RowFile(path).rows()))
+    assert [one.values for one in readers.RowFile(path).rows()] == [{"text": "x" * 2000}]
+    monkeypatch.setattr(readers, "MAX_LINE", 1000)
+    assert "has a line of more than 1,000 characters" in refusal(lambda: list(readers.RowFile(path).rows()))
 
 
 def test_a_line_of_a_corpus_without_an_end_is_refused(tmp_path, monkeypatch):
@@ -325,10 +327,12 @@ def test_the_library_itself_is_only_asked_for_what_is_on_the_hub(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     for folder in (".", "some/data", "hf:/datasets/some/data"):
         write(tmp_path / folder / "train.csv", "label,headline,body\nsports,a,b\n")
-    source = tasks.HubSource.model_construct(path=path, config=None, revision=None, test=None)  # past the card's check
+    source = card_module.HubSource.model_construct(
+        path=path, config=None, revision=None, test=None
+    )  # past the card's check
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        problem = refusal(tasks.hub_splits, "mine", source)
+        problem = refusal(hub_source.hub_splits, "mine", source)
     assert (
         "could not be read from the hub" in problem
         or "not in its own repository" in problem
@@ -406,7 +410,7 @@ def test_a_card_cannot_make_long_texts_of_short_ones(tmp_path, monkeypatch):
     assert "`replace` has nothing to look for" in refusal(
         load_card, write_card(tmp_path, files=files | {"replace": {"": "x" * 1000}})
     )
-    monkeypatch.setattr(tasks, "MAX_FIELD", 1000)
+    monkeypatch.setattr(card_module, "MAX_FIELD", 1000)
     said = refusal(read, write_card(tmp_path, files=files | {"fields": {"body": "{body}" * 500}}))
     assert "the text has more than 1,000 characters" in said
 
@@ -471,7 +475,7 @@ def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tm
     assert [row[1] for row in rows[6:]] == odd[5:]
 
     labels = ["-1", "=x", "'=x", "plain"]
-    card = tasks.TaskCard.model_validate(
+    card = card_module.TaskCard.model_validate(
         {**CARD, "labels": labels, "verbalizers": {"default": {label: [label] for label in labels}}, "files": None}
     )
     for row, label in zip(rows[1:], ["-1", "'-1", "=x", "'=x", "plain", "plain", "plain"], strict=True):

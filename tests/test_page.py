@@ -31,7 +31,7 @@ from pet.modelcard import model_card
 from pet.runs import open_run
 from pet.stages.work import label_numbers, read_scores
 from pet.store.store import Store
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 ODD = ["</table><script>alert(1)</script>", "sch\u00f6n & \"gut\" 'so'", "a_word_" * 12]
 """Labels of the task; the same stand in its texts."""

@@ -60,14 +60,14 @@ from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.encoding import Encoder, Rows, Speller, TokenizedTexts, encode_verbalizers
 from pet.errors import TaskError
-from pet.examples import Texts
 from pet.losses import IGNORED, distillation_loss, label_loss
 from pet.packing import training_layout
-from pet.patterns import PVP, parse_pattern
 from pet.runtime import Runtime, Silent
-from pet.sampling import draw_first
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
-from pet.tasks import TaskCard, load_card
+from pet.tasks.card import TaskCard, load_card
+from pet.tasks.patterns import PVP, parse_pattern
+from pet.tasks.splits import draw_first
+from pet.tasks.texts import Texts
 from pet.training import Trainer
 
 CARDS = {

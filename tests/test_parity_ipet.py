@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from pet.config.schema import Settings
 from pet.generations import apportion, draw_texts, generations_for, schedule
-from pet.sampling import divide_evenly
+from pet.tasks.splits import divide_evenly
 
 IPET = Settings().ipet
 

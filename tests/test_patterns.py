@@ -3,7 +3,7 @@
 import pytest
 
 from pet.errors import TaskError
-from pet.patterns import Literal, Mask, Slot, parse_pattern
+from pet.tasks.patterns import Literal, Mask, Slot, parse_pattern
 
 FIELDS = ("headline", "body")
 

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file
 from pet import models
 from pet.pipeline import STAGES, plan, run_stage
 from pet.stages import distill
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 WALKED = tuple(stage for stage in STAGES if stage != "adapt")
 """The stages of a walk that is not asked to adapt."""

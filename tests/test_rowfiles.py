@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pet.errors import TaskError
-from pet.rowfiles import FORMATS, Broken, RowFile, RowWriter, as_json, as_text, draft_of
-from pet.tasks import FilesSource, Row, file_rows
+from pet.tasks.card import FilesSource
+from pet.tasks.readers import FORMATS, Broken, Row, RowFile
+from pet.tasks.sources import file_rows
+from pet.tasks.writers import RowWriter, as_json, as_text, draft_of
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 ODD = [

@@ -7,18 +7,8 @@ import numpy as np
 import pytest
 
 from pet.errors import TaskError
-from pet.sampling import (
-    DUPLICATE_JACCARD,
-    Draw,
-    Known,
-    count_near_duplicates,
-    derive_seed,
-    divide_evenly,
-    draw_by_seed,
-    draw_first,
-    shingles,
-    take_per_label,
-)
+from pet.tasks.near_duplicates import DUPLICATE_JACCARD, Known, count_near_duplicates, shingles
+from pet.tasks.splits import Draw, derive_seed, divide_evenly, draw_by_seed, draw_first, take_per_label
 
 NAMES = ("sun", "rain", "snow")
 SEEDS = range(20)

@@ -12,14 +12,14 @@ from rows import LABELS, Finished, Ground, files_of, find_all, find_one, finish_
 from safetensors.numpy import load_file
 
 from pet.ensemble import disagreement
-from pet.examples import Texts
-from pet.givenlabels import FORMULA, read_given_labels
 from pet.runs import open_run
-from pet.sampling import Known, shingles
 from pet.stages import prepare
 from pet.store.store import Store
 from pet.suggest import Suggestions, first_different, spread, write_suggestions
-from pet.tasks import Source, TaskCard, TextFile, read_texts, write_texts
+from pet.tasks.annotations import FORMULA, read_given_labels
+from pet.tasks.card import Source, TaskCard
+from pet.tasks.near_duplicates import Known, shingles
+from pet.tasks.texts import TextFile, Texts, read_texts, write_texts
 
 
 @pytest.fixture(scope="module")

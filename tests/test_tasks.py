@@ -10,11 +10,12 @@ import pytest
 import yaml
 from hub import patch_hub
 
-from pet import tasks
 from pet.config.shipped import shipped_folder, shipped_names
 from pet.errors import SHOWN_PROBLEMS, TaskError
-from pet.examples import Texts, concatenate
-from pet.tasks import TaskCard, TextFile, load_card, load_texts, read_texts, write_texts
+from pet.tasks import card as card_module
+from pet.tasks.card import TaskCard, load_card
+from pet.tasks.sources import load_texts
+from pet.tasks.texts import TextFile, Texts, concatenate, read_texts, write_texts
 
 DATA = shipped_folder("data")
 
@@ -549,7 +550,7 @@ def test_texts_can_be_written_without_their_labels(tmp_path, labels):
 
 
 def test_a_file_of_texts_is_read_in_chunks_in_its_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "CHUNK", 4)
+    monkeypatch.setattr(card_module, "CHUNK", 4)
     texts = Texts([f"t{row}" for row in range(10)], {"body": [f"text {row}" for row in range(10)]}, [None] * 10)
     write_texts(tmp_path / "texts.parquet", texts, labelled=False)
     file = TextFile(tmp_path / "texts.parquet")

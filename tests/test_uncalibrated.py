@@ -6,7 +6,7 @@ from rows import LABELS, Finished, find_one, lay_ground, lively_model, pet, pet_
 from safetensors.numpy import load_file
 
 from pet.predict import load
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 WHY = "6 texts are too few to fit a temperature on, which takes 10"
 

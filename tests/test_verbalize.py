@@ -13,7 +13,7 @@ from pet import models
 from pet.encoding import Speller, whole_words
 from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
-from pet.tasks import load_card
+from pet.tasks.card import load_card
 from pet.verbalize import count_words, propose
 
 

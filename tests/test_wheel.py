@@ -17,7 +17,7 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
         archive.extractall(tmp_path / "site")
     program = (
         "from pet.config.schema import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
-        "from pet.tasks import load_card\n"
+        "from pet.tasks.card import load_card\n"
         "from pet.models import MINI_DELTA\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
         "assert MINI_DELTA.is_file()\n"

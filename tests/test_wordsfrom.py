@@ -15,12 +15,13 @@ from pet import verbalize as verbalizing
 from pet.config.resolve import resolve_settings
 from pet.modelcard import limits
 from pet.runs import open_run
-from pet.sampling import draw_by_seed
 from pet.stages import prepare
 from pet.stages.work import Work
 from pet.store.store import Store
 from pet.tabulate import describe_task
-from pet.tasks import load_card, marks, read_texts
+from pet.tasks.card import load_card
+from pet.tasks.splits import draw_by_seed
+from pet.tasks.texts import marks, read_texts
 
 SEEDS = range(25)
 

@@ -26,13 +26,13 @@ from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.config.schema import Optimisation, RuntimeSettings
 from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.errors import NotFinite
-from pet.examples import Texts
 from pet.inference import score_rows
-from pet.patterns import parse_pattern
 from pet.ranks import Ranks
 from pet.runtime import Runtime, Silent, open_runtime
 from pet.stages import baseline, prepare
 from pet.store.draft import Draft
+from pet.tasks.patterns import parse_pattern
+from pet.tasks.texts import Texts
 from pet.training import Trainer, plain_values_of, tensors_of
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding

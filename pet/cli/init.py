@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pet.examples import Texts
     from pet.newcard import Columns, Plan, Survey
+    from pet.tasks.texts import Texts
 
 SHOWN_LABELS = 20
 """Labels that are listed with their counts; more are only counted."""
@@ -55,8 +55,8 @@ def init(
     from pet.config.resolve import nest, resolve_settings
     from pet.labelwords import propose_words
     from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card
-    from pet.patterns import parse_pattern
     from pet.runtime import open_runtime
+    from pet.tasks.patterns import parse_pattern
 
     check_name(name, out or Path(name))
     table = read_input(source)

@@ -7,7 +7,7 @@ import click
 from pet.cli.group import PetGroup
 
 if TYPE_CHECKING:
-    from pet.tasks import Source, TaskCard
+    from pet.tasks.card import Source, TaskCard
 
 
 @click.group(cls=PetGroup, invoke_without_command=True)
@@ -37,7 +37,7 @@ def show(name: str) -> None:
     from pet.cli.screen import Screen
     from pet.config.shipped import find_file
     from pet.errors import TaskError
-    from pet.tasks import load_card
+    from pet.tasks.card import load_card
 
     card, _ = load_card(name)
     say = Screen().out.print
@@ -65,7 +65,7 @@ def list_cards() -> None:
 
     from pet.cli.screen import Screen
     from pet.config.shipped import shipped_names
-    from pet.tasks import load_card
+    from pet.tasks.card import load_card
 
     table = Table()
     for column in ("name", "title", "labels", "patterns", "texts from"):
@@ -91,7 +91,7 @@ def sources_of(card: "TaskCard") -> "list[tuple[str, Source]]":
 
 def describe(source: "Source") -> str:
     """Where a source's texts lie."""
-    from pet.tasks import SPLITS, FilesSource, FolderSource, HubSource
+    from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource
 
     if isinstance(source, FolderSource):
         where = (

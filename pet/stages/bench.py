@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from pet import models, packing
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
-from pet.examples import Texts, TextSource
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
-from pet.patterns import PVP
 from pet.runtime import Silent
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.stages.work import Work, label_numbers
 from pet.store.store import Artifact
-from pet.tasks import TaskCard, TextFile, read_texts
+from pet.tasks.card import TaskCard
+from pet.tasks.patterns import PVP
+from pet.tasks.texts import TextFile, Texts, TextSource, read_texts
 from pet.training import Losses, Trainer
 
 

@@ -14,13 +14,13 @@ from pet.checkpoint import train_saved
 from pet.classification import ClassifierModel
 from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
 from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
-from pet.examples import TextSource
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
 from pet.ranks import Ranks, deal
 from pet.runtime import Runtime, seed_everything, send
 from pet.stages.work import Work
 from pet.store.draft import Draft
+from pet.tasks.texts import TextSource
 from pet.training import Trainer, TrainingReport, endless_order
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -18,7 +18,8 @@ from pet.store.draft import Draft
 from pet.store.files import digest_file, digest_json
 from pet.store.key import Key
 from pet.store.store import Artifact, Store
-from pet.tasks import load_card, load_texts
+from pet.tasks.card import load_card
+from pet.tasks.sources import load_texts
 
 STAGE = "corpus"
 VERSION = 1

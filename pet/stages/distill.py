@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from pet import models
 from pet.losses import distillation_loss
-from pet.sampling import derive_seed
 from pet.stages import label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, training_settings, write_scores
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks import TextFile
+from pet.tasks.splits import derive_seed
+from pet.tasks.texts import TextFile
 from pet.training import TrainingReport
 
 STAGE = "distill"

@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 
 from pet.config.schema import Settings
 from pet.ensemble import Array, pool_scores, soften
-from pet.examples import Texts, concatenate
 from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
-from pet.sampling import derive_seed
 from pet.stages import label, prepare
 from pet.stages.finetune import Members, Plan, members_of
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks import write_texts
+from pet.tasks.splits import derive_seed
+from pet.tasks.texts import Texts, concatenate, write_texts
 
 STAGE = "draw"
 VERSION = 1

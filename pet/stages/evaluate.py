@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from pet.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
 from pet.ensemble import even_shift, member_weights, pool_scores, soften
-from pet.examples import TextSource
 from pet.metrics import score_predictions
 from pet.stages import baseline, distill, label, prepare
 from pet.stages.classifier import Checkpoint
@@ -27,7 +26,7 @@ from pet.stages.work import Work, begin, finish, label_numbers, open_scores, rea
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks import TextFile, read_texts
+from pet.tasks.texts import TextFile, TextSource, read_texts
 
 STAGE = "evaluate"
 VERSION = 2

@@ -27,9 +27,7 @@ from pet.encoding import Encoder, encode_verbalizers
 from pet.errors import Busy
 from pet.inference import refresh
 from pet.lora import Adapters, find_targets
-from pet.patterns import PVP
 from pet.runtime import seed_everything
-from pet.sampling import derive_seed
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
 from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores
@@ -37,6 +35,8 @@ from pet.store import interrupts
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
+from pet.tasks.patterns import PVP
+from pet.tasks.splits import derive_seed
 from pet.training import Losses, Trainer, TrainingReport
 
 STAGE = "finetune"

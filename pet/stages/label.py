@@ -17,13 +17,13 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from pet.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
-from pet.examples import TextSource
 from pet.stages import prepare
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, check_scores, finish, open_scores
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
+from pet.tasks.texts import TextSource
 
 STAGE = "label"
 VERSION = 1

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from pet.errors import TaskError
-from pet.examples import Texts, TextSource
 from pet.metrics import describe_absent
-from pet.sampling import Draw, count_near_duplicates, draw_by_seed, draw_first
 from pet.stages.work import Work, begin, finish
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks import TextFile, marks, read_texts, rows_from, write_texts
+from pet.tasks.near_duplicates import count_near_duplicates
+from pet.tasks.splits import Draw, draw_by_seed, draw_first
+from pet.tasks.texts import TextFile, Texts, TextSource, marks, read_texts, rows_from, write_texts
 
 STAGE = "prepare"
 VERSION = 1

@@ -21,17 +21,18 @@ from pet.checkpoint import Checkpoint, Saver
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.encoding import Speller
 from pet.errors import DamagedArtifact, SettingsError
-from pet.examples import Texts, concatenate
-from pet.givenlabels import GivenLabels, read_given_labels
 from pet.optimizer import Optimizer
-from pet.patterns import PVP
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
 from pet.store.store import Artifact, Store
-from pet.tasks import TaskCard, choose_source, load_card, load_texts
+from pet.tasks.annotations import GivenLabels, read_given_labels
+from pet.tasks.card import TaskCard, load_card
+from pet.tasks.patterns import PVP
+from pet.tasks.sources import choose_source, load_texts
+from pet.tasks.texts import Texts, concatenate
 
 SCORES = "scores.safetensors"
 

@@ -41,7 +41,7 @@ from pet import models
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact
 from pet.modelcard import MINI_BASE, hub_base, quoted
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 CHECKPOINT = {"README.md", "config.json", "model.safetensors", *TOKENIZER}

@@ -16,8 +16,9 @@ from tiny import TOKENIZERS, wordpiece_tokenizer
 
 from pet.encoding import Speller
 from pet.newcard import propose_sizes
-from pet.sampling import draw_by_seed
-from pet.tasks import load_card, load_texts
+from pet.tasks.card import load_card
+from pet.tasks.sources import load_texts
+from pet.tasks.splits import draw_by_seed
 
 LABELS = list(TOPICS)
 

@@ -25,9 +25,9 @@ from safetensors.numpy import load_file
 
 import pet as package
 from pet import predict as predicting
-from pet import rowfiles
 from pet.errors import SettingsError, TaskError
-from pet.tasks import read_texts
+from pet.tasks import readers, writers
+from pet.tasks.texts import read_texts
 
 PROBABILITIES = [f"probability_{label}" for label in LABELS]
 
@@ -145,7 +145,7 @@ def test_a_file_keeps_its_rows_and_columns_in_whatever_format_and_chunk(ending, 
     output = tmp_path / f"out.{ending}"
     before = snapshot(done.store)
     pet("predict", "last", "--store", done.store, "--input", source, "--output", output)
-    found = [one.values for one in rowfiles.RowFile(output).rows()]
+    found = [one.values for one in readers.RowFile(output).rows()]
     assert [tuple(row.values())[:4] for row in found] == rows
     assert list(found[0]) == ["id", "headline", "body", "more", "label", "probability", *PROBABILITIES]
     assert probabilities(found).sum(1) == pytest.approx(1, abs=1e-5)
@@ -280,7 +280,7 @@ def test_an_interrupt_leaves_no_file(done, tmp_path, monkeypatch):
     def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rowfiles.RowWriter, "write", interrupt)
+    monkeypatch.setattr(writers.RowWriter, "write", interrupt)
     source = write_texts(tmp_path / "in.csv", [("goal", "team")])
     said = pet("predict", "last", "--store", done.store, "--input", source, "--output", tmp_path / "out.csv", code=130)
     assert "No output file was written" in said.stderr

@@ -4,7 +4,7 @@ import pytest
 from rows import lay_ground, pet
 
 from pet.config.shipped import shipped_names
-from pet.tasks import load_card
+from pet.tasks.card import load_card
 
 
 def test_without_a_subcommand_every_shipped_card_is_listed():

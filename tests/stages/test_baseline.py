@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
 from pet.stages import baseline, prepare
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 
 def rebase(done, folder, **sections):

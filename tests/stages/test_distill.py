@@ -26,7 +26,7 @@ from pet.stages import distill, finetune, label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.prepare import Splits
 from pet.store import interrupts
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 

@@ -17,7 +17,7 @@ from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
 from pet.store.store import Artifact, Store
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 
 def plan(card, **sections):

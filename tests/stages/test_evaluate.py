@@ -25,12 +25,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.calibration import Calibration, fit_temperature
 from pet.ensemble import even_shift
-from pet.examples import Texts
 from pet.pipeline import run_stage
 from pet.stages import distill, evaluate, finetune, label, prepare
 from pet.stages.label import load_scores
 from pet.store.store import Store
-from pet.tasks import read_texts, write_texts
+from pet.tasks.texts import Texts, read_texts, write_texts
 
 METRICS = {
     "accuracy": accuracy_score,

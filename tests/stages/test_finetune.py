@@ -40,7 +40,7 @@ from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import draw_batches
 from pet.stages.work import open_scores, read_scores
 from pet.store.store import Store
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 from pet.training import tensors_of
 
 SCORES = "scores.safetensors"

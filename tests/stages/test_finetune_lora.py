@@ -43,7 +43,7 @@ from pet.stages.bench import Aside, Bench
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.store import Artifact
-from pet.tasks import read_texts
+from pet.tasks.texts import read_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """peft still asks transformers so."""

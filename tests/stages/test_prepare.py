@@ -22,9 +22,8 @@ from rows import (
     write_csv,
 )
 
-from pet.examples import concatenate
 from pet.stages import prepare
-from pet.tasks import read_texts
+from pet.tasks.texts import concatenate, read_texts
 
 FILES = {"train.parquet", "pool.parquet", "test.parquet", "pool_gold.parquet", "report.json", "manifest.json"}
 

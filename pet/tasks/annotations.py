@@ -13,19 +13,10 @@ from pathlib import Path
 
 from pet.config.limits import path_of
 from pet.errors import TaskError, raise_problems
-from pet.examples import Texts
-from pet.tasks import (
-    FilesSource,
-    FolderSource,
-    Row,
-    Source,
-    TaskCard,
-    columns_of,
-    delimited_rows,
-    read_field,
-    read_label,
-    read_text,
-)
+from pet.tasks.card import FilesSource, FolderSource, Source, TaskCard
+from pet.tasks.readers import Row
+from pet.tasks.sources import columns_of, delimited_rows, read_field, read_label, read_text
+from pet.tasks.texts import Texts
 
 COLUMNS = ("id", "label", "suggested_label", "probability", "disagreement")
 """Columns of the file that are not texts."""

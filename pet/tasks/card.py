@@ -1,0 +1,293 @@
+"""Task cards, and the texts they point at: from `data/<task>/task.yaml` to `Texts` per split.
+
+A card says what the texts are (fields, labels), what to ask (patterns, verbalizers) and where the texts come from. A
+source may be `files` (CSV, TSV, JSONL, Parquet, each also .gz), a `folder` with one sub-folder per label, or a `hub`
+dataset. Nothing here samples, tokenises or trains.
+"""
+
+import codecs
+import re
+from collections import Counter
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from pet.config.limits import (
+    stays_inside,
+)
+from pet.config.messages import parse_model
+from pet.config.resolve import read_extended
+from pet.config.schema import Concern, Revision, spelled
+from pet.config.shipped import find_file
+from pet.errors import TaskError, raise_problems
+from pet.tasks.patterns import PVP, parse_pattern
+
+SPLITS = ("train", "test", "unlabelled")
+SOURCES = ("files", "folder", "hub")
+NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem")
+"""Encodings of Python that no text file has; some take time that grows with the square of its length."""
+
+PackageName = Annotated[str, spelled(r"[A-Za-z][A-Za-z0-9_]*", "the name of an installed Python package")]
+Requirement = Annotated[str, spelled(r"[A-Za-z0-9][A-Za-z0-9._=,\[\]-]*", "what pip installs, as in name==1.0")]
+DatasetName = Annotated[
+    str,
+    spelled(
+        r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?",
+        "OWNER/NAME as the hub shows it; local files are named in `files:`",
+    ),
+]
+ConfigName = Annotated[str, spelled(r"[\w(][\w ().,+=@-]*", "the name of a configuration, as the hub shows it")]
+Mark = Annotated[str, spelled(r"[0-9a-f]{16}", "digests of 16 hexadecimal digits")]
+
+
+class Source(Concern):
+    """What every source says: how its columns become the card's fields and labels."""
+
+    label: str | None = Field("label", description="column with the label; null: the source has none")
+    id: str | None = Field(None, description="column with an id; default: the row's file and line")
+    fields: dict[str, str] = Field({}, description="field -> template over columns, e.g. '{title} {body}'")
+    labels: dict[str, str] = Field({}, description="label as written in the source -> label of the card")
+    replace: dict[str, str] = Field({}, description="applied in order to every text: what -> by what")
+    where: dict[str, str] = Field({}, description="keep only rows whose column has this value")
+
+
+class FilesSource(Source):
+    """One file per split, in the card's folder or the one given by --data; `.gz` is found too."""
+
+    format: Literal["csv", "tsv", "jsonl", "parquet"]
+    train: str | None = None
+    test: str | None = None
+    unlabelled: str | None = None
+    columns: tuple[str, ...] | None = Field(None, description="names of the columns of a file without a header line")
+    quoted: bool = Field(True, description="false: quotation marks have no meaning (GLUE's TSV files)")
+    encodings: tuple[str, ...] = Field(("utf-8-sig",), description="tried in this order")
+
+
+class FolderSource(Source):
+    """One text file per example in one sub-folder per label; columns `label`, `headline` (first line), `body`."""
+
+    package: PackageName | None = Field(
+        None, description="installed Python package that carries the folder; it is not imported"
+    )
+    install: Requirement | None = Field(None, description="what to install when the package is missing")
+    folder: str = "."
+    encodings: tuple[str, ...] = ("utf-8-sig",)
+
+
+class HubSource(Source):
+    """A dataset on the Hugging Face hub, read through `datasets`."""
+
+    path: DatasetName
+    config: ConfigName | None = None
+    revision: Revision | None = None
+    train: str | None = "train"
+    test: str | None = "test"
+    unlabelled: str | None = None
+
+
+class PatternEntry(Concern):
+    """A pattern that names its verbalizer."""
+
+    pattern: str
+    verbalizer: str = "default"
+
+
+Entry = Annotated[
+    Annotated[str, Tag("<line>")] | Annotated[PatternEntry, Tag("<entry>")],
+    Discriminator(lambda given: "<line>" if isinstance(given, str) else "<entry>"),
+]
+
+MAX_WORDS_FROM = 30_000
+"""Marks that a card may have: so many fit into the limits of its YAML."""
+
+Verbalizer = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+
+
+class TaskCard(Concern):
+    """`task.yaml`, checked: see `load_card` for what is refused."""
+
+    # What is compared with each other is counted: a card of a thousand patterns would be checked for minutes.
+    name: Annotated[
+        str, Field(max_length=80), spelled(r"[a-z0-9][a-z0-9._-]*", "small letters, digits, '.', '_' and '-'")
+    ]  # part of folders' names
+    title: str
+    fields: Annotated[tuple[str, ...], Field(min_length=1, max_length=20)]
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2, max_length=1000)]
+    patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
+    verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
+    metric: Literal["accuracy", "macro-f1"] = "accuracy"
+    words_from: Annotated[
+        tuple[Mark, ...],
+        Field(max_length=MAX_WORDS_FROM),
+    ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
+    files: FilesSource | None = None
+    folder: FolderSource | None = None
+    hub: HubSource | None = None
+
+    def pvps(self) -> list[PVP]:
+        """All pattern-verbalizer pairs, numbered as in the card."""
+        counts = Counter(entry.pattern for entry in self.entries)
+        return [
+            PVP(
+                number,
+                parse_pattern(entry.pattern, self.fields),
+                {label: self.verbalizers[entry.verbalizer][label] for label in self.labels},
+                repeated=counts[entry.pattern] > 1,
+            )
+            for number, entry in enumerate(self.entries)
+        ]
+
+    @property
+    def entries(self) -> list[PatternEntry]:
+        """The patterns, each with the name of its verbalizer."""
+        return [one if isinstance(one, PatternEntry) else PatternEntry(pattern=one) for one in self.patterns]
+
+
+# ---- cards ---------------------------------------------------------------------------------------------------------
+
+
+def load_card(name: str) -> tuple[TaskCard, Path]:
+    """The task card of that name or path, and the folder it lies in.
+
+    Raises:
+        TaskError: no such card, not YAML, unknown keys, a pattern that does not parse, a verbalizer that lacks a label.
+    """
+    path = find_file("data", name, TaskError)
+    card = parse_model(TaskCard, read_extended(path, "data", lay_over, TaskError), f"task card {path}", TaskError)
+    raise_problems(TaskError, f"task card {path}", card_problems(card))
+    return card, path.parent
+
+
+def lay_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A card over the one it extends: the keys of a source one by one, everything else whole.
+
+    Whole, because a card with fewer labels could not get rid of the other labels' words otherwise.
+    """
+    sources = {
+        name: {**base[name], **values[name]}
+        for name in SOURCES
+        if isinstance(base.get(name), dict) and isinstance(values.get(name), dict)
+    }
+    return {**base, **values, **sources}
+
+
+def card_problems(card: TaskCard) -> list[str]:
+    """Everything pydantic cannot see: fields, verbalizers and patterns that do not fit each other."""
+    problems = []
+    if "mask" in card.fields or len(set(card.fields)) < len(card.fields):
+        problems.append(f"fields {list(card.fields)} must be different names other than 'mask'")
+    if len(set(card.labels)) < len(card.labels):
+        problems.append(f"labels {list(card.labels)} must be different")
+    known = set(card.labels)
+    for name, words in card.verbalizers.items():
+        missing = [label for label in card.labels if label not in words]
+        unknown = [label for label in words if label not in known]
+        counts = Counter(word for label_words in words.values() for word in set(label_words))
+        shared = [word for word, count in counts.items() if count > 1]
+        if shared:
+            problems.append(f"verbalizer {name!r} uses {shared} for several labels; give each label its own words")
+        if missing:
+            problems.append(f"verbalizer {name!r} has no words for {missing}")
+        if unknown:
+            problems.append(f"verbalizer {name!r} has words for {unknown}, which are not among the card's labels")
+    for entry in card.entries:
+        problems += pattern_problems(card, entry)
+    counted = Counter((entry.pattern, frozen_words(card, entry)) for entry in card.entries)
+    problems += [
+        f"pattern {pattern!r} stands {'twice' if count == 2 else f'{count} times'} with the same words; keep one of "
+        "them, or give the others words of their own"
+        for (pattern, _), count in counted.items()
+        if count > 1
+    ]
+    for source in (card.files, card.folder, card.hub):
+        problems += source_problems(card, source)
+    return problems
+
+
+def frozen_words(card: TaskCard, entry: PatternEntry) -> frozenset[tuple[str, frozenset[str]]]:
+    """The words that a pattern is asked with, equal for equal ones: their order and their verbalizer's name do not
+    count. A verbalizer that is not there has none."""
+    words = card.verbalizers.get(entry.verbalizer, {entry.verbalizer: ()})
+    return frozenset((label, frozenset(one)) for label, one in words.items())
+
+
+def pattern_problems(card: TaskCard, entry: PatternEntry) -> list[str]:
+    """What is wrong with one pattern line."""
+    text, verbalizer = entry.pattern, entry.verbalizer
+    problems = []
+    if verbalizer not in card.verbalizers:
+        problems.append(f"pattern {text!r} names verbalizer {verbalizer!r}; known: {list(card.verbalizers)}")
+    try:
+        parse_pattern(text, card.fields)
+    except TaskError as problem:
+        problems.append(str(problem))
+    return problems
+
+
+def source_problems(card: TaskCard, source: Source | None) -> list[str]:
+    """Fields or labels of a source that the card does not know, or a source with nothing to learn from."""
+    if source is None:
+        return []
+    problems = [
+        f"a source fills {field!r}, which is not a field" for field in source.fields if field not in card.fields
+    ]
+    if isinstance(source, HubSource) and "/" not in source.path:
+        problems.append(
+            f"hub dataset {source.path!r} has no owner; write OWNER/NAME as the hub shows it, or name local files in "
+            "`files:`"
+        )
+    if isinstance(source, FilesSource | HubSource) and not (source.train or source.unlabelled):
+        problems.append("a source names neither `train` nor `unlabelled` texts")
+    if isinstance(source, FilesSource | FolderSource):
+        problems += [
+            f"{name!r} lies outside the card's folder; put it there, or only name the file and give its folder by "
+            "--data"
+            for name in paths_of(source)
+            if not stays_inside(name)
+        ]
+        problems += [f"encoding {one!r} is none; try utf-8" for one in source.encodings if not is_encoding(one)]
+        problems += [] if source.encodings else ["`encodings` is empty; leave it out for UTF-8"]
+    problems += [
+        f"{template!r} is no template; write text and columns in braces, as in '{{title}} {{body}}'"
+        for template in source.fields.values()
+        if not is_template(template)
+    ]
+    if "" in source.replace:
+        problems.append("`replace` has nothing to look for in one line; write what is to be replaced")
+    return problems + [
+        f"a source maps {raw!r} to {label!r}, which is not a label"
+        for raw, label in source.labels.items()
+        if label not in card.labels
+    ]
+
+
+def paths_of(source: FilesSource | FolderSource) -> list[str]:
+    """The paths that a source names."""
+    if isinstance(source, FolderSource):
+        return [source.folder]
+    return [name for split in SPLITS if (name := getattr(source, split)) is not None]
+
+
+def is_encoding(name: str) -> bool:
+    """Whether Python knows an encoding of texts by that name."""
+    if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+        return False
+    try:
+        found = codecs.lookup(name)
+        return found.name.replace("-", "_") not in NOT_TEXT and isinstance("".encode(name), bytes)
+    except LookupError:  # unknown, or of bytes to bytes
+        return False
+
+
+def is_template(template: str) -> bool:
+    """Whether it has only plain `{column}` in it: what else Python can format reads attributes, or pads to any size."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        return False
+    return all(
+        name is None or (not spec and conversion is None and re.fullmatch(r"(?!\d+$)[^][.!:{}]+", name))
+        for _, name, spec, conversion in parts
+    )
