@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from pet.algorithms.ensemble import member_weights, pool_scores
 from pet.config.resolve import resolve_settings
-from pet.ensemble import member_weights, pool_scores
 from pet.runtime import open_runtime
 from pet.stages import finetune, prepare
 from pet.stages.work import Work, label_numbers, read_scores

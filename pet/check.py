@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet import models, packing
+from pet.algorithms.metrics import describe_absent
 from pet.cloze import ClozeModel
 from pet.config.schema import Optimisation
 from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
@@ -30,7 +31,6 @@ from pet.errors import PetError, TaskError
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
-from pet.metrics import describe_absent
 from pet.runtime import peak_memory
 from pet.stages import prepare
 from pet.stages.work import Work

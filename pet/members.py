@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from pet import lora, models, packing
+from pet.algorithms.ensemble import pool_scores
 from pet.cloze import ClozeModel
 from pet.config.schema import ModelSettings
 from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
-from pet.ensemble import pool_scores
 from pet.errors import MissingArtifact, ModelError
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows

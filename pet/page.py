@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import report
-from pet.calibration import BINS, bin_of, expected_calibration_error
-from pet.ensemble import disagreement, pool_scores, soften
+from pet.algorithms.calibration import BINS, bin_of, expected_calibration_error
+from pet.algorithms.ensemble import disagreement, pool_scores, soften
+from pet.algorithms.metrics import confusion, measure
 from pet.errors import StoreError
-from pet.metrics import confusion, measure
 from pet.runs import Run
 from pet.stages import label, prepare
 from pet.stages.work import label_numbers, open_scores, read_scores

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet import members
+from pet.algorithms.ensemble import soften
 from pet.config.limits import is_unicode
 from pet.config.schema import RuntimeSettings
-from pet.ensemble import soften
 from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
 from pet.runs import Run, open_run
 from pet.runtime import Reporter, open_runtime

@@ -8,8 +8,8 @@ from itertools import pairwise
 from statistics import mean, stdev
 from typing import Any
 
+from pet.algorithms.metrics import describe_absent
 from pet.config.schema import Settings
-from pet.metrics import describe_absent
 from pet.store.store import Artifact
 
 NAMES = {

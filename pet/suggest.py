@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.ensemble import Array, disagreement, soften
+from pet.algorithms.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
 from pet.runs import Run
 from pet.stages import prepare

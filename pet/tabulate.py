@@ -14,9 +14,9 @@ from statistics import mean
 from typing import Any
 
 from pet import published
+from pet.algorithms.metrics import describe_absent, holm, paired_p, spread
 from pet.config.schema import Settings
 from pet.errors import StoreError
-from pet.metrics import describe_absent, holm, paired_p, spread
 from pet.report import markdown_row
 from pet.runtime import Runtime
 from pet.store.environment import code_state

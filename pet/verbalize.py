@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pet import models, packing
+from pet.algorithms.petal import Tally, words_of_labels
 from pet.cloze import ClozeModel
 from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
-from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
 from pet.store.files import new_file, readable_yaml, scalar

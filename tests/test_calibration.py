@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pet.calibration import (
+from pet.algorithms.calibration import (
     BINS,
     COLDEST,
     Calibration,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pet.ensemble import agreement, disagreement, even_shift, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import agreement, disagreement, even_shift, member_weights, pool_scores, soften
 
 MEMBERS, TEXTS, LABELS = 5, 17, 4
 

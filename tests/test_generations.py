@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pet.generations import apportion, choose_teachers, draw_texts, generations_for, schedule
+from pet.algorithms.self_training import apportion, choose_teachers, draw_texts, generations_for, schedule
 
 
 def rng(seed=0):

@@ -8,7 +8,7 @@ import pytest
 from rows import LABELS, Finished, find_all, find_one, finish_run, lay_ground, lively_model, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet.ensemble import even_shift
+from pet.algorithms.ensemble import even_shift
 from pet.report import flag_generations
 from pet.tasks.texts import read_texts
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from pet import metrics
-from pet.metrics import DRAWS, Score, Spread, confusion, holm, measure, paired_p, score_predictions, spread
+from pet.algorithms import metrics
+from pet.algorithms.metrics import DRAWS, Score, Spread, confusion, holm, measure, paired_p, score_predictions, spread
 
 
 def invent(seed: int, size: int = 300, num_labels: int = 4, right: float = 0.7) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ import pytest
 from parity import pair_chances, published_counts, published_sizes
 from scipy.stats import chisquare
 
+from pet.algorithms.self_training import apportion, draw_texts, generations_for, schedule
 from pet.config.schema import Settings
-from pet.generations import apportion, draw_texts, generations_for, schedule
 from pet.tasks.splits import divide_evenly
 
 IPET = Settings().ipet

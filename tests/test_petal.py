@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pet.petal import Tally, choose, likelihood_ratio, preselect, words_of_labels
+from pet.algorithms.petal import Tally, choose, likelihood_ratio, preselect, words_of_labels
 
 LABELS, WORDS = 3, 7
 

@@ -11,7 +11,7 @@ import yaml
 from rows import LABELS, Finished, Ground, files_of, find_all, find_one, finish_run, lay_ground, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet.ensemble import disagreement
+from pet.algorithms.ensemble import disagreement
 from pet.runs import open_run
 from pet.stages import prepare
 from pet.store.store import Store

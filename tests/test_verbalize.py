@@ -10,8 +10,8 @@ from rows import LABELS, PATTERNS, TOPICS, Ground, files_of, lay_ground, lively_
 from tiny import TOKENIZERS, WORDS
 
 from pet import models
+from pet.algorithms.petal import Tally, words_of_labels
 from pet.encoding import Speller, whole_words
-from pet.petal import Tally, words_of_labels
 from pet.stages import prepare
 from pet.tasks.card import load_card
 from pet.verbalize import count_words, propose

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pet.algorithms.ensemble import Array, pool_scores, soften
+from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.config.schema import Settings
-from pet.ensemble import Array, pool_scores, soften
-from pet.generations import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.stages import label, prepare
 from pet.stages.finetune import Members, Plan, members_of
 from pet.stages.work import Work, begin, finish, label_numbers, open_scores

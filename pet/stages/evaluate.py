@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
-from pet.ensemble import even_shift, member_weights, pool_scores, soften
-from pet.metrics import score_predictions
+from pet.algorithms.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
+from pet.algorithms.ensemble import even_shift, member_weights, pool_scores, soften
+from pet.algorithms.metrics import score_predictions
 from pet.stages import baseline, distill, label, prepare
 from pet.stages.classifier import Checkpoint
 from pet.stages.finetune import Members

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pet.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
 from pet.stages import prepare
 from pet.stages.finetune import Members
 from pet.stages.work import Work, begin, check_scores, finish, open_scores

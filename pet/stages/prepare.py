@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from pet.algorithms.metrics import describe_absent
 from pet.errors import TaskError
-from pet.metrics import describe_absent
 from pet.stages.work import Work, begin, finish
 from pet.store.draft import Draft
 from pet.store.files import digest_json

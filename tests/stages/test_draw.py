@@ -10,8 +10,8 @@ import pytest
 from rows import find_all, find_one, lay_ground, lively_model, pet, read_json
 from safetensors.numpy import load_file
 
+from pet.algorithms.ensemble import soften
 from pet.config.resolve import resolve_settings
-from pet.ensemble import soften
 from pet.runtime import open_runtime
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan

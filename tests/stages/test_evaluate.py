@@ -23,8 +23,8 @@ from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pet.calibration import Calibration, fit_temperature
-from pet.ensemble import even_shift
+from pet.algorithms.calibration import Calibration, fit_temperature
+from pet.algorithms.ensemble import even_shift
 from pet.pipeline import run_stage
 from pet.stages import distill, evaluate, finetune, label, prepare
 from pet.stages.label import load_scores

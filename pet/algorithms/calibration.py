@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from pet.ensemble import Array, pool_scores, soften
+from pet.algorithms.ensemble import Array, pool_scores, soften
 
 BINS = 15
 """Of equal width over 0..1 (Guo et al. 2017, section 5)."""
