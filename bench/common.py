@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.encoding import Joined, Rows, TokenColumn, VerbalizerIds
+from pet.modeling.prompts import Joined, Rows
+from pet.modeling.tokenization import TokenColumn
+from pet.modeling.verbalizers import VerbalizerIds
 from pet.stages.batches import ClozeBatch, Sources, combine, draw_shares
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
@@ -100,7 +102,7 @@ class RandomEncoder:
     max_length = 256
 
     def join(self, rows: Rows, chosen: NDArray[np.int64]) -> Joined:
-        """As `pet.encoding.Encoder.join`."""
+        """As `pet.modeling.prompts.Encoder.join`."""
         sizes = rows.lengths(chosen)
         column = rows.columns[0]
         assert isinstance(column, TokenColumn)

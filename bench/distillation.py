@@ -2,7 +2,7 @@
 
     python bench/distillation.py [--steps 500]
 
-16 pool texts a step. Ours is `pet.training.Trainer` with `pet.classification` and the loss of `stages/distill.py`.
+16 pool texts a step. Ours is `pet.training.Trainer` with `pet.modeling.classifier` and the loss of `stages/distill.py`.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import torch
 from common import build_large, clock, draw_lengths, flops_per_row, flops_per_token, random_rows, show, start, wait
 from reference import DistillReference
 
-from pet import packing
-from pet.classification import ClassifierModel
 from pet.config.schema import DistillSettings, RuntimeSettings
-from pet.encoding import send
 from pet.inference import computing_copy
 from pet.losses import distillation_loss
+from pet.modeling import packing
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.prompts import send
 from pet.runtime import open_runtime
 from pet.training import Trainer, endless_order
 
@@ -48,7 +48,7 @@ def main() -> None:
     for name, compiled in (("captured", False), ("captured, compiled", True)):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
         twin = computing_copy(student, runtime)
-        layout = packing.training_layout(model, runtime)
+        layout = packing.training_layout(model, runtime.captures)
 
         def draw(layout=layout):
             for chosen in endless_order(len(rows), BATCH, np.random.default_rng(0)):

@@ -3,7 +3,7 @@
     python bench/labelling.py [--texts 40000]
 
 Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
-`pet.inference.score_rows` with `pet.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
+`pet.inference.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
 are in bf16 (`computing_copy`), its layers plain or compiled.
 """
 
@@ -14,11 +14,12 @@ import torch
 from common import WORDS, build_large, clock, draw_lengths, flops_per_row, flops_per_token, random_rows, show, start
 from reference import Reference
 
-from pet import packing
-from pet.cloze import ClozeModel
 from pet.config.schema import RuntimeSettings
-from pet.encoding import Batch, VerbalizerIds
 from pet.inference import computing_copy, score_rows
+from pet.modeling import packing
+from pet.modeling.batch import Batch
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.verbalizers import VerbalizerIds
 from pet.runtime import open_runtime
 
 

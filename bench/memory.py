@@ -14,12 +14,12 @@ from common import WORDS, build_large, draw_lengths, random_rows, start
 from reference import Reference
 from train_step import Measured, time_reference, train_full, train_lora
 
-from pet import packing
-from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings, RuntimeSettings
-from pet.encoding import VerbalizerIds
 from pet.inference import computing_copy, score_rows
-from pet.lora import find_targets
+from pet.modeling import packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.lora import find_targets
+from pet.modeling.verbalizers import VerbalizerIds
 from pet.runtime import Runtime, open_runtime
 
 GIB = 2**30

@@ -16,9 +16,9 @@ from typing import Any
 import transformers
 from pretraining import SHAPES
 
-from pet import models
 from pet.config.resolve import resolve_pretraining
 from pet.config.schema import ModelSettings
+from pet.modeling import loading
 from pet.runtime import open_runtime, seed_everything
 from pet.stages import pretrain
 from pet.store.files import read_json
@@ -63,7 +63,7 @@ def main() -> None:
 def save_random(folder: Path, tiny: bool) -> None:
     """A model and its tokenizer."""
     seed_everything(0)
-    tokenizer = models.load_tokenizer(ModelSettings(name="mini-encoder"))
+    tokenizer = loading.load_tokenizer(ModelSettings(name="mini-encoder"))
     shape = SHAPES["roberta-base"] | (TINY if tiny else {}) | {"pad_token_id": tokenizer.pad_token_id}
     config = transformers.AutoConfig.for_model(**shape)
     transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)

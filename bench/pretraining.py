@@ -15,13 +15,13 @@ import torch
 from common import RandomSpeller, clock, start, wait
 from torch.nn import functional
 
-from pet import packing
-from pet.cloze import ClozeModel
 from pet.config.schema import Pretraining, RuntimeSettings
 from pet.corpus import Blocks
-from pet.encoding import Frame
 from pet.inference import computing_copy
-from pet.losses import IGNORED
+from pet.modeling import packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Frame
 from pet.runtime import open_runtime
 from pet.stages.pretrain import draw_batches, losses_of
 from pet.stages.progress import flops_per_token

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from common import WORDS, build_large, draw_lengths, random_batches, random_rows, start, wait
 
-from pet import packing
 from pet.checkpoint import Checkpoint, Saver, train_saved
-from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.inference import computing_copy, refresh
+from pet.modeling import packing
+from pet.modeling.cloze import ClozeModel
 from pet.runtime import open_runtime
 from pet.stages.batches import cloze_losses
 from pet.store import interrupts
@@ -45,7 +45,7 @@ def main() -> None:
         torch.manual_seed(0)
         cloze = ClozeModel(build_large(device)).eval()
         twin = computing_copy(cloze, runtime)
-        layout = packing.training_layout(cloze.lm, runtime)
+        layout = packing.training_layout(cloze.lm, runtime.captures)
         master = None if twin is cloze else cloze
         trainer = Trainer(
             twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master

@@ -48,11 +48,13 @@ def label(size: int) -> dict[str, float]:
     import transformers
     from common import word_tokenizer
 
-    from pet import packing
-    from pet.cloze import ClozeModel
     from pet.config.schema import RuntimeSettings
-    from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
     from pet.inference import score_rows
+    from pet.modeling import packing
+    from pet.modeling.cloze import ClozeModel
+    from pet.modeling.prompts import Encoder
+    from pet.modeling.tokenization import Speller, TokenizedTexts
+    from pet.modeling.verbalizers import encode_verbalizers
     from pet.runtime import open_runtime, reset_peak_memory, resident_peak
     from pet.stages.label import write_soft_labels
     from pet.tasks.patterns import PVP, parse_pattern

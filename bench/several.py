@@ -19,14 +19,15 @@ import numpy as np
 import torch
 from common import LARGE, WORDS, build_large, card_name, draw_lengths, random_rows, wait
 
-from pet import packing
-from pet.classification import ClassifierModel
-from pet.cloze import ClozeModel
 from pet.config.schema import DistillSettings, RuntimeSettings
-from pet.encoding import Batch, VerbalizerIds
 from pet.inference import computing_copy, score_rows
 from pet.losses import distillation_loss
-from pet.runtime import Runtime, open_runtime, send
+from pet.modeling import packing
+from pet.modeling.batch import Batch, send
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.verbalizers import VerbalizerIds
+from pet.runtime import Runtime, open_runtime
 from pet.stages.classifier import layout_of_all
 from pet.training import Trainer, endless_order
 
@@ -75,7 +76,7 @@ def measure(options: Any) -> None:
 
 def count_rows() -> list[int]:
     """A list that grows by the numbers of the rows that this rank scores."""
-    from pet.encoding import Rows
+    from pet.modeling.prompts import Rows
 
     asked: list[int] = []
     batch = Rows.batch
@@ -121,7 +122,7 @@ def train(batch: int, steps: int, runtime: Runtime) -> tuple[float, list[float]]
     settings = DistillSettings(steps=steps, batch=batch)
     student = ClassifierModel(model)
     twin = computing_copy(student, runtime)
-    layout = packing.training_layout(model, runtime)
+    layout = packing.training_layout(model, runtime.captures)
 
     def draw() -> Any:
         for chosen in endless_order(len(rows), batch, np.random.default_rng(0)):

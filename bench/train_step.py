@@ -29,12 +29,12 @@ from common import (
 )
 from reference import Reference
 
-from pet import packing
-from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings, RuntimeSettings
-from pet.encoding import Rows
 from pet.inference import computing_copy
-from pet.lora import Adapters
+from pet.modeling import packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.lora import Adapters
+from pet.modeling.prompts import Rows
 from pet.runtime import Runtime, open_runtime
 from pet.stages.batches import ClozeBatch, cloze_losses
 from pet.training import Losses, Trainer
@@ -110,7 +110,7 @@ def train_full(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtim
     twin = computing_copy(model, runtime)
     master = None if twin is model else model
     trainer = Trainer(twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master)
-    layout = packing.training_layout(model.lm, runtime)
+    layout = packing.training_layout(model.lm, runtime.captures)
     return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)
 
 
@@ -124,7 +124,7 @@ def train_lora(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtim
         adapters.open_gate(given.members, dtype, given.keys)
         return cloze_losses(twin, given, settings.alpha)
 
-    layout = packing.training_layout(twin.lm, runtime)
+    layout = packing.training_layout(twin.lm, runtime.captures)
     with adapters.installed():
         trainer = Trainer(adapters, settings, losses, runtime, adapters.clip)
         batches = random_batches(rows, settings, layout, runtime.device, range(members))

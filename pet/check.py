@@ -22,15 +22,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models, packing
 from pet.algorithms.metrics import describe_absent
-from pet.cloze import ClozeModel
 from pet.config.schema import Optimisation
-from pet.encoding import Encoder, Rows, TokenColumn, TokenizedTexts, encode_verbalizers, plain_pattern
 from pet.errors import PetError, TaskError
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
+from pet.modeling import loading, packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder, Rows, plain_pattern
+from pet.modeling.tokenization import TokenColumn, TokenizedTexts
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.runtime import peak_memory
 from pet.stages import prepare
 from pet.stages.work import Work
@@ -290,7 +292,7 @@ def ask(
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
     runtime = work.runtime
-    cloze = ClozeModel(models.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
+    cloze = ClozeModel(loading.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
     twin = computing_copy(cloze, runtime)
     tokens = TokenizedTexts(work.speller, texts)
     rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pet.modeling.batch import all_finite
 from pet.optimizer import Optimizer
-from pet.runtime import Runtime, all_finite
+from pet.runtime import Runtime
 from pet.store.files import digest_file, readable_json, sync
 from pet.store.manifest import STATE
 from pet.training import Course, State, Trainer, TrainingReport

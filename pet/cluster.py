@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-from pet import events, models
+from pet import events
 from pet.config.schema import RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
+from pet.modeling import loading
 from pet.runtime import Reporter, open_runtime, use
 from pet.stages import finetune
 from pet.stages.bench import Bench, Learner
@@ -501,6 +502,6 @@ def read_ahead(work: Work) -> None:
     begins, weights are hashed and loaded, and what is compiled is."""
     work.start_identity()
     if work.settings.adapt.enabled:  # members start from weights that are still to be made
-        models.outline(work.settings.model)
+        loading.outline(work.settings.model)
     else:
         kept_of(work).learner.rehearse()

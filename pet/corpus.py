@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.limits import MAX_LINE, is_file, is_folder, path_of
-from pet.encoding import Batch, Frame, Speller
 from pet.errors import CorpusError, raise_problems
-from pet.runtime import send
+from pet.modeling.batch import Batch, send
+from pet.modeling.tokenization import Frame, Speller
 
 CHUNK = 1024
 """Documents that are in memory at a time."""

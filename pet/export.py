@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from pet import models
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, NotFinite, StoreError
 from pet.modelcard import model_card
+from pet.modeling import loading, quiet
 from pet.runs import Run
 from pet.stages import prepare
 from pet.stages.work import read_scores
@@ -62,7 +62,7 @@ def export(run: Run, out: Path, form: Format) -> list[str]:
         raise StoreError(f"{out} lies in the store {run.store.root}, which pet alone writes; name a folder elsewhere")
     checkpoint = run.student.file("student")
     texts, scores = sample(run)
-    with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
+    with write_folder(out) as draft, quiet.quiet_transformers(), quiet.os_errors():
         student = load(run, checkpoint)
         tokenizer = prepare_tokenizer(run)
         tokenizer.save_pretrained(draft)
@@ -102,14 +102,14 @@ def load(run: Run, folder: Path) -> Any:
     Raises:
         ModelError: it is missing or damaged.
     """
-    return models.load_classifier(settings_of(run, folder), run.labels).eval()
+    return loading.load_classifier(settings_of(run, folder), run.labels).eval()
 
 
 def prepare_tokenizer(run: Run) -> Any:
     """The student's tokenizer, told to read as pet does: not more than the run's max_length, and what looks like a
     special token in a text as characters."""
     settings = settings_of(run, run.student.file("student"))
-    tokenizer = models.load_tokenizer(settings)
+    tokenizer = loading.load_tokenizer(settings)
     tokenizer.model_max_length = settings.max_length
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs |= {"model_max_length": settings.max_length, "split_special_tokens": True}

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models
-from pet.classification import ClassifierModel
-from pet.cloze import ClozeModel
-from pet.encoding import Batch, Layout, Rows, round_up
 from pet.finite import Origin
 from pet.losses import compiled_token_losses
+from pet.modeling import loading
+from pet.modeling.batch import Batch, Layout, round_up
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Rows
 from pet.ranks import ALONE, Ranks
 from pet.runtime import Runtime
 
@@ -114,7 +115,7 @@ def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
     if runtime.dtype is not None:
         twin = copy.deepcopy(model)
         (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
-    compiled = models.compile_layers(twin.transformer, runtime, alike)
+    compiled = loading.compile_layers(twin.transformer, runtime, alike)
     if compiled and isinstance(twin, ClozeModel):
         twin.token_losses = compiled_token_losses(alike)
     return twin

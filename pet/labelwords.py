@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models, packing
-from pet.cloze import ClozeModel
 from pet.config.schema import ModelSettings
-from pet.encoding import Batch, Encoder, Speller, TokenizedTexts, glued_parts
 from pet.errors import TaskError
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
+from pet.modeling import loading, packing
+from pet.modeling.batch import Batch
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder
+from pet.modeling.tokenization import Speller, TokenizedTexts, glued_parts
 from pet.runtime import Runtime
 from pet.tasks.patterns import Mask, Pattern, parse_pattern
 from pet.tasks.texts import Texts, marks
@@ -117,7 +119,7 @@ def propose_words(
         ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
         TaskError: nothing could be proposed for a label.
     """
-    speller = Speller(models.load_tokenizer(settings), settings.name)
+    speller = Speller(loading.load_tokenizer(settings), settings.name)
     words = Words(speller, patterns)
     found = {
         label: Proposal((word,), "name")
@@ -160,7 +162,7 @@ def ask_model(
     runtime: Runtime,
 ) -> dict[str, Proposal]:
     """What the model says where the name does not do. `texts`: labelled ones."""
-    cloze = computing_copy(ClozeModel(models.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
+    cloze = computing_copy(ClozeModel(loading.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
     expected, ratio = rate_vocabulary(cloze, labels, patterns, texts, words.speller, settings.max_length, runtime)
     ranked = {}
     for label in missing:

@@ -4,7 +4,6 @@ Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members train
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-TokenLosses = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
+from pet.modeling.token_losses import IGNORED, TokenLosses
 
-IGNORED = -100
 KEPT, MASKED = 0.1, 0.8
 """Of the MLM targets 80 % are replaced by the mask, 10 % by a random token, 10 % stay (BERT; P1 uses the same)."""
 
@@ -23,18 +21,6 @@ def label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of label scores [..., B, L] against labels [..., B], mean over rows (P1 section 3.1)."""
     each = functional.cross_entropy(scores.float().flatten(0, -2), labels.flatten(), reduction="none")
     return each.view(labels.shape).mean(-1)
-
-
-def token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of vocabulary logits `products` + `bias` ([V, K], [V]) against tokens [K]; each in fp32 [K], 0 for
-    IGNORED. Words first: K can be chosen round, V is what it is, and matrix products want rows of a round size."""
-    if products.requires_grad:
-        # The gradient comes back by targets, in rows of V.
-        products.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]
-    logits = products if bias is None else products + bias[:, None]
-    # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
-    by_target = logits.T.contiguous().float()
-    return functional.cross_entropy(by_target, targets, ignore_index=IGNORED, reduction="none")
 
 
 class FusibleTokenLosses(torch.autograd.Function):

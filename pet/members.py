@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import lora, models, packing
 from pet.algorithms.ensemble import pool_scores
-from pet.cloze import ClozeModel
 from pet.config.schema import ModelSettings
-from pet.encoding import Encoder, Speller, TokenizedTexts, encode_verbalizers
 from pet.errors import MissingArtifact, ModelError
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
+from pet.modeling import loading, lora, packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder
+from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.runs import Run
 from pet.runtime import Runtime
 from pet.stages import label
@@ -39,14 +41,14 @@ class Ensemble:
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
-        self.speller = Speller(models.load_tokenizer(settings[0]), settings[0].name)
+        self.speller = Speller(loading.load_tokenizer(settings[0]), settings[0].name)
         pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]
         self.words = [ids.to(runtime.device) for ids in encode_verbalizers(self.speller, pvps, run.summary["task"])]
         self.encoders = [
             Encoder(self.speller, pvp.pattern, settings[0].max_length, truncation_of(one))
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
-        self.cloze = ClozeModel(models.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
         self.twin = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
         self.folded: lora.Adapters | None = None
@@ -72,7 +74,7 @@ class Ensemble:
             self.folded.restore()
             self.folded = None
         if self.loaded != settings.name:
-            for mine, its in zip(self.cloze.parameters(), models.load_masked_lm(settings).parameters(), strict=True):
+            for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
         if member.has("adapter"):
@@ -115,7 +117,7 @@ def checkpoint_of(run: Run, member: Artifact) -> ModelSettings:
         adapted = run.by_identity("adapt", trained_on.removeprefix("adapt-"))
         return ModelSettings(name=str(adapted.file("model").resolve()), max_length=length)
     start = run.settings.model
-    if models.fingerprint(start) != trained_on:
+    if loading.fingerprint(start) != trained_on:
         raise ModelError(
             f"the weights of {start.name!r} are not those that member {member.path.name} was made from; give back the "
             "model it had, or use the student"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from pet.errors import MissingArtifact
-from pet.models import EMBEDDED
+from pet.modeling.mini import EMBEDDED
 from pet.report import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.runs import Run
 from pet.store.environment import environment
 from pet.store.files import readable_yaml
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
-"""The hub's name of what `models.EMBEDDED` come from (pet/mini/README.md)."""
+"""The hub's name of what `models.EMBEDDED` come from (pet/modeling/weights/mini/README.md)."""
 
 CARD = """\
 ---

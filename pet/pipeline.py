@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pet import events, models, report
+from pet import events, report
 from pet.config.resolve import settings_yaml
 from pet.errors import DamagedArtifact, SettingsError
+from pet.modeling import loading
 from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.stages.evaluate import Generation
 from pet.stages.finetune import Members, Plan
@@ -89,8 +90,8 @@ def check_models(work: Work) -> None:
         if section.model not in (None, work.settings.model.name):
             work.speller_of(section.model)
         if section.frozen_layers is not None:
-            body = models.outline(work.model_settings(section.model))
-            models.freeze_lower(body, section.frozen_layers, f"{name}.frozen_layers")
+            body = loading.outline(work.model_settings(section.model))
+            loading.freeze_lower(body, section.frozen_layers, f"{name}.frozen_layers")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -171,66 +171,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None, seconds: float 
             done += 1
         product[0, 0].item()  # waits for the device
     return 2.0 * size**3 * done / (time.perf_counter() - begun)
-
-
-# ---- nested batches ------------------------------------------------------------------------------------------------
-
-T = TypeVar("T")
-
-
-def map_tensors(tree: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
-    """A nested batch (a tensor, or a dataclass, list or tuple of such) with every tensor changed."""
-    found: Any = tree
-    if isinstance(tree, torch.Tensor):
-        found = change(tree)
-    elif isinstance(tree, list | tuple):
-        found = type(tree)(map_tensors(part, change) for part in tree)
-    elif hasattr(tree, "__dataclass_fields__"):
-        names = tree.__dataclass_fields__
-        found = type(tree)(**{name: map_tensors(getattr(tree, name), change) for name in names})
-    return found  # type: ignore[no-any-return]
-
-
-def send(tree: T, device: torch.device) -> T:
-    """A nested batch on a device; to a GPU through pinned memory, so that the host need not wait for the queue before
-    it.
-
-    numpy fills that memory: torch's own copy of a megabyte is shared out among threads that wait for each other; with
-    them a batch of 131,072 tokens took a host of 32 cores 57 ms, with one thread 9 (bench/RESULTS.md).
-    """
-
-    def move(tensor: torch.Tensor) -> torch.Tensor:
-        if device.type != "cuda" or tensor.is_cuda:
-            return tensor.to(device)
-        pinned = torch.empty_like(tensor, pin_memory=True)
-        pinned.numpy()[...] = tensor.numpy()
-        return pinned.to(device, non_blocking=True)
-
-    return map_tensors(tree, move)
-
-
-def receive(tree: T, device: torch.device) -> Callable[[], T]:
-    """Start copying a nested batch from a device to the host. What is returned hands the copy over when it is there,
-    without waiting for what else the device has been asked to do meanwhile."""
-    found = map_tensors(tree, lambda tensor: tensor.to("cpu", non_blocking=True))
-    if device.type != "cuda":
-        return lambda: found
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
-
-    def wait() -> T:
-        there.synchronize()
-        return found
-
-    return wait
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no number of these is NaN or infinite. They are read once: a sum shows it; only where that is not finite,
-    as it also is of large numbers, one by one."""
-    found = [one.detach() for one in tensors]
-    sums = [one.sum(dtype=torch.float32) for one in found]
-    return not sums or bool(torch.stack(sums).isfinite().all()) or all(bool(one.isfinite().all()) for one in found)
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
 from pet.finite import Origin
+from pet.modeling.batch import map_tensors, plain_values_of, receive, tensors_of
 from pet.optimizer import build_optimizer, clip_to
-from pet.runtime import Runtime, map_tensors, receive
+from pet.runtime import Runtime
 from pet.store import interrupts
 
 B = TypeVar("B")
@@ -306,30 +307,6 @@ def no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """All tensors of a nested batch, in a fixed order."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    return [tensor for part in parts_of(tree) for tensor in tensors_of(part)]
-
-
-def plain_values_of(tree: Any) -> list[Any]:
-    """All that is no tensor in a nested batch: a captured step holds it fixed."""
-    if isinstance(tree, torch.Tensor):
-        return []
-    if isinstance(tree, list | tuple) or hasattr(tree, "__dataclass_fields__"):
-        return [value for part in parts_of(tree) for value in plain_values_of(part)]
-    return [tree]
-
-
-def parts_of(tree: Any) -> list[Any]:
-    """What a batch consists of: the fields of a dataclass, the items of a list or tuple; nothing of a plain value."""
-    if isinstance(tree, list | tuple):
-        return list(tree)
-    names = getattr(tree, "__dataclass_fields__", {})
-    return [getattr(tree, name) for name in names]
 
 
 # ---- rates, records, order -----------------------------------------------------------------------------------------

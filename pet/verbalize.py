@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from pet import models, packing
 from pet.algorithms.petal import Tally, words_of_labels
-from pet.cloze import ClozeModel
-from pet.encoding import Encoder, TokenizedTexts, mask_glue, whole_words
 from pet.errors import TaskError, raise_problems
 from pet.finite import Origin
 from pet.inference import computing_copy, score_rows
+from pet.modeling import loading, packing
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder
+from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.stages import prepare
 from pet.stages.work import Work, label_numbers
 from pet.store.files import new_file, readable_yaml, scalar
@@ -93,7 +94,7 @@ def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
     speller, runtime, pvps = work.speller, work.runtime, work.pvps
     words, ids = whole_words(speller, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
     encoders = [encoder_of(work, pvp) for pvp in pvps]
-    cloze = ClozeModel(models.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
+    cloze = ClozeModel(loading.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
     model = computing_copy(cloze, runtime)
     gold = label_numbers(train, work.card.labels)
     tally = Tally.empty(len(work.card.labels), len(words))

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from tiny import KIND_OF, TOKENIZERS, WORDS
 
-from pet.cloze import ClozeModel
-from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
 

@@ -6,9 +6,9 @@ import torch
 from plain import FILLED, LIVELY, OTHERS, alone, assert_near, assert_same_gradients, gradients, kind, some_batch
 from tiny import FAMILIES, TOKENIZERS, tiny_classifier
 
-from pet.classification import HEADS, ClassifierModel
-from pet.encoding import Batch, Layout
-from pet.packing import PACKED
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.classifier import HEADS, ClassifierModel
+from pet.modeling.packing import PACKED
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
 PADDED = {"padded": Layout(True, width_multiple=8)}

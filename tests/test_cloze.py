@@ -21,9 +21,10 @@ from plain import (
 )
 from tiny import FAMILIES, TOKENIZERS, tiny_model
 
-from pet.cloze import HEADS, ClozeModel
-from pet.encoding import Batch, Layout, VerbalizerIds, encode_verbalizers
-from pet.packing import PACKED
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.cloze import HEADS, ClozeModel
+from pet.modeling.packing import PACKED
+from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
 from pet.tasks.patterns import PVP
 
 MODELS = [(family, {}) for family in (*FAMILIES, *OTHERS)] + [("deberta-v2", {"legacy": False})]

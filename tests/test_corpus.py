@@ -19,8 +19,8 @@ from pet.corpus import (
     stream_type,
     write_streams,
 )
-from pet.encoding import Speller
 from pet.errors import CorpusError
+from pet.modeling.tokenization import Speller
 
 FAMILIES = ["bert", "roberta", "xlm-roberta"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pet.delta import pack, unpack
+from pet.modeling.delta import pack, unpack
 
 
 def state(seed, **more):

@@ -20,29 +20,11 @@ from tiny import TOKENIZERS, WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pet.encoding import (
-    Batch,
-    Encoder,
-    Layout,
-    Rows,
-    Speller,
-    TokenColumn,
-    TokenizedTexts,
-    assemble,
-    encode_verbalizers,
-    fill,
-    glued_parts,
-    join_batches,
-    lay_out,
-    plain_pattern,
-    ragged,
-    round_up,
-    shorten_last_part,
-    shorten_longest,
-    spread,
-)
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
-from pet.runtime import receive, send
+from pet.modeling.batch import Batch, Layout, fill, join_batches, ragged, receive, round_up, send, spread
+from pet.modeling.prompts import Encoder, Rows, assemble, lay_out, plain_pattern, shorten_last_part, shorten_longest
+from pet.modeling.tokenization import Speller, TokenColumn, TokenizedTexts, glued_parts
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.tasks import texts as texts_module
 from pet.tasks.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
 from pet.tasks.texts import Texts

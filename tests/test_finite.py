@@ -12,11 +12,12 @@ from rows import Finished, find_all, finish_run, lay_ground, lively_model, pet, 
 from safetensors.torch import load_file, save_file
 
 import pet as package
-from pet import export, lora, models
-from pet.classification import ClassifierModel
-from pet.cloze import ClozeModel
+from pet import export
 from pet.config.schema import FinetuneSettings, ModelSettings
 from pet.errors import DamagedArtifact, ModelError, NotFinite
+from pet.modeling import loading, lora
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.cloze import ClozeModel
 from pet.predict import Predictor
 from pet.stages import baseline
 from pet.stages.work import open_scores, read_scores, write_scores
@@ -147,10 +148,10 @@ def test_a_model_with_nan_in_its_weights_is_named_before_anything_is_trained(tmp
 def test_an_infinity_in_a_heads_bias_is_no_damage_and_one_in_a_matrix_is(tmp_path):
     save_lively(tmp_path / "model")
     spoil(tmp_path / "model", "cls.predictions.bias", -math.inf)
-    assert models.load_masked_lm(ModelSettings(name=str(tmp_path / "model"), max_length=40))
+    assert loading.load_masked_lm(ModelSettings(name=str(tmp_path / "model"), max_length=40))
     spoil(tmp_path / "model", "word_embeddings.weight", math.inf)
     with pytest.raises(ModelError, match=r"word_embeddings\.weight' hold NaN or infinity"):
-        models.load_classifier(ModelSettings(name=str(tmp_path / "model"), max_length=40), ["a", "b"])
+        loading.load_classifier(ModelSettings(name=str(tmp_path / "model"), max_length=40), ["a", "b"])
 
 
 def test_weights_that_are_finite_but_overflow_are_blamed_on_the_model_and_on_no_rate(tmp_path):
@@ -162,7 +163,7 @@ def test_weights_that_are_finite_but_overflow_are_blamed_on_the_model_and_on_no_
 
 
 def test_an_adapter_with_nan_is_refused(tmp_path, model):
-    lm = models.load_masked_lm(ModelSettings(name=str(model), max_length=40))
+    lm = loading.load_masked_lm(ModelSettings(name=str(model), max_length=40))
     adapters = lora.Adapters(lm, lm, [0], FinetuneSettings())
     with torch.no_grad():
         adapters.pairs[0].up[0, 0, 0] = math.inf

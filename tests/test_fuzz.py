@@ -32,7 +32,7 @@ from pet.config.resolve import parse_assignment, resolve_pretraining, resolve_se
 from pet.config.schema import ModelSettings
 from pet.corpus import find_files, read_documents
 from pet.errors import PetError
-from pet.models import load_masked_lm, load_tokenizer
+from pet.modeling.loading import load_masked_lm, load_tokenizer
 from pet.newcard import choose_columns, read_input, survey
 from pet.tasks import annotations, sources
 from pet.tasks import card as card_module

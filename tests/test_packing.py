@@ -22,11 +22,11 @@ from plain import (
 from tiny import FAMILIES, TOKENIZERS, tiny_model
 from transformers import AttentionInterface, AutoModelForMaskedLM
 
-from pet import packing
-from pet.attention import ATTENTION, packed_attention, unpack
-from pet.encoding import Batch, Layout
-from pet.models import layers_of
-from pet.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
+from pet.modeling import packing
+from pet.modeling.attention import ATTENTION, packed_attention, unpack
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.loading import layers_of
+from pet.modeling.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
 from pet.runtime import Runtime, Silent
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
@@ -236,7 +236,7 @@ def test_only_families_that_were_tested_here_are_read_end_to_end(family):
     lm = model_of(family)
     assert packing.is_packed(lm) == (family in PACKED)
     assert packing.scoring_layout(lm).padded == (family not in PACKED)
-    assert packing.training_layout(lm, runtime_of("cpu")).padded == (family not in PACKED)
+    assert packing.training_layout(lm, runtime_of("cpu").captures).padded == (family not in PACKED)
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
@@ -245,13 +245,15 @@ def test_on_a_cpu_training_and_scoring_batches_are_not_filled_up(family):
     expected = Layout(family not in PACKED, None, 8)
     assert packing.scoring_layout(lm) == expected
     for runtime in (runtime_of("cpu"), runtime_of("cuda", capture=False)):
-        assert packing.training_layout(lm, runtime) == expected
+        assert packing.training_layout(lm, runtime.captures) == expected
 
 
 def test_where_steps_are_captured_few_shapes_occur():
     bert, distilbert, gpu = model_of("bert"), model_of("distilbert"), runtime_of("cuda")
-    assert packing.training_layout(bert, gpu) == Layout(False, None, TRAINING_WIDTHS[False], TOKEN_MULTIPLE)
-    assert packing.training_layout(distilbert, gpu) == Layout(True, None, TRAINING_WIDTHS[True], TOKEN_MULTIPLE)
+    assert packing.training_layout(bert, gpu.captures) == Layout(False, None, TRAINING_WIDTHS[False], TOKEN_MULTIPLE)
+    assert packing.training_layout(distilbert, gpu.captures) == Layout(
+        True, None, TRAINING_WIDTHS[True], TOKEN_MULTIPLE
+    )
     assert min(*TRAINING_WIDTHS.values(), TOKEN_MULTIPLE) >= 32
     assert packing.scoring_layout(bert).token_multiple == 1, "scoring is not captured"
 
@@ -259,13 +261,13 @@ def test_where_steps_are_captured_few_shapes_occur():
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_rows_can_be_padded_to_one_width_whatever_the_model(family, device):
-    layout = packing.training_layout(model_of(family), runtime_of(device), 40)
+    layout = packing.training_layout(model_of(family), runtime_of(device).captures, 40)
     assert (layout.padded, layout.width) == (True, 40)
 
 
 def test_what_fills_up_a_training_batch_is_never_longer_than_its_width():
     """The width bounds the attention of that row too."""
-    layout = packing.training_layout(model_of("bert"), runtime_of("cuda"))
+    layout = packing.training_layout(model_of("bert"), runtime_of("cuda").captures)
     assert layout.token_multiple <= layout.width_multiple
 
 

@@ -55,13 +55,16 @@ from plain import LIVELY, assert_near, assert_same_gradients, gradients
 from test_tasks import NEWS, PVPS
 from tiny import KIND_OF, WORDS, tiny_model
 
-from pet.cloze import ClozeModel
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
-from pet.encoding import Encoder, Rows, Speller, TokenizedTexts, encode_verbalizers
 from pet.errors import TaskError
-from pet.losses import IGNORED, distillation_loss, label_loss
-from pet.packing import training_layout
+from pet.losses import distillation_loss, label_loss
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.packing import training_layout
+from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.runtime import Runtime, Silent
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.tasks.card import TaskCard, load_card

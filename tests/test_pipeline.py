@@ -24,7 +24,7 @@ from rows import (
 )
 from safetensors.numpy import load_file
 
-from pet import models
+from pet.modeling import loading
 from pet.pipeline import STAGES, plan, run_stage
 from pet.stages import distill
 from pet.tasks.texts import read_texts
@@ -287,7 +287,7 @@ def test_weights_are_hashed_once_a_walk_however_many_members_there_are(done, mon
         hashed.append(path.name)
         return digest(path)
 
-    monkeypatch.setattr(models, "digest_file", note)
+    monkeypatch.setattr(loading, "digest_file", note)
     assert len(plan(open_work(done.ground, done.store))) > 5
     assert hashed.count("model.safetensors") == 1
 

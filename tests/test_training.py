@@ -16,24 +16,15 @@ from tiny import TOKENIZERS, tiny_model
 from torch import nn
 
 from pet import optimizer, training
-from pet.cloze import ClozeModel
 from pet.config.schema import Optimisation
-from pet.encoding import Batch, Layout, fill
 from pet.errors import NotFinite
 from pet.finite import Origin
-from pet.losses import IGNORED
-from pet.runtime import Runtime, Silent, map_tensors
+from pet.modeling.batch import Batch, Layout, fill, map_tensors, parts_of, plain_values_of, tensors_of
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.token_losses import IGNORED
+from pet.runtime import Runtime, Silent
 from pet.stages.batches import ClozeBatch, cloze_losses
-from pet.training import (
-    LOG_EVERY,
-    CapturedSteps,
-    Trainer,
-    endless_order,
-    parts_of,
-    plain_values_of,
-    rate_factor,
-    tensors_of,
-)
+from pet.training import LOG_EVERY, CapturedSteps, Trainer, endless_order, rate_factor
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,9 @@ import yaml
 from rows import LABELS, PATTERNS, TOPICS, Ground, files_of, lay_ground, lively_model, open_work, pet, pet_run
 from tiny import TOKENIZERS, WORDS
 
-from pet import models
 from pet.algorithms.petal import Tally, words_of_labels
-from pet.encoding import Speller, whole_words
+from pet.modeling import loading
+from pet.modeling.tokenization import Speller, whole_words
 from pet.stages import prepare
 from pet.tasks.card import load_card
 from pet.verbalize import count_words, propose
@@ -58,7 +58,7 @@ def test_what_is_counted_is_what_the_model_says_of_whole_rows_one_by_one(ground,
     work = open_work(ground, tmp_path / "store", finetune={"patterns": [0]}, label={})
     train = prepare.draw_splits(work)[0].train
     words, tally = count_words(work, train)
-    lm, tokenizer = models.load_masked_lm(work.settings.model).eval(), work.speller.tokenizer
+    lm, tokenizer = loading.load_masked_lm(work.settings.model).eval(), work.speller.tokenizer
     known = tokenizer.convert_tokens_to_ids(words)
     expected = Tally.empty(len(LABELS), len(words))
     for row in range(len(train)):

@@ -18,7 +18,7 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
     program = (
         "from pet.config.schema import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
         "from pet.tasks.card import load_card\n"
-        "from pet.models import MINI_DELTA\n"
+        "from pet.modeling.loading import MINI_DELTA\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
         "assert MINI_DELTA.is_file()\n"
         "[load_card(name) for name in shipped_names('data')]\n"

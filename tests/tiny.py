@@ -21,7 +21,7 @@ WORDS = (
 ).split(" ")
 
 FAMILIES = ("roberta", "xlm-roberta", "bert", "albert", "deberta-v2", "distilbert", "modernbert")
-"""Every family whose head pet.cloze takes apart."""
+"""Every family whose head pet.modeling.cloze takes apart."""
 
 
 @cache

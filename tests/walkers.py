@@ -21,19 +21,22 @@ import torch
 from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
-from pet import inference, packing, pipeline, ranks
+from pet import inference, pipeline, ranks
 from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.config.schema import Optimisation, RuntimeSettings
-from pet.encoding import Encoder, Layout, Rows, Speller, TokenizedTexts
 from pet.errors import NotFinite
 from pet.inference import score_rows
+from pet.modeling import packing
+from pet.modeling.batch import Layout, plain_values_of, tensors_of
+from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.ranks import Ranks
 from pet.runtime import Runtime, Silent, open_runtime
 from pet.stages import baseline, prepare
 from pet.store.draft import Draft
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
-from pet.training import Trainer, plain_values_of, tensors_of
+from pet.training import Trainer
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

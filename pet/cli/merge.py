@@ -28,8 +28,8 @@ def merge(member: Path, out: Path) -> None:
     Example:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
-    from pet import lora, models
     from pet.config.schema import ModelSettings
+    from pet.modeling import loading, lora, quiet
     from pet.store.files import write_folder
 
     if out.exists():
@@ -39,7 +39,7 @@ def merge(member: Path, out: Path) -> None:
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
     settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
-    model, tokenizer = models.load_masked_lm(settings), models.load_tokenizer(settings)
+    model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
     probe = tokenizer(
         [PROBE, f"{PROBE} {tokenizer.mask_token}"],
         padding=True,
@@ -49,7 +49,7 @@ def merge(member: Path, out: Path) -> None:
     )
     worst = lora.merge(model, adapter, dict(probe))
     check_base(member, settings)
-    with write_folder(out) as draft, models.quiet_transformers(), models.os_errors():
+    with write_folder(out) as draft, quiet.quiet_transformers(), quiet.os_errors():
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
     click.echo(f"{out}: {settings.name} with {adapter} merged; answers as before to {worst:.0e} of the largest logit")
@@ -61,7 +61,7 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
     Raises:
         ModelError: they differ.
     """
-    from pet import models
+    from pet.modeling import loading
     from pet.store.files import read_json
 
     manifest = member / "manifest.json"
@@ -74,7 +74,7 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
     if str(trained_on).startswith("adapt-"):  # named after the artifact whose folder is the model's
         same = Path(settings.name).resolve().parent.name.endswith(str(trained_on).removeprefix("adapt"))
     else:
-        same = models.fingerprint(settings) == trained_on
+        same = loading.fingerprint(settings) == trained_on
     if not same:
         raise ModelError(
             f"the weights of {settings.name!r} are not those that {member} was trained on; give back the model it had, "

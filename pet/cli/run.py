@@ -152,7 +152,7 @@ def open_work(
 
 def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
     """Say loudly whose code is run, where any is; `others`: models that stand in for it."""
-    from pet.models import EMBEDDED
+    from pet.modeling.mini import EMBEDDED
 
     foreign = [one for one in dict.fromkeys((model.name, *others)) if one is not None and one not in EMBEDDED]
     if model.trust_remote_code and foreign:

@@ -16,23 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.cloze import ClozeModel
 from pet.config.schema import FinetuneSettings
-from pet.encoding import (
-    Batch,
-    Layout,
-    Rows,
-    Speller,
-    VerbalizerIds,
-    fill,
-    join_batches,
-    lay_out,
-    round_up,
-    take_rows,
-)
-from pet.losses import IGNORED, combined_loss, label_loss, mask_tokens, mlm_loss
+from pet.losses import combined_loss, label_loss, mask_tokens, mlm_loss
+from pet.modeling.batch import Batch, Layout, fill, join_batches, round_up, send, take_rows
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Rows, lay_out
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller
+from pet.modeling.verbalizers import VerbalizerIds
 from pet.ranks import ALONE, Ranks, deal
-from pet.runtime import send
 from pet.training import Losses, endless_order
 
 TARGET_MULTIPLE = 64

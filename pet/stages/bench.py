@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models, packing
-from pet.cloze import ClozeModel
-from pet.encoding import Encoder, Layout, Rows, TokenizedTexts, VerbalizerIds, encode_verbalizers
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
+from pet.modeling import loading, packing
+from pet.modeling.batch import Layout
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.tokenization import TokenizedTexts
+from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
 from pet.runtime import Silent
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
@@ -81,12 +84,12 @@ class Learner:
     @cached_property
     def cloze(self) -> ClozeModel:
         """The model that every member starts from."""
-        cloze = ClozeModel(models.load_masked_lm(self.work.model_settings(None))).to(self.work.runtime.device)
+        cloze = ClozeModel(loading.load_masked_lm(self.work.model_settings(None))).to(self.work.runtime.device)
         if not cloze.shortcut:
             self.work.runtime.reporter.say(
                 f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
             )
-        models.freeze_lower(cloze.lm, self.work.settings.finetune.frozen_layers)
+        loading.freeze_lower(cloze.lm, self.work.settings.finetune.frozen_layers)
         return cloze.eval()
 
     @cached_property
@@ -153,7 +156,7 @@ class Learner:
         settings = self.work.settings.finetune
         whole = settings.mask_targets == "any" or (settings.method == "lora" and not packing.is_packed(self.cloze.lm))
         return packing.training_layout(
-            self.cloze.lm, self.work.runtime, self.work.settings.model.max_length if whole else None
+            self.cloze.lm, self.work.runtime.captures, self.work.settings.model.max_length if whole else None
         )
 
     def encoder(self, pvp: PVP) -> Encoder:

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models, packing
 from pet.checkpoint import train_saved
-from pet.classification import ClassifierModel
 from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
-from pet.encoding import Batch, Encoder, Layout, Rows, Speller, TokenizedTexts, plain_pattern
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh, score_rows
+from pet.modeling import loading, packing
+from pet.modeling.batch import Batch, Layout, send
+from pet.modeling.classifier import ClassifierModel
+from pet.modeling.prompts import Encoder, Rows, plain_pattern
+from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.ranks import Ranks, deal
-from pet.runtime import Runtime, seed_everything, send
+from pet.runtime import Runtime, seed_everything
 from pet.stages.work import Work
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
@@ -46,7 +48,9 @@ class Classifier:
         self.origin = Origin(work.model_settings(model).name)
         """What is to blame where a loss or a score is not finite."""
         seed_everything(seed)
-        self.model = models.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
+        self.model = (
+            loading.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
+        )
         self.classifier = ClassifierModel(self.model)
         self.twin = computing_copy(self.classifier, work.runtime)
 
@@ -75,8 +79,8 @@ class Classifier:
         self.origin = dataclasses.replace(self.origin, setting=setting, rate=settings.learning_rate)
         runtime, ranks = self.work.runtime, self.work.runtime.ranks
         for model in (self.model, self.twin.model):
-            models.freeze_lower(model, settings.frozen_layers)
-        layout = packing.training_layout(self.model, runtime)
+            loading.freeze_lower(model, settings.frozen_layers)
+        layout = packing.training_layout(self.model, runtime.captures)
 
         def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
             order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
@@ -133,10 +137,10 @@ class Checkpoint:
         """
         settings = ModelSettings(name=str(folder.resolve()), max_length=max_length)
         self.runtime = runtime
-        self.speller = Speller(models.load_tokenizer(settings), settings.name)
+        self.speller = Speller(loading.load_tokenizer(settings), settings.name)
         self.encoder = Encoder(self.speller, plain_pattern(fields), max_length)
         self.origin = Origin(settings.name, remedy="use another run, or make it anew")
-        model = models.load_classifier(settings, labels).to(runtime.device).eval()
+        model = loading.load_classifier(settings, labels).to(runtime.device).eval()
         self.twin = computing_copy(ClassifierModel(model), runtime)
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:

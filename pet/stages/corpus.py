@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pet import corpus
 from pet.config.schema import CorpusSettings, Pretraining
-from pet.encoding import Speller
 from pet.errors import CorpusError
+from pet.modeling.tokenization import Speller
 from pet.runtime import Runtime
 from pet.stages.work import make
 from pet.store.draft import Draft

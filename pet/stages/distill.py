@@ -13,8 +13,8 @@ import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 
-from pet import models
 from pet.losses import distillation_loss
+from pet.modeling import quiet
 from pet.stages import label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, training_settings, write_scores
@@ -49,7 +49,7 @@ def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
         teacher = label.load_scores(labelled, work.card.labels)
         student, report = train_student(work, splits, teacher, draft)
         scores = student.score(student.encode(splits.test), "student on test")
-        with models.quiet_transformers():
+        with quiet.quiet_transformers():
             student.model.save_pretrained(draft.path / "student")
             student.speller.tokenizer.save_pretrained(draft.path / "student")
         write_scores(draft, {"test": scores})

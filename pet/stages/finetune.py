@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet import models
 from pet.checkpoint import train_saved
 from pet.config.schema import FinetuneSettings
-from pet.encoding import Encoder, encode_verbalizers
 from pet.errors import Busy
 from pet.inference import refresh
-from pet.lora import Adapters, find_targets
+from pet.modeling import loading, quiet
+from pet.modeling.lora import Adapters, find_targets
+from pet.modeling.prompts import Encoder
+from pet.modeling.verbalizers import encode_verbalizers
 from pet.runtime import seed_everything
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
@@ -136,8 +137,8 @@ def check(work: Work) -> None:
         Encoder(work.speller, pvp.pattern, work.settings.model.max_length)
     settings = work.settings.finetune
     if settings.frozen_layers is not None or settings.method == "lora":
-        body = models.outline(work.settings.model)
-        models.freeze_lower(body, settings.frozen_layers, "finetune.frozen_layers")
+        body = loading.outline(work.settings.model)
+        loading.freeze_lower(body, settings.frozen_layers, "finetune.frozen_layers")
         if settings.method == "lora":
             find_targets(body, settings.lora.targets, settings.frozen_layers)
 
@@ -175,7 +176,7 @@ def is_together(work: Work, plan: Plan) -> bool:
 
 def make_each(bench: Bench, plans: Sequence[Plan], wait: bool = True) -> None:
     """Make each by itself, as `share_out` does."""
-    with models.quiet_transformers(), Aside() as aside:
+    with quiet.quiet_transformers(), Aside() as aside:
         share_out(lambda plan, wait: make_one(bench, plan, aside, wait), plans, wait)
 
 
@@ -346,7 +347,7 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
             draft.count_from(seconds / len(plans))
             adapters.fold(number)
             scores = bench.score(one, splits_of(bench, plan), plan.label, tuned=True)
-            adapters.save(number, draft.path / "adapter", models.lasting_name(base), base.revision)
+            adapters.save(number, draft.path / "adapter", loading.lasting_name(base), base.revision)
             write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
             spent[draft] = draft.seconds  # to score the next one is no part of it
         with interrupts.deferred():  # all of them or none

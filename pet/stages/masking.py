@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from pet import corpus
-from pet.encoding import Batch, Speller, round_up
-from pet.losses import IGNORED, disguise
+from pet.losses import disguise
+from pet.modeling.batch import Batch, round_up, send
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller
 from pet.ranks import ALONE, Ranks
-from pet.runtime import send
 
 TARGETS = 64
 """MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""

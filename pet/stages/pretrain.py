@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from pet import corpus, delta, models, packing
+from pet import corpus
 from pet.checkpoint import Checkpoint, Saver
-from pet.cloze import HEADS, ClozeModel
 from pet.config.schema import Pretraining
 from pet.corpus import Blocks
-from pet.encoding import Speller
 from pet.errors import ModelError, SettingsError
 from pet.finite import Origin
 from pet.inference import computing_copy, refresh
-from pet.lora import Adapters, find_targets
-from pet.losses import IGNORED, mlm_loss
+from pet.losses import mlm_loss
+from pet.modeling import delta, loading, packing, quiet
+from pet.modeling.cloze import HEADS, ClozeModel
+from pet.modeling.lora import Adapters, find_targets
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller
 from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.stages import corpus as corpora
 from pet.stages.masking import MaskedBatch, hide
@@ -74,9 +76,9 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
 
 def train_or_reuse(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     """As `run`; a damaged artifact is raised."""
-    speller = Speller(models.load_tokenizer(settings.model), settings.model.name)
+    speller = Speller(loading.load_tokenizer(settings.model), settings.model.name)
     settings = check(settings, speller)
-    weights = models.fingerprint(settings.model)
+    weights = loading.fingerprint(settings.model)
     made = corpora.run(settings, store, runtime, speller, weights)
 
     def fill(draft: Draft) -> None:
@@ -94,7 +96,7 @@ def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pret
         ModelError, SettingsError: no such model; words without an embedding, blocks that are too long, fewer layers
             than are to be frozen, nothing for LoRA to adapt, no bias to adjust, a warm-up that never ends.
     """
-    chosen, body, words = settings.pretrain, models.outline(settings.model), len(speller.tokenizer)
+    chosen, body, words = settings.pretrain, loading.outline(settings.model), len(speller.tokenizer)
     if words > body.config.vocab_size:
         raise ModelError(
             f"the tokenizer of {settings.model.name!r} has {words:,} words and the model {body.config.vocab_size:,} "
@@ -102,8 +104,8 @@ def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pret
         )
     for name in ("last_length", "length"):
         limit = settings.model.model_copy(update={"max_length": getattr(chosen, name) or 0})
-        models.check_length(limit, body.config, f"{section}.{name}")
-    models.freeze_lower(body, chosen.frozen_layers, f"{section}.frozen_layers")
+        loading.check_length(limit, body.config, f"{section}.{name}")
+    loading.freeze_lower(body, chosen.frozen_layers, f"{section}.frozen_layers")
     if chosen.method == "lora":
         find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, f"{section}.lora.targets")
         if chosen.decay_to == "start":
@@ -137,7 +139,7 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
     lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
     streams = [open_stream(made, corpus.TRAIN, speller, one) for one in lengths]
     held_out = open_stream(made, corpus.HELD_OUT, speller, chosen.length)
-    with models.os_errors():
+    with quiet.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
         cloze, twin = build(settings, runtime)
@@ -162,7 +164,7 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
         speed = watch.speed(twin, runtime)
         say(f"held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
         draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))
-        with models.quiet_transformers():
+        with quiet.quiet_transformers():
             cloze.lm.save_pretrained(draft.path / "model")
             speller.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
@@ -225,9 +227,9 @@ def learn(
 
 def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeModel]:
     """The model in fp32, and the one that computes."""
-    with models.quiet_transformers():
-        lm = models.load_masked_lm(settings.model, new_head=True)
-    models.freeze_lower(lm, settings.pretrain.frozen_layers)
+    with quiet.quiet_transformers():
+        lm = loading.load_masked_lm(settings.model, new_head=True)
+    loading.freeze_lower(lm, settings.pretrain.frozen_layers)
     if settings.pretrain.frozen_head:
         for part in (lm.get_input_embeddings().weight, *head_of(lm)):
             part.requires_grad_(False)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from pet import models, packing
 from pet.checkpoint import Saver
-from pet.cloze import ClozeModel
 from pet.config.schema import PretrainSettings
+from pet.modeling import loading, packing
+from pet.modeling.cloze import ClozeModel
 from pet.runtime import Runtime, matmul_rate
 from pet.training import LOG_EVERY, State
 
@@ -63,7 +63,7 @@ def flops_per_token(cloze: ClozeModel, settings: PretrainSettings) -> float:
     config, frozen = cloze.lm.config, settings.frozen_layers or 0
     asked = settings.mask_probability
     ends_early = config.model_type in packing.READS and packing.is_packed(cloze.lm)
-    layers = models.layers_of(cloze.lm) or [cloze.lm.base_model]
+    layers = loading.layers_of(cloze.lm) or [cloze.lm.base_model]
     total = 0.0
     for number, layer in enumerate(layers):
         maps = [one for one in layer.modules() if isinstance(one, nn.Linear)]

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch.nn import Module
 
-from pet import models
 from pet.checkpoint import Checkpoint, Saver
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
-from pet.encoding import Speller
 from pet.errors import DamagedArtifact, SettingsError
+from pet.modeling import loading, quiet
+from pet.modeling.tokenization import Speller
 from pet.optimizer import Optimizer
 from pet.ranks import Ranks
 from pet.runtime import Runtime, peak_memory, reset_peak_memory
@@ -136,7 +136,7 @@ class Work:
     def speller_of(self, model: str | None) -> Speller:
         """The tokenizer of another model (`None`: model.name)."""
         settings = self.model_settings(model)
-        return Speller(models.load_tokenizer(settings), settings.name)
+        return Speller(loading.load_tokenizer(settings), settings.name)
 
     def model_settings(self, model: str | None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""
@@ -165,7 +165,7 @@ class Work:
     def _fingerprint(self, settings: ModelSettings) -> str:
         """Weights are hashed once: of a large model that takes seconds, and the key of every member asks."""
         if settings.name not in self._fingerprints:
-            self._fingerprints[settings.name] = models.fingerprint(settings)
+            self._fingerprints[settings.name] = loading.fingerprint(settings)
         return self._fingerprints[settings.name]
 
     @property
@@ -264,7 +264,7 @@ def publish(
             yield draft
         return
     nobody = None if ranks.size == 1 and not wait else waiting
-    with store.publish(key, label, seed=seed, waiting=nobody) as draft, models.os_errors():
+    with store.publish(key, label, seed=seed, waiting=nobody) as draft, quiet.os_errors():
         ranks.broadcast(str(draft.checkpoint) if draft else None)
         yield draft
     ranks.barrier()

@@ -9,11 +9,11 @@ import torch
 from rows import FILLERS, LABELS, PATTERNS, Ground, invent_rows, lay_ground, lively_model, pet, write_csv
 from tiny import wordpiece_tokenizer
 
-from pet import models
 from pet.check import Check, check
 from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
+from pet.modeling import loading
 from pet.runtime import open_runtime
 from pet.stages.work import Work
 from pet.store.store import Store
@@ -61,7 +61,7 @@ def test_answers_agreement_and_accuracy_are_those_of_the_model_itself(ground):
     """Against transformers' own logits, a text at a time."""
     found = look(ground, sample=1000)
     tokenizer = wordpiece_tokenizer()
-    lm = models.load_masked_lm(ModelSettings(name=str(lively_model(ground.folder.parent.parent)), max_length=28))
+    lm = loading.load_masked_lm(ModelSettings(name=str(lively_model(ground.folder.parent.parent)), max_length=28))
     with (ground.folder / "train.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     words = torch.tensor(tokenizer.convert_tokens_to_ids(LABELS))

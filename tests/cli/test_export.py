@@ -37,10 +37,10 @@ from tiny import FAMILIES
 from transformers import AutoTokenizer
 
 from pet import export as exporting
-from pet import models
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact
 from pet.modelcard import MINI_BASE, hub_base, quoted
+from pet.modeling import loading
 from pet.tasks.texts import read_texts
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
@@ -127,7 +127,7 @@ def own(done: Finished) -> tuple[Any, np.ndarray]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_temperature_goes_into_the_logits_of_every_family(family, tmp_path):
     folder = save_lively(tmp_path / family, family)
-    model = models.load_classifier(ModelSettings(name=str(folder), max_length=16), LABELS).eval()
+    model = loading.load_classifier(ModelSettings(name=str(folder), max_length=16), LABELS).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     known = inspect.signature(model.forward).parameters
     inputs = {

@@ -14,7 +14,7 @@ import yaml
 from rows import FILLERS, TOPICS, files_of, lively_model, pet
 from tiny import TOKENIZERS, wordpiece_tokenizer
 
-from pet.encoding import Speller
+from pet.modeling.tokenization import Speller
 from pet.newcard import propose_sizes
 from pet.tasks.card import load_card
 from pet.tasks.sources import load_texts

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 
 from pet import corpus
 from pet.config.schema import ModelSettings
-from pet.encoding import Speller
-from pet.models import load_tokenizer
+from pet.modeling.loading import load_tokenizer
+from pet.modeling.tokenization import Speller
 from pet.tasks.texts import read_texts
 
 ADAPT = {"enabled": True, "steps": 3, "length": 24, "blocks": 4, "held_out": 0.2, "learning_rate": 1e-3}

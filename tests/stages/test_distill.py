@@ -21,7 +21,7 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pet.encoding import Rows
+from pet.modeling.prompts import Rows
 from pet.stages import distill, finetune, label, prepare
 from pet.stages.classifier import Classifier
 from pet.stages.prepare import Splits

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 from itertools import islice
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,10 +29,10 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pet import packing
-from pet.encoding import Layout, round_up
 from pet.errors import DamagedArtifact, SettingsError
-from pet.losses import IGNORED
+from pet.modeling import packing
+from pet.modeling.batch import Layout, round_up, tensors_of
+from pet.modeling.token_losses import IGNORED
 from pet.stages import finetune, prepare
 from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
 from pet.stages.bench import Bench, Learner
@@ -41,7 +40,6 @@ from pet.stages.finetune import draw_batches
 from pet.stages.work import open_scores, read_scores
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
-from pet.training import tensors_of
 
 SCORES = "scores.safetensors"
 CHECKPOINT = {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/tokenizer_config.json"}
@@ -387,9 +385,7 @@ def test_where_no_target_is_expected_nothing_is_filled_up():
 @pytest.mark.parametrize("targets", ["content", "any"])
 @pytest.mark.parametrize("patterns", [[0], [1], [0, 1]])
 def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch, targets, patterns):
-    layout = (
-        FILLED if targets == "content" else packing.training_layout(None, SimpleNamespace(captures=True), MAX_LENGTH)
-    )
+    layout = FILLED if targets == "content" else packing.training_layout(None, True, MAX_LENGTH)
     monkeypatch.setattr(Learner, "layout", lambda self: layout)
     bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
     batches, _ = batches_of(bench, 30, *patterns)

@@ -37,7 +37,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.checkpoint import Saver
-from pet.lora import Adapters
+from pet.modeling.lora import Adapters
 from pet.stages import finetune
 from pet.stages.bench import Aside, Bench
 from pet.store import draft as draft_module

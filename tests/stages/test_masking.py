@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import TOKENIZERS
 
-from pet.encoding import Speller
-from pet.losses import IGNORED
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller
 from pet.stages.masking import hide
 
 CPU = torch.device("cpu")

@@ -20,14 +20,16 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from pet import checkpoint, delta
+from pet import checkpoint
 from pet.checkpoint import Checkpoint
-from pet.cloze import HEADS, ClozeModel
 from pet.config.resolve import resolve_pretraining
 from pet.corpus import open_blocks
-from pet.encoding import Speller
-from pet.losses import IGNORED, fusible_token_losses
-from pet.models import freeze_lower
+from pet.losses import fusible_token_losses
+from pet.modeling import delta
+from pet.modeling.cloze import HEADS, ClozeModel
+from pet.modeling.loading import freeze_lower
+from pet.modeling.token_losses import IGNORED
+from pet.modeling.tokenization import Speller
 from pet.runtime import Runtime, open_runtime
 from pet.stages import masking, pretrain, progress
 

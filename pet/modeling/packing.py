@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from pet.attention import ATTENTION, Reads, read_attention
-from pet.encoding import Batch, Layout
-from pet.models import kinds_seen, layers_of
-from pet.runtime import Runtime
+from pet.modeling.attention import ATTENTION, Reads, read_attention
+from pet.modeling.batch import Batch, Layout
+from pet.modeling.loading import layers_of
 
 PACKED = {"albert": False, "bert": False, "roberta": True, "xlm-roberta": True}
 """config.model_type -> whether its positions are numbered from after the padding token's id, else from 0."""
@@ -64,10 +63,11 @@ def steady_layout(model: Any) -> Layout:
     return replace(scoring_layout(model), token_multiple=TOKEN_MULTIPLE)
 
 
-def training_layout(model: Any, runtime: Runtime, padded_to: int | None = None) -> Layout:
-    """How rows are laid out for training. `padded_to`: pad every row to this width, whatever the model."""
+def training_layout(model: Any, captures: bool, padded_to: int | None = None) -> Layout:
+    """How rows are laid out for training. `captures`: steps are captured as CUDA graphs, so batches should come in few
+    shapes. `padded_to`: pad every row to this width, whatever the model."""
     padded = padded_to is not None or not is_packed(model)
-    if not runtime.captures:
+    if not captures:
         return Layout(padded, padded_to, WIDTH_MULTIPLE)
     return Layout(padded, padded_to, TRAINING_WIDTHS[padded], TOKEN_MULTIPLE)
 
@@ -211,3 +211,9 @@ def full_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] of a transformers masked LM."""
     settle(model, batch)
     return torch.as_tensor(model(**inputs_of(model, batch)).logits).flatten(0, 1)
+
+
+def kinds_seen(model: Any) -> set[tuple[bool, ...]] | None:
+    """Of which kinds the layers of a transformers model have seen a batch since they were compiled for any number of
+    tokens; `None`: they were not."""
+    return getattr(model, "pet_kinds_seen", None)

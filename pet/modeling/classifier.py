@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pet import packing
-from pet.encoding import Batch
+from pet.modeling import packing
+from pet.modeling.batch import Batch
 
 
 def bert_head(model: Any, first: torch.Tensor) -> torch.Tensor:

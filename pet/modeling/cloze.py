@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pet import packing
-from pet.encoding import Batch, VerbalizerIds
-from pet.losses import TokenLosses, token_losses
+from pet.modeling import packing
+from pet.modeling.batch import Batch
+from pet.modeling.token_losses import TokenLosses, token_losses
+from pet.modeling.verbalizers import VerbalizerIds
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 Head = tuple[Transform, torch.Tensor, torch.Tensor | None]

@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from pet.config.schema import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 from pet.errors import ModelError, NotFinite, SettingsError
-from pet.models import layers_of
-from pet.runtime import all_finite
+from pet.modeling.batch import all_finite
+from pet.modeling.loading import layers_of
 
 TARGETS = {
     "albert": ("query", "value"),

