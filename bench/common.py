@@ -51,7 +51,7 @@ def start(description: str | None, **numbers: int) -> tuple[argparse.Namespace, 
     `--tiny` makes the model so small that a CPU shows whether the script runs.
     """
     from pet.config.schema import RuntimeSettings
-    from pet.runtime import matmul_rate, open_runtime
+    from pet.training.device import matmul_rate, open_runtime
 
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     for name, default in numbers.items():

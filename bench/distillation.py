@@ -2,7 +2,7 @@
 
     python bench/distillation.py [--steps 500]
 
-16 pool texts a step. Ours is `pet.training.Trainer` with `pet.modeling.classifier` and the loss of `stages/distill.py`.
+16 pool texts a step. Ours is `pet.training.trainer.Trainer` with `pet.modeling.classifier` and the loss of `stages/distill.py`.
 """
 
 import dataclasses
@@ -13,13 +13,14 @@ from common import build_large, clock, draw_lengths, flops_per_row, flops_per_to
 from reference import DistillReference
 
 from pet.config.schema import DistillSettings, RuntimeSettings
-from pet.inference import computing_copy
-from pet.losses import distillation_loss
 from pet.modeling import packing
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.prompts import send
-from pet.runtime import open_runtime
-from pet.training import Trainer, endless_order
+from pet.training.device import open_runtime
+from pet.training.losses import distillation_loss
+from pet.training.schedule import endless_order
+from pet.training.scoring import computing_copy
+from pet.training.trainer import Trainer
 
 BATCH = 16
 

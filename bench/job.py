@@ -33,9 +33,10 @@ from reference import DistillReference, Reference
 from pet.cluster import open_cluster, order_of, raised
 from pet.config.resolve import resolve_settings
 from pet.pipeline import run_stage
-from pet.runtime import Silent, open_runtime
 from pet.stages.work import Work, read_scores
 from pet.store.store import Store
+from pet.training.device import open_runtime
+from pet.training.reporter import Silent
 
 LABELS = ["World", "Sports", "Business", "Tech"]
 

@@ -3,7 +3,7 @@
     python bench/labelling.py [--texts 40000]
 
 Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
-`pet.inference.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
+`pet.training.scoring.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
 are in bf16 (`computing_copy`), its layers plain or compiled.
 """
 
@@ -15,12 +15,12 @@ from common import WORDS, build_large, clock, draw_lengths, flops_per_row, flops
 from reference import Reference
 
 from pet.config.schema import RuntimeSettings
-from pet.inference import computing_copy, score_rows
 from pet.modeling import packing
 from pet.modeling.batch import Batch
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.runtime import open_runtime
+from pet.training.device import open_runtime
+from pet.training.scoring import computing_copy, score_rows
 
 
 def main() -> None:

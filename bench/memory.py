@@ -15,12 +15,12 @@ from reference import Reference
 from train_step import Measured, time_reference, train_full, train_lora
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
-from pet.inference import computing_copy, score_rows
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.lora import find_targets
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.runtime import Runtime, open_runtime
+from pet.training.device import Runtime, open_runtime
+from pet.training.scoring import computing_copy, score_rows
 
 GIB = 2**30
 

@@ -19,10 +19,10 @@ from pretraining import SHAPES
 from pet.config.resolve import resolve_pretraining
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.runtime import open_runtime, seed_everything
 from pet.stages import pretrain
 from pet.store.files import read_json
 from pet.store.store import Store
+from pet.training.device import open_runtime, seed_everything
 
 RECIPE: dict[str, Any] = {
     "length": 128,

@@ -2,7 +2,7 @@
 
     python bench/pretraining.py [--steps 100]
 
-`pet.training.Trainer` with the batches and the loss of `stages/pretrain.py` on random tokens, 131,072 a step, 15 %
+`pet.training.trainer.Trainer` with the batches and the loss of `stages/pretrain.py` on random tokens, 131,072 a step, 15 %
 masked. `plain` is transformers' own forward pass in bf16 autocast with torch's fused AdamW, as a few lines of one's own
 would be: no graph, every position through the LM head. Figures of a CPU mean nothing.
 """
@@ -16,16 +16,16 @@ from common import RandomSpeller, clock, start, wait
 from torch.nn import functional
 
 from pet.config.schema import Pretraining, RuntimeSettings
-from pet.corpus import Blocks
-from pet.inference import computing_copy
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Frame
-from pet.runtime import open_runtime
 from pet.stages.pretrain import draw_batches, losses_of
-from pet.stages.progress import flops_per_token
-from pet.training import Trainer
+from pet.training.device import open_runtime
+from pet.training.mlm_corpus import Blocks
+from pet.training.scoring import computing_copy
+from pet.training.throughput import flops_per_token
+from pet.training.trainer import Trainer
 
 TOKENS, LENGTH = 131_072, 128
 SHAPES: dict[str, dict[str, Any]] = {

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from common import WORDS, build_large, draw_lengths, random_batches, random_rows, start, wait
 
-from pet.checkpoint import Checkpoint, Saver, train_saved
 from pet.config.schema import FinetuneSettings, RuntimeSettings
-from pet.inference import computing_copy, refresh
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
-from pet.runtime import open_runtime
 from pet.stages.batches import cloze_losses
 from pet.store import interrupts
-from pet.training import Trainer
+from pet.training.checkpoint import Checkpoint, Saver, train_saved
+from pet.training.device import open_runtime
+from pet.training.scoring import computing_copy, refresh
+from pet.training.trainer import Trainer
 
 DEFAULT_MINUTES = RuntimeSettings().checkpoint_minutes
 

@@ -49,16 +49,17 @@ def label(size: int) -> dict[str, float]:
     from common import word_tokenizer
 
     from pet.config.schema import RuntimeSettings
-    from pet.inference import score_rows
     from pet.modeling import packing
     from pet.modeling.cloze import ClozeModel
     from pet.modeling.prompts import Encoder
     from pet.modeling.tokenization import Speller, TokenizedTexts
     from pet.modeling.verbalizers import encode_verbalizers
-    from pet.runtime import open_runtime, reset_peak_memory, resident_peak
     from pet.stages.label import write_soft_labels
     from pet.tasks.patterns import PVP, parse_pattern
     from pet.tasks.texts import TextFile
+    from pet.training.device import open_runtime
+    from pet.training.memory import reset_peak_memory, resident_peak
+    from pet.training.scoring import score_rows
 
     tokenizer = word_tokenizer([*LABELS, ":", *(f"w{number}" for number in range(WORDS))])
     torch.manual_seed(0)

@@ -5,7 +5,7 @@
     python bench/several.py --out FOLDER --compare
 
 Each call measures and writes what it computed; the last one prints the ratios, and how far the scores of the pool and
-the losses of the student are apart. Labelling is `pet.inference.score_rows`; the student's step is that of
+the losses of the student are apart. Labelling is `pet.training.scoring.score_rows`; the student's step is that of
 `pet.stages.classifier`, of a global batch of 16 and of 64 texts. Without dropout, whose masks differ between ranks.
 """
 
@@ -20,16 +20,17 @@ import torch
 from common import LARGE, WORDS, build_large, card_name, draw_lengths, random_rows, wait
 
 from pet.config.schema import DistillSettings, RuntimeSettings
-from pet.inference import computing_copy, score_rows
-from pet.losses import distillation_loss
 from pet.modeling import packing
 from pet.modeling.batch import Batch, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.runtime import Runtime, open_runtime
 from pet.stages.classifier import layout_of_all
-from pet.training import Trainer, endless_order
+from pet.training.device import Runtime, open_runtime
+from pet.training.losses import distillation_loss
+from pet.training.schedule import endless_order
+from pet.training.scoring import computing_copy, score_rows
+from pet.training.trainer import Trainer
 
 BATCHES = (16, 64)
 

@@ -2,7 +2,7 @@
 
     python bench/train_step.py [--steps 500] [--members 18]
 
-4 labelled and 12 unlabelled rows a step and member. Ours is `pet.training.Trainer` with the losses and batches of the
+4 labelled and 12 unlabelled rows a step and member. Ours is `pet.training.trainer.Trainer` with the losses and batches of the
 stages: kernel by kernel, captured as a CUDA graph, with compiled layers, and all members at once as LoRA adapters.
 Prints milliseconds a step, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. A step with
 adapters is compared with the reference's steps of as many members. Needs a GPU for figures that mean anything.
@@ -30,14 +30,15 @@ from common import (
 from reference import Reference
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
-from pet.inference import computing_copy
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.lora import Adapters
 from pet.modeling.prompts import Rows
-from pet.runtime import Runtime, open_runtime
 from pet.stages.batches import ClozeBatch, cloze_losses
-from pet.training import Losses, Trainer
+from pet.training.cuda_graphs import Losses
+from pet.training.device import Runtime, open_runtime
+from pet.training.scoring import computing_copy
+from pet.training.trainer import Trainer
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import numpy as np
 
 from pet.algorithms.ensemble import member_weights, pool_scores
 from pet.config.resolve import resolve_settings
-from pet.runtime import open_runtime
 from pet.stages import finetune, prepare
 from pet.stages.work import Work, label_numbers, read_scores
 from pet.store.store import Store
+from pet.training.device import open_runtime
 
 LENGTHS = {"bbc": 128, "agnews": 96, "yelp-full": 256}
 """Tokens a text is cut at."""

@@ -25,21 +25,21 @@ from numpy.typing import NDArray
 from pet.algorithms.metrics import describe_absent
 from pet.config.schema import Optimisation
 from pet.errors import PetError, TaskError
-from pet.finite import Origin
-from pet.inference import computing_copy, score_rows
 from pet.labelwords import mask_glue
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder, Rows, plain_pattern
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.runtime import peak_memory
 from pet.stages import prepare
 from pet.stages.work import Work
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate
+from pet.training.finite import Origin
+from pet.training.memory import peak_memory
+from pet.training.scoring import computing_copy, score_rows
 
 TRUSTED = 20
 """Texts from which on one label for all of them is no accident."""

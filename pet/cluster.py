@@ -26,7 +26,6 @@ from pet import events
 from pet.config.schema import RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
 from pet.modeling import loading
-from pet.runtime import Reporter, open_runtime, use
 from pet.stages import finetune
 from pet.stages.bench import Bench, Learner
 from pet.stages.finetune import Plan
@@ -36,6 +35,8 @@ from pet.store.key import Key
 from pet.store.lock import LOCKS, is_locked
 from pet.store.store import Artifact, Store
 from pet.telling import TOLD_EVERY, Hub, Replay, Telling
+from pet.training.device import open_runtime, use
+from pet.training.reporter import Reporter
 
 RETRIES = 20
 """Times that a task is begun again whose worker was lost: a task may train many members, for days."""

@@ -23,10 +23,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from pet.runtime import Advance, Reporter
 from pet.store.environment import environment
 from pet.store.files import digest_json
 from pet.store.key import IDENTITY_LENGTH
+from pet.training.reporter import Advance, Reporter
 
 FOLDER = "logs"
 FILE = "events.jsonl"

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from pet.config.schema import ModelSettings
 from pet.errors import TaskError
-from pet.finite import Origin
-from pet.inference import computing_copy, score_rows
 from pet.modeling import loading, packing
 from pet.modeling.batch import Batch
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import Speller, TokenizedTexts, glued_parts
-from pet.runtime import Runtime
 from pet.tasks.patterns import Mask, Pattern, parse_pattern
 from pet.tasks.texts import Texts, marks
+from pet.training.device import Runtime
+from pet.training.finite import Origin
+from pet.training.scoring import computing_copy, score_rows
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
 """What the model is asked about a name."""

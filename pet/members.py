@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import pool_scores
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact, ModelError
-from pet.finite import Origin
-from pet.inference import computing_copy, refresh, score_rows
 from pet.modeling import loading, lora, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.runs import Run
-from pet.runtime import Runtime
 from pet.stages import label
 from pet.store.store import Artifact
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.texts import TextSource
+from pet.training.device import Runtime
+from pet.training.finite import Origin
+from pet.training.scoring import computing_copy, refresh, score_rows
 
 
 class Ensemble:

@@ -20,7 +20,6 @@ from pet.config.limits import is_unicode
 from pet.config.schema import RuntimeSettings
 from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
 from pet.runs import Run, open_run
-from pet.runtime import Reporter, open_runtime
 from pet.stages.classifier import Checkpoint
 from pet.store.store import Store
 from pet.tasks.card import Source, TaskCard, load_card
@@ -28,6 +27,8 @@ from pet.tasks.readers import Broken, Row, RowFile, format_of
 from pet.tasks.sources import columns_of, read_field
 from pet.tasks.texts import CHUNK, Texts
 from pet.tasks.writers import RowWriter, draft_of
+from pet.training.device import open_runtime
+from pet.training.reporter import Reporter
 
 Kind = Literal["student", "ensemble"]
 DECIMALS = 6

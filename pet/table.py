@@ -16,11 +16,11 @@ from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
 from pet.ipet import run_ipet
 from pet.pipeline import adapt_model, check, run_stage
-from pet.runtime import Runtime
 from pet.stages import baseline, draw, evaluate, finetune, prepare
 from pet.stages.work import Work, mending
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
+from pet.training.device import Runtime
 
 Score = Mapping[str, float]
 

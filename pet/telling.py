@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pet.runtime import Advance, Reporter
+from pet.training.reporter import Advance, Reporter
 
 TOLD_EVERY = 0.3
 """Seconds between two words of a task about how far it is, and between two looks at what was said."""

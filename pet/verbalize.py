@@ -12,8 +12,6 @@ import torch
 
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.errors import TaskError, raise_problems
-from pet.finite import Origin
-from pet.inference import computing_copy, score_rows
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
@@ -25,6 +23,8 @@ from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
 from pet.tasks.patterns import PVP
 from pet.tasks.sources import find_split
 from pet.tasks.texts import Texts, marks
+from pet.training.finite import Origin
+from pet.training.scoring import computing_copy, score_rows
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""

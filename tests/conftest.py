@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pet import runtime
+from pet.training import device
 
 
 @pytest.fixture(scope="session", autouse=True)
 def same_on_every_cpu() -> Iterator[None]:
     """`auto` is fp32 here, also on a CPU that is faster in bf16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "CPU_BF16", frozenset())
+        patch.setattr(device, "CPU_BF16", frozenset())
         yield
 
 

@@ -28,14 +28,15 @@ from tiny import KIND_OF, TOKENIZERS, tiny_model
 from pet.cli import main
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
-from pet.runtime import Reporter, open_runtime
 from pet.stages.work import Work
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Store
-from pet.training import Trainer
+from pet.training.device import open_runtime
+from pet.training.reporter import Reporter
+from pet.training.trainer import Trainer
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
 

@@ -20,15 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pet import checkpoint
-from pet.checkpoint import LEAST_RATIO, Checkpoint, Saver, train_saved
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.optimizer import FusedAdamW, MasterAdamW
-from pet.runtime import Runtime, Silent
 from pet.store.files import digest_file
 from pet.store.manifest import STATE, facts_of
-from pet.training import State, Trainer, TrainingReport
+from pet.training import checkpoint
+from pet.training.checkpoint import LEAST_RATIO, Checkpoint, Saver, train_saved
+from pet.training.device import Runtime
+from pet.training.optim import FusedAdamW, MasterAdamW
+from pet.training.reporter import Silent
+from pet.training.trainer import State, Trainer, TrainingReport
 
 CPU = torch.device("cpu")
 STEPS = 24

@@ -9,7 +9,9 @@ import torch
 from plain import kind
 from tiny import TOKENIZERS, WORDS
 
-from pet.corpus import (
+from pet.errors import CorpusError
+from pet.modeling.tokenization import Speller
+from pet.training.mlm_corpus import (
     Blocks,
     find_files,
     is_held_out,
@@ -19,8 +21,6 @@ from pet.corpus import (
     stream_type,
     write_streams,
 )
-from pet.errors import CorpusError
-from pet.modeling.tokenization import Speller
 
 FAMILIES = ["bert", "roberta", "xlm-roberta"]
 
@@ -45,7 +45,7 @@ def test_a_document_is_a_line_that_is_not_empty(opener, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_the_streams_hold_every_document_and_a_separator_in_order(family, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr("pet.corpus.CHUNK", chunk)
+    monkeypatch.setattr("pet.training.mlm_corpus.CHUNK", chunk)
     speller, documents = speller_of(family), invent(200)
     counts = write_streams(tmp_path, iter(documents), speller, 0.3)
     for name, held_out in (("train", False), ("held_out", True)):

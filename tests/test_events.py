@@ -12,8 +12,8 @@ from rows import find_one, lay_ground, lively_model, logs_of, pet, pet_run
 from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
 from pet.events import FILE, open_log, plain, read_events
-from pet.runtime import Silent
 from pet.store.files import digest_json
+from pet.training.reporter import Silent
 
 
 class Quiet(Silent):

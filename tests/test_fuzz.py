@@ -30,13 +30,13 @@ from pet.config import resolve as resolve_module
 from pet.config import schema as schema_module
 from pet.config.resolve import parse_assignment, resolve_pretraining, resolve_settings, resolve_tasks
 from pet.config.schema import ModelSettings
-from pet.corpus import find_files, read_documents
 from pet.errors import PetError
 from pet.modeling.loading import load_masked_lm, load_tokenizer
 from pet.newcard import choose_columns, read_input, survey
 from pet.tasks import annotations, sources
 from pet.tasks import card as card_module
 from pet.tasks.readers import Broken, RowFile
+from pet.training.mlm_corpus import find_files, read_documents
 
 LONGEST = 2000
 """Characters of a sentence."""

@@ -14,13 +14,13 @@ from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
 from pet.modelcard import pattern_lines
 from pet.pipeline import plan_steps
-from pet.runtime import open_runtime
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.tasks.patterns import PVP, parse_pattern
+from pet.training.device import open_runtime
 from pet.verbalize import Proposal, card_with
 
 MACHINE = {"device": "cpu", "precision": "fp32"}

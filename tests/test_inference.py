@@ -9,10 +9,7 @@ import torch
 from plain import LIVELY, OTHERS, assert_near, kind, some_batch
 from tiny import FAMILIES, TOKENIZERS, WORDS, tiny_classifier, tiny_model
 
-from pet import inference
 from pet.errors import NotFinite
-from pet.finite import Origin
-from pet.inference import computing_copy, refresh, score_rows, token_batches
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
@@ -20,9 +17,13 @@ from pet.modeling.packing import PACKED
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.runtime import Runtime, Silent
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.texts import Texts
+from pet.training import scoring
+from pet.training.device import Runtime
+from pet.training.finite import Origin
+from pet.training.reporter import Silent
+from pet.training.scoring import computing_copy, refresh, score_rows, token_batches
 
 COUNT = 37
 LAYOUTS = {"end to end": Layout(False, width_multiple=8), "padded": Layout(True, width_multiple=8)}
@@ -37,7 +38,7 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that are sorted at a time."""
     if request.param:
-        monkeypatch.setattr(inference, "WINDOW", request.param)
+        monkeypatch.setattr(scoring, "WINDOW", request.param)
     return request.param or COUNT
 
 

@@ -78,7 +78,7 @@ def test_more_generations_go_on_from_those_that_are_there(done, tmp_path):
 
 
 def test_the_same_command_again_makes_nothing(done, monkeypatch):
-    monkeypatch.setattr("pet.training.Trainer.run", None)
+    monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     arguments = ("--generations", GENERATIONS, "--set", "ipet.growth=2")
     result = pet_ipet(done.ground, done.store, *arguments)
     assert all(": reused " in line for line in result.stderr.splitlines()[2:])

@@ -298,7 +298,7 @@ def test_arrows_down_and_inside_a_layer_are_fine(tmp_path):
         "errors.py": "import os\n",
         "examples.py": "",
         "settings.py": "from pet.errors import A\n",
-        "models.py": "from pet import settings\nfrom pet.runtime import B\n",
+        "models.py": "from pet import settings\nfrom pet.training.device import B\n",
         "runtime.py": "import torch\n",
         "stages/work.py": "from pet import models\nimport pet.tasks.texts\n",
         "stages/label.py": "from pet.stages.work import Work\nfrom pet.stages import prepare\n",
@@ -316,13 +316,13 @@ def test_arrows_down_and_inside_a_layer_are_fine(tmp_path):
 
 def test_a_cycle_inside_a_layer_is_caught_also_when_a_function_hides_it(tmp_path):
     files = {
-        "models.py": "from pet.runtime import A\n",
+        "models.py": "from pet.training.device import A\n",
         "runtime.py": "from pet.modeling.cloze import B\n",
         "cloze.py": "def late():\n    from pet import models\n",
     }
     imports, _ = read_imports(plant(tmp_path / "pet", files))
     assert find_violations(imports) == [
-        "import cycle: pet.modeling.cloze -> pet.modeling.loading -> pet.runtime -> pet.modeling.cloze"
+        "import cycle: pet.modeling.cloze -> pet.modeling.loading -> pet.training.device -> pet.modeling.cloze"
     ]
 
 

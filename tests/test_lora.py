@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from pet.config.schema import FinetuneSettings
 from pet.errors import ModelError, NotFinite, SettingsError
-from pet.inference import computing_copy
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.loading import freeze_lower
@@ -41,9 +40,12 @@ from pet.modeling.lora import (
 from pet.modeling.packing import PACKED
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.runtime import Runtime, Silent
 from pet.stages.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
-from pet.training import Losses, Trainer, TrainingReport
+from pet.training.cuda_graphs import Losses
+from pet.training.device import Runtime
+from pet.training.reporter import Silent
+from pet.training.scoring import computing_copy
+from pet.training.trainer import Trainer, TrainingReport
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """peft still asks transformers so."""

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from pet.losses import (
+from pet.modeling.token_losses import IGNORED, token_losses
+from pet.training.losses import (
     FIRST,
     combined_loss,
     compiled_token_losses,
     distillation_loss,
     fusible_token_losses,
     label_loss,
-    mask_tokens,
 )
-from pet.losses import mlm_loss as mlm_losses
-from pet.modeling.token_losses import IGNORED, token_losses
+from pet.training.losses import mlm_loss as mlm_losses
+from pet.training.mlm_masking import mask_tokens
 
 MASK, VOCABULARY = 4, 1000
 

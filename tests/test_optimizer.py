@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pet.config.schema import Optimisation
-from pet.optimizer import FusedAdamW, MasterAdamW, Optimizer, build_optimizer, clip_to
+from pet.training.optim import FusedAdamW, MasterAdamW, Optimizer, build_optimizer, clip_to
 
 CPU = torch.device("cpu")
 SETTINGS = Optimisation(learning_rate=0.03, weight_decay=0.2, adam_epsilon=1e-6)

@@ -166,12 +166,12 @@ def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch, name, content):
 
 
 def test_a_line_of_a_corpus_without_an_end_is_refused(tmp_path, monkeypatch):
-    from pet import corpus
+    from pet.training import mlm_corpus
 
     path = write(tmp_path / "a.txt", "short\n" + "x" * 2000)
-    monkeypatch.setattr(corpus, "MAX_LINE", 1000)
+    monkeypatch.setattr(mlm_corpus, "MAX_LINE", 1000)
     with pytest.raises(CorpusError, match="has a line of more than 1,000 characters"):
-        list(corpus.read_documents([path]))
+        list(mlm_corpus.read_documents([path]))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from pet.modeling.attention import ATTENTION, packed_attention, unpack
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.loading import layers_of
 from pet.modeling.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
-from pet.runtime import Runtime, Silent
+from pet.training.device import Runtime
+from pet.training.reporter import Silent
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
 PADDED = {"padded": Layout(True, width_multiple=8), "padded to one width": Layout(True, 72)}

@@ -58,20 +58,21 @@ from tiny import KIND_OF, WORDS, tiny_model
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.errors import TaskError
-from pet.losses import distillation_loss, label_loss
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.packing import training_layout
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.runtime import Runtime, Silent
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.splits import draw_first
 from pet.tasks.texts import Texts
-from pet.training import Trainer
+from pet.training.device import Runtime
+from pet.training.losses import distillation_loss, label_loss
+from pet.training.reporter import Silent
+from pet.training.trainer import Trainer
 
 CARDS = {
     **{name: [pattern for pattern, _ in pvps] for name, pvps in PVPS.items()},

@@ -120,7 +120,7 @@ def test_a_walk_in_python_is_the_same_as_on_the_command_line(done):
 
 
 def test_the_same_run_again_trains_nothing_says_so_and_touches_no_file(done, store, monkeypatch):
-    monkeypatch.setattr("pet.training.Trainer.run", None)
+    monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     before = snapshot(store)
     result = pet_run(done.ground, store)
     assert snapshot(store) == before

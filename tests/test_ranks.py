@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
-from pet.ranks import ALONE, Ranks, buckets_of, deal, join_ranks
-from pet.runtime import open_runtime
+from pet.training.device import open_runtime
+from pet.training.distributed import ALONE, Ranks, buckets_of, deal, join_ranks
 
 TESTS = Path(__file__).parent
 SIZE = 2
@@ -273,7 +273,7 @@ def test_alone_nothing_is_copied_and_nobody_is_asked():
 
 
 def test_buckets_hold_every_tensor_once_in_one_precision(monkeypatch):
-    monkeypatch.setattr("pet.ranks.BUCKET", 10)
+    monkeypatch.setattr("pet.training.distributed.BUCKET", 10)
     tensors = [torch.zeros(size, dtype=dtype) for size in (4, 4, 30, 1) for dtype in (torch.float32, torch.bfloat16)]
     buckets = list(buckets_of(tensors))
     assert sorted(id(one) for bucket in buckets for one in bucket) == sorted(id(one) for one in tensors)

@@ -8,7 +8,7 @@ import pytest
 from killing import differences
 from rows import killable, pet
 
-from pet.checkpoint import Saver
+from pet.training.checkpoint import Saver
 
 SAVED = "--set=runtime.checkpoint_minutes=5"
 """Nothing is saved but when a signal comes."""

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pet import runtime as runtime_module
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
-from pet.runtime import (
-    BATCH_TOKENS,
-    CPU_BF16,
-    Runtime,
-    Silent,
-    open_runtime,
-    peak_memory,
-    reset_peak_memory,
-    seed_everything,
-)
+from pet.training import device as runtime_module
+from pet.training.device import BATCH_TOKENS, CPU_BF16, Runtime, open_runtime, seed_everything
+from pet.training.memory import peak_memory, reset_peak_memory
+from pet.training.reporter import Silent
 
 HAS_GPU = torch.cuda.is_available()
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from rows import Finished, find_all, finish_run, hidden_in, pet_run, stop_at
 
-from pet import checkpoint
 from pet.stages import prepare
 from pet.store import interrupts
 from pet.store.interrupts import HEEDED, Stopped
+from pet.training import checkpoint
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,7 @@ def test_the_second_time_nothing_is_trained(made, tmp_path, monkeypatch):
     ground, folder = made
     shutil.copytree(folder / "store", tmp_path / "store")
     before = snapshot(tmp_path / "store")
-    monkeypatch.setattr("pet.training.Trainer.run", None)
+    monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     pet_table(ground, tmp_path)
     assert snapshot(tmp_path / "store") == before
     lines = [read_json(result(one))["lines"] for one in (folder, tmp_path)]
@@ -200,7 +200,7 @@ def test_a_store_that_was_moved_serves_as_before(made, tmp_path, monkeypatch):
     (tmp_path / "first").rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr("pet.training.Trainer.run", None)
+    monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     pet_table(ground, tmp_path, "--store", tmp_path / "moved", *few)
     assert read_json(result(tmp_path))["failed"] == []
 

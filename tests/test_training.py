@@ -15,16 +15,20 @@ from plain import FILLED, alone, kind, some_rows
 from tiny import TOKENIZERS, tiny_model
 from torch import nn
 
-from pet import optimizer, training
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.finite import Origin
 from pet.modeling.batch import Batch, Layout, fill, map_tensors, parts_of, plain_values_of, tensors_of
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
-from pet.runtime import Runtime, Silent
 from pet.stages.batches import ClozeBatch, cloze_losses
-from pet.training import LOG_EVERY, CapturedSteps, Trainer, endless_order, rate_factor
+from pet.training import cuda_graphs, optim
+from pet.training import trainer as trainer_module
+from pet.training.cuda_graphs import CapturedSteps
+from pet.training.device import Runtime
+from pet.training.finite import Origin
+from pet.training.reporter import Silent
+from pet.training.schedule import endless_order, rate_factor
+from pet.training.trainer import LOG_EVERY, Trainer
 
 CPU = torch.device("cpu")
 
@@ -339,7 +343,7 @@ def test_a_trainer_whose_training_failed_trains_the_next_one_as_a_fresh_one():
 
 def test_losses_that_are_numbers_but_too_large_together_are_a_failure_too():
     recent = [{"loss": torch.tensor([3e38])} for _ in range(10)]
-    assert training.find_lost(recent, 20, 1) == training.Lost(20, float("inf"), [0])
+    assert trainer_module.find_lost(recent, 20, 1) == trainer_module.Lost(20, float("inf"), [0])
 
 
 # ---- one Trainer, several trainings --------------------------------------------------------------------------------
@@ -348,7 +352,7 @@ def test_losses_that_are_numbers_but_too_large_together_are_a_failure_too():
 BUSY = Optimisation(steps=12, learning_rate=0.02, warmup_steps=3, weight_decay=0.1, max_grad_norm=0.5, accumulation=2)
 
 
-def train_twice() -> tuple[nn.Module, nn.Module, training.TrainingReport, training.TrainingReport]:
+def train_twice() -> tuple[nn.Module, nn.Module, trainer_module.TrainingReport, trainer_module.TrainingReport]:
     """The second training of a used Trainer, its weights put back before, and the same training of a fresh one."""
     used, fresh = small_model(), small_model()
     trainer = Trainer(used, BUSY, losses_of(used), runtime_of())
@@ -367,7 +371,7 @@ def test_the_second_training_of_a_trainer_is_that_of_a_fresh_one():
 
 def test_what_is_forgotten_between_two_trainings_would_have_been_seen(monkeypatch):
     """So that the test above is worth something."""
-    monkeypatch.setattr(optimizer.FusedAdamW, "reset", lambda self: None)
+    monkeypatch.setattr(optim.FusedAdamW, "reset", lambda self: None)
     used, fresh, _, _ = train_twice()
     assert not torch.allclose(parameters(used), parameters(fresh), atol=1e-3)
 
@@ -456,7 +460,7 @@ def test_on_a_cpu_no_step_is_captured(monkeypatch, capture):
     def refuse(*rest: object) -> None:
         raise AssertionError("captured on a CPU")
 
-    monkeypatch.setattr(training, "CapturedSteps", refuse)
+    monkeypatch.setattr(cuda_graphs, "CapturedSteps", refuse)
     model, plain = small_model(), small_model()
     settings = Optimisation(steps=4, learning_rate=0.01)
     runtime = Runtime(CPU, None, 2048, Silent(), capture)
@@ -637,7 +641,7 @@ def test_training_on_rows_end_to_end_is_training_on_padded_rows(family):
 def test_a_captured_training_gives_the_weights_and_losses_of_a_plain_one_and_so_does_a_second(
     monkeypatch, most, captured
 ):
-    monkeypatch.setattr(training, "MAX_CAPTURED", most)
+    monkeypatch.setattr(cuda_graphs, "MAX_CAPTURED", most)
     mine, plain = tiny_cloze("cuda"), tiny_cloze("cuda")
     start, before = clone_state(mine), parameters(mine)
     trainer = cloze_trainer(mine, "cuda", True)

@@ -21,22 +21,24 @@ import torch
 from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
-from pet import inference, pipeline, ranks
-from pet.checkpoint import Checkpoint, Saver, train_saved
+from pet import pipeline
 from pet.config.schema import Optimisation, RuntimeSettings
 from pet.errors import NotFinite
-from pet.inference import score_rows
 from pet.modeling import packing
 from pet.modeling.batch import Layout, plain_values_of, tensors_of
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.tokenization import Speller, TokenizedTexts
-from pet.ranks import Ranks
-from pet.runtime import Runtime, Silent, open_runtime
 from pet.stages import baseline, prepare
 from pet.store.draft import Draft
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
-from pet.training import Trainer
+from pet.training import distributed, scoring
+from pet.training.checkpoint import Checkpoint, Saver, train_saved
+from pet.training.device import Runtime, open_runtime
+from pet.training.distributed import Ranks
+from pet.training.reporter import Silent
+from pet.training.scoring import score_rows
+from pet.training.trainer import Trainer
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -125,7 +127,7 @@ def talk(mine: Ranks, device: torch.device) -> dict[str, Any]:
         apart = torch.rand(4)
     sums = [torch.full(shape, mine.rank + 1.0, dtype=dtype, device=device) for shape, dtype in SUMMED]
     sums[0] = sums[0].T  # not contiguous
-    with mock.patch.object(ranks, "BUCKET", 7):
+    with mock.patch.object(distributed, "BUCKET", 7):
         mine.sum_tensors(sums)
     mine.barrier()
     return {
@@ -149,7 +151,7 @@ def scored(machine: Runtime) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for count in (0, 1, 2, 7, 23):
         asked: list[int] = []
-        with watch_rows(asked), mock.patch.object(inference, "WINDOW", WINDOW):
+        with watch_rows(asked), mock.patch.object(scoring, "WINDOW", WINDOW):
             scores = score_rows(
                 checksum, some_rows(count), Layout(True, None, 8), replace(machine, batch_tokens=60), ""
             )

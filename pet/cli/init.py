@@ -55,8 +55,8 @@ def init(
     from pet.config.resolve import nest, resolve_settings
     from pet.labelwords import propose_words
     from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card
-    from pet.runtime import open_runtime
     from pet.tasks.patterns import parse_pattern
+    from pet.training.device import open_runtime
 
     check_name(name, out or Path(name))
     table = read_input(source)

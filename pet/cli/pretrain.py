@@ -48,11 +48,11 @@ def pretrain(
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_pretraining
     from pet.events import open_log
-    from pet.runtime import open_runtime
     from pet.stages import corpus as corpora
     from pet.stages import pretrain as stage
     from pet.store.store import Store
     from pet.tracking import open_tracker
+    from pet.training.device import open_runtime
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

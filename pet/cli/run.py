@@ -139,8 +139,8 @@ def open_work(
         SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
     """
     from pet.config.resolve import resolve_settings
-    from pet.runtime import open_runtime
     from pet.stages.work import Work
+    from pet.training.device import open_runtime
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
     if settings.table.tasks and "name" not in settings.task.model_fields_set:

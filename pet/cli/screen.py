@@ -12,8 +12,8 @@ from rich.text import Text
 
 from pet import report
 from pet.pipeline import Step
-from pet.runtime import Advance
 from pet.tracking import Tracker
+from pet.training.reporter import Advance
 
 
 class Rate(ProgressColumn):

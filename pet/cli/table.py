@@ -65,8 +65,8 @@ def table(
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_tasks
     from pet.events import open_log
-    from pet.runtime import open_runtime
     from pet.store.store import Store
+    from pet.training.device import open_runtime
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.losses import label_loss
 from pet.stages import prepare
 from pet.stages.classifier import Classifier
 from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
@@ -18,7 +17,8 @@ from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import TextFile
-from pet.training import TrainingReport
+from pet.training.losses import label_loss
+from pet.training.trainer import TrainingReport
 
 STAGE = "baseline"
 VERSION = 3

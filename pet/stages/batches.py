@@ -17,15 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.losses import combined_loss, label_loss, mask_tokens, mlm_loss
 from pet.modeling.batch import Batch, Layout, fill, join_batches, round_up, send, take_rows
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Rows, lay_out
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.ranks import ALONE, Ranks, deal
-from pet.training import Losses, endless_order
+from pet.training.cuda_graphs import Losses
+from pet.training.distributed import ALONE, Ranks, deal
+from pet.training.losses import combined_loss, label_loss, mlm_loss
+from pet.training.mlm_masking import mask_tokens
+from pet.training.schedule import endless_order
 
 TARGET_MULTIPLE = 64
 """MLM targets of a batch are padded to a multiple of this."""

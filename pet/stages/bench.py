@@ -10,15 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.finite import Origin
-from pet.inference import computing_copy, refresh, score_rows
 from pet.modeling import loading, packing
 from pet.modeling.batch import Layout
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
-from pet.runtime import Silent
 from pet.stages import prepare
 from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.stages.work import Work, label_numbers
@@ -26,7 +23,11 @@ from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
 from pet.tasks.texts import TextFile, Texts, TextSource, read_texts
-from pet.training import Losses, Trainer
+from pet.training.cuda_graphs import Losses
+from pet.training.finite import Origin
+from pet.training.reporter import Silent
+from pet.training.scoring import computing_copy, refresh, score_rows
+from pet.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

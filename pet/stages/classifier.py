@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.checkpoint import train_saved
 from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
-from pet.finite import Origin
-from pet.inference import computing_copy, refresh, score_rows
 from pet.modeling import loading, packing
 from pet.modeling.batch import Batch, Layout, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.prompts import Encoder, Rows, plain_pattern
 from pet.modeling.tokenization import Speller, TokenizedTexts
-from pet.ranks import Ranks, deal
-from pet.runtime import Runtime, seed_everything
 from pet.stages.work import Work
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
-from pet.training import Trainer, TrainingReport, endless_order
+from pet.training.checkpoint import train_saved
+from pet.training.device import Runtime, seed_everything
+from pet.training.distributed import Ranks, deal
+from pet.training.finite import Origin
+from pet.training.schedule import endless_order
+from pet.training.scoring import computing_copy, refresh, score_rows
+from pet.training.trainer import Trainer, TrainingReport
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Scores [B, L] and the targets of the same rows -> a scalar."""

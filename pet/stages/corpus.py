@@ -8,11 +8,9 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from pet import corpus
 from pet.config.schema import CorpusSettings, Pretraining
 from pet.errors import CorpusError
 from pet.modeling.tokenization import Speller
-from pet.runtime import Runtime
 from pet.stages.work import make
 from pet.store.draft import Draft
 from pet.store.files import digest_file, digest_json
@@ -20,6 +18,8 @@ from pet.store.key import Key
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.tasks.sources import load_texts
+from pet.training import mlm_corpus
+from pet.training.device import Runtime
 
 STAGE = "corpus"
 VERSION = 1
@@ -29,7 +29,7 @@ def key(settings: Pretraining, weights: str, texts: list[str]) -> Key:
     """Depends on the texts, in order, on the model (for its tokenizer) and on what is held out. `texts`: a task's."""
     chosen = settings.corpus
     content = {
-        "files": [digest_file(path) for path in corpus.find_files(chosen.files)],
+        "files": [digest_file(path) for path in mlm_corpus.find_files(chosen.files)],
         "model": weights,
         "held_out": chosen.held_out,
     }
@@ -50,7 +50,7 @@ def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller,
 
     def fill(draft: Draft) -> None:
         runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
-        documents = itertools.chain(corpus.read_documents(corpus.find_files(chosen.files)), texts)
+        documents = itertools.chain(mlm_corpus.read_documents(mlm_corpus.find_files(chosen.files)), texts)
         write(draft, runtime, documents, speller, chosen.held_out)
 
     return make(store, runtime, wanted, label_of(settings), STAGE, fill)
@@ -62,8 +62,8 @@ def write(draft: Draft, runtime: Runtime, documents: Iterator[str], speller: Spe
     Raises:
         CorpusError: too few documents.
     """
-    counts = corpus.write_streams(draft.path, documents, speller, held_out)
-    draft.write_json("corpus.json", {"dtype": corpus.stream_type(speller).str, **counts})
+    counts = mlm_corpus.write_streams(draft.path, documents, speller, held_out)
+    draft.write_json("corpus.json", {"dtype": mlm_corpus.stream_type(speller).str, **counts})
     said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
     runtime.reporter.say(f"corpus: {said}")
 

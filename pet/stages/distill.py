@@ -13,7 +13,6 @@ import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 
-from pet.losses import distillation_loss
 from pet.modeling import quiet
 from pet.stages import label, prepare
 from pet.stages.classifier import Classifier
@@ -23,7 +22,8 @@ from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import TextFile
-from pet.training import TrainingReport
+from pet.training.losses import distillation_loss
+from pet.training.trainer import TrainingReport
 
 STAGE = "distill"
 SEEN = "seen.parquet"

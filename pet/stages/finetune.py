@@ -20,15 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.checkpoint import train_saved
 from pet.config.schema import FinetuneSettings
 from pet.errors import Busy
-from pet.inference import refresh
 from pet.modeling import loading, quiet
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.runtime import seed_everything
 from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
 from pet.stages.bench import Aside, Asked, Bench
 from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores
@@ -38,7 +35,11 @@ from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
-from pet.training import Losses, Trainer, TrainingReport
+from pet.training.checkpoint import train_saved
+from pet.training.cuda_graphs import Losses
+from pet.training.device import seed_everything
+from pet.training.scoring import refresh
+from pet.training.trainer import Trainer, TrainingReport
 
 STAGE = "finetune"
 VERSION = 2

@@ -19,28 +19,30 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from pet import corpus
-from pet.checkpoint import Checkpoint, Saver
 from pet.config.schema import Pretraining
-from pet.corpus import Blocks
 from pet.errors import ModelError, SettingsError
-from pet.finite import Origin
-from pet.inference import computing_copy, refresh
-from pet.losses import mlm_loss
 from pet.modeling import delta, loading, packing, quiet
 from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
-from pet.runtime import Runtime, peak_memory, reset_peak_memory, seed_everything
 from pet.stages import corpus as corpora
-from pet.stages.masking import MaskedBatch, hide
-from pet.stages.progress import Watch
 from pet.stages.work import make, mending, shared_by
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact, Store
-from pet.training import Course, Losses, Trainer, TrainingReport
+from pet.training import mlm_corpus
+from pet.training.checkpoint import Checkpoint, Saver
+from pet.training.cuda_graphs import Losses
+from pet.training.device import Runtime, seed_everything
+from pet.training.finite import Origin
+from pet.training.losses import mlm_loss
+from pet.training.memory import peak_memory, reset_peak_memory
+from pet.training.mlm_corpus import Blocks
+from pet.training.mlm_masking import MaskedBatch, hide
+from pet.training.scoring import computing_copy, refresh
+from pet.training.throughput import Watch
+from pet.training.trainer import Course, Trainer, TrainingReport
 
 STAGE = "pretrain"
 VERSION = 1
@@ -137,8 +139,8 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
         runtime.reporter.say(f"{stage}: {message}")
 
     lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
-    streams = [open_stream(made, corpus.TRAIN, speller, one) for one in lengths]
-    held_out = open_stream(made, corpus.HELD_OUT, speller, chosen.length)
+    streams = [open_stream(made, mlm_corpus.TRAIN, speller, one) for one in lengths]
+    held_out = open_stream(made, mlm_corpus.HELD_OUT, speller, chosen.length)
     with quiet.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
@@ -152,7 +154,7 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
         if report.steps and report.steps[-1] < chosen.steps:
             say(f"the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
         if chosen.logit_adjustment:
-            counts = corpus.count_words(streams[0].tokens, len(speller.tokenizer))
+            counts = mlm_corpus.count_words(streams[0].tokens, len(speller.tokenizer))
             adjust_logits(cloze, counts, chosen.logit_adjustment)
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
@@ -190,7 +192,7 @@ def check_loss(loss: float, origin: Origin, runtime: Runtime, stage: str) -> Non
 
 def open_stream(made: Artifact, name: str, speller: Speller, length: int) -> Blocks:
     """The blocks of one part of a corpus."""
-    return corpus.open_blocks(made.file(f"{name}.tokens").parent, name, speller, length)
+    return mlm_corpus.open_blocks(made.file(f"{name}.tokens").parent, name, speller, length)
 
 
 def learn(

@@ -16,14 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from torch.nn import Module
 
-from pet.checkpoint import Checkpoint, Saver
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import loading, quiet
 from pet.modeling.tokenization import Speller
-from pet.optimizer import Optimizer
-from pet.ranks import Ranks
-from pet.runtime import Runtime, peak_memory, reset_peak_memory
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
@@ -33,6 +29,11 @@ from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP
 from pet.tasks.sources import choose_source, load_texts
 from pet.tasks.texts import Texts, concatenate
+from pet.training.checkpoint import Checkpoint, Saver
+from pet.training.device import Runtime
+from pet.training.distributed import Ranks
+from pet.training.memory import peak_memory, reset_peak_memory
+from pet.training.optim import Optimizer
 
 SCORES = "scores.safetensors"
 

@@ -14,9 +14,9 @@ from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.runtime import open_runtime
 from pet.stages.work import Work
 from pet.store.store import Store
+from pet.training.device import open_runtime
 
 
 @pytest.fixture

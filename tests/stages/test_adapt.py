@@ -7,11 +7,11 @@ import pytest
 from rows import files_of, find_all, find_one, hidden_in, lay_ground, lively_model, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet import corpus
 from pet.config.schema import ModelSettings
 from pet.modeling.loading import load_tokenizer
 from pet.modeling.tokenization import Speller
 from pet.tasks.texts import read_texts
+from pet.training import mlm_corpus
 
 ADAPT = {"enabled": True, "steps": 3, "length": 24, "blocks": 4, "held_out": 0.2, "learning_rate": 1e-3}
 
@@ -36,7 +36,7 @@ def test_the_pool_and_nothing_else_is_trained_on(adapted, tmp_path_factory):
     speller = Speller(load_tokenizer(ModelSettings(name=str(lively_model(tmp_path_factory.getbasetemp())))), "lively")
     pool = read_texts(find_one(store, "prepare") / "pool.parquet")
     documents = [" ".join(fields) for fields in zip(*pool.fields.values(), strict=True)]
-    kept = [one for one in documents if not corpus.is_held_out(one, 0.2)]
+    kept = [one for one in documents if not mlm_corpus.is_held_out(one, 0.2)]
     assert 0 < len(kept) < len(documents)
     folder = find_one(store, "corpus")
     found = np.fromfile(folder / "train.tokens", "<u2").tolist()
@@ -84,7 +84,7 @@ def test_a_student_that_names_another_model_starts_from_that(adapted, tmp_path, 
 
 def test_again_nothing_is_trained_and_a_dry_run_knows_every_identity(adapted, monkeypatch):
     ground, store, _ = adapted
-    monkeypatch.setattr("pet.training.Trainer.run", None)
+    monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     assert all(": reused " in line for line in pet_run(ground, store).stderr.splitlines())
     assert pet_run(ground, store, "--dry-run").stdout.splitlines()[-1].startswith("0 of 12 artifacts")
 

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file
 
 from pet.algorithms.ensemble import soften
 from pet.config.resolve import resolve_settings
-from pet.runtime import open_runtime
 from pet.stages import draw, finetune
 from pet.stages.finetune import Members, Plan
 from pet.stages.work import Work
 from pet.store.store import Artifact, Store
 from pet.tasks.texts import read_texts
+from pet.training.device import open_runtime
 
 
 def plan(card, **sections):

@@ -36,7 +36,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from pet.checkpoint import Saver
 from pet.modeling.lora import Adapters
 from pet.stages import finetune
 from pet.stages.bench import Aside, Bench
@@ -44,6 +43,7 @@ from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.store import Artifact
 from pet.tasks.texts import read_texts
+from pet.training.checkpoint import Saver
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """peft still asks transformers so."""

@@ -7,7 +7,7 @@ from tiny import TOKENIZERS
 
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
-from pet.stages.masking import hide
+from pet.training.mlm_masking import hide
 
 CPU = torch.device("cpu")
 

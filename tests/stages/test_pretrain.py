@@ -20,18 +20,18 @@ from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from pet import checkpoint
-from pet.checkpoint import Checkpoint
 from pet.config.resolve import resolve_pretraining
-from pet.corpus import open_blocks
-from pet.losses import fusible_token_losses
 from pet.modeling import delta
 from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.loading import freeze_lower
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
-from pet.runtime import Runtime, open_runtime
-from pet.stages import masking, pretrain, progress
+from pet.stages import pretrain
+from pet.training import checkpoint, mlm_masking, throughput
+from pet.training.checkpoint import Checkpoint
+from pet.training.device import Runtime, open_runtime
+from pet.training.losses import fusible_token_losses
+from pet.training.mlm_corpus import open_blocks
 
 CPU = torch.device("cpu")
 LENGTH, BLOCKS = 16, 6
@@ -216,7 +216,7 @@ def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_traine
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = masking.hide(ids, 0.15, speller, True, rng, CPU)
+            masked = mlm_masking.hide(ids, 0.15, speller, True, rng, CPU)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
@@ -237,7 +237,7 @@ def test_the_work_of_a_token_is_that_of_every_product_it_goes_through(ground, fa
     first = layer if frozen == 1 else 3 * layer
     dense, words = 32 * 32, 32 * cloze.lm.config.vocab_size
     head = 0.25 * (3 * dense + (3 if frozen is None else 2) * words)
-    assert progress.flops_per_token(cloze, settings) == pytest.approx(2 * (first + 3 * last + head))
+    assert throughput.flops_per_token(cloze, settings) == pytest.approx(2 * (first + 3 * last + head))
 
 
 @pytest.mark.parametrize(("size", "batch"), [(12, 6), (12, 5), (4, 6)])
@@ -283,7 +283,7 @@ def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_noth
     stats.clear()
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     monkeypatch.setattr(Runtime, "compiles", lambda self, size: True)
-    monkeypatch.setattr("pet.inference.compiled_token_losses", lambda alike: fusible_token_losses)
+    monkeypatch.setattr("pet.training.scoring.compiled_token_losses", lambda alike: fusible_token_losses)
     measured, graphs = pretrain.measure, []
 
     def measure(*given):
@@ -304,7 +304,7 @@ def test_what_is_compiled_for_blocks_learns_the_same_and_measuring_compiles_noth
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_of_their_frequency_is_taken_off_the_bias_of_rare_words(ground, stores, tmp_path, family, monkeypatch):
     """Against probabilities of a model that knows shares alone: those of rare words, together, stay what they were."""
-    monkeypatch.setattr("pet.corpus.COUNTED", 70)
+    monkeypatch.setattr("pet.training.mlm_corpus.COUNTED", 70)
     monkeypatch.setattr(pretrain, "COMMONEST", 0.02)
     monkeypatch.setattr(pretrain, "RAREST", 0.004)
     run(ground, tmp_path, family, pretrain__logit_adjustment=0.5)
@@ -460,7 +460,7 @@ def test_what_is_saved_on_the_way_changes_nothing(ground, stores, tmp_path, monk
 def ticking(monkeypatch):
     """A clock that goes on by a second whenever somebody looks."""
     clock = SimpleNamespace(perf_counter=map(float, itertools.count()).__next__)
-    for module in (progress, checkpoint):
+    for module in (throughput, checkpoint):
         monkeypatch.setattr(module, "time", clock)
 
 
@@ -488,7 +488,7 @@ def test_the_minutes_of_a_training_that_was_stopped_are_counted(ground, tmp_path
 
 def test_the_speed_told_is_that_of_training_without_pauses(ground, tmp_path, monkeypatch):
     clock = iter([*range(5), *range(1000, 2000)])  # a second for every ten steps, and once 996
-    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     run(ground, tmp_path, pretrain__steps=60)
     told = read_json(made(tmp_path) / "training.json")
     assert told["tokens_per_second"] == 10 * BLOCKS * LENGTH

@@ -8,12 +8,13 @@ from safetensors import SafetensorError
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import Busy, DamagedArtifact, StoreError
-from pet.runtime import Silent, open_runtime
 from pet.stages import work
 from pet.stages.finetune import share_out
 from pet.stages.work import MENDED, make, mending
 from pet.store.key import Key
 from pet.store.store import Store
+from pet.training.device import open_runtime
+from pet.training.reporter import Silent
 
 KEY = Key("label", 1, {}, {})
 

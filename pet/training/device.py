@@ -4,25 +4,21 @@ Nothing here changes a result beyond rounding. Progress and tracking are a `Repo
 line, so that no stage knows of terminals or Weights & Biases.
 """
 
-import contextlib
 import importlib.util
 import os
 import random
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
-from pet.ranks import ALONE, Ranks, join_ranks
+from pet.training.distributed import ALONE, Ranks, join_ranks
+from pet.training.reporter import Reporter, Silent
 
 BATCH_TOKENS = {"cuda": 131_072, "cpu": 2_048}
 """Tokens per batch when scoring, padding counted. GPU: 14,051 texts/s on one H100, 13,850 with 65,536. CPU: small
@@ -40,36 +36,6 @@ taken to be no slower; it was not timed."""
 # oneDNN keeps a compiled product for each shape, 1,024 of them, and rows end to end have a shape of their own in every
 # batch: finetune of AG News on mini peaked at 1.6 GB with 64, the whole run at 2.4 with 1,024. Read at first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
-Advance = Callable[[int], None]
-
-
-class Reporter(Protocol):
-    """Where a stage says how it goes."""
-
-    def say(self, message: str) -> None:
-        """One line for the person watching."""
-
-    def track(self, label: str, total: int, unit: str) -> AbstractContextManager[Advance]:
-        """A progress bar of `total` units; the context's value is called with the units just done."""
-
-    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
-        """Numbers for the tracker, named `name/...`, at training step `step`."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def say(self, message: str) -> None:
-        """Ignore."""
-
-    @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """No bar."""
-        yield lambda done: None
-
-    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True)
@@ -171,32 +137,3 @@ def matmul_rate(device: torch.device, dtype: torch.dtype | None, seconds: float 
             done += 1
         product[0, 0].item()  # waits for the device
     return 2.0 * size**3 * done / (time.perf_counter() - begun)
-
-
-# ---- memory --------------------------------------------------------------------------------------------------------
-
-
-def reset_peak_memory() -> None:
-    """Start a new measurement of the process's peak memory (Linux; elsewhere the peak is that of the whole process)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> dict[str, int]:
-    """Peak resident memory since the last reset, in bytes, and the same of the GPU if there is one."""
-    peak = {"peak_memory_bytes": resident_peak()}
-    if torch.cuda.is_available():
-        peak["peak_gpu_memory_bytes"] = int(torch.cuda.max_memory_allocated())
-    return peak
-
-
-def resident_peak() -> int:
-    """VmHWM where the kernel tells it (it can be reset), else the lifetime maximum."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.finite import Origin
-from pet.losses import compiled_token_losses
-from pet.modeling import loading
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Rows
-from pet.ranks import ALONE, Ranks
-from pet.runtime import Runtime
+from pet.training import compile
+from pet.training.device import Runtime
+from pet.training.distributed import ALONE, Ranks
+from pet.training.finite import Origin
+from pet.training.losses import compiled_token_losses
 
 Float = NDArray[np.float32]
 
@@ -115,7 +115,7 @@ def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
     if runtime.dtype is not None:
         twin = copy.deepcopy(model)
         (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
-    compiled = loading.compile_layers(twin.transformer, runtime, alike)
+    compiled = compile.compile_layers(twin.transformer, runtime, alike)
     if compiled and isinstance(twin, ClozeModel):
         twin.token_losses = compiled_token_losses(alike)
     return twin

@@ -15,37 +15,27 @@ are summed over the ranks before the gradient is clipped, so the step is that of
 random numbers are its own (those of `lora` are the tokens', and stay).
 """
 
-import contextlib
 import copy
 import functools
-import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.finite import Origin
-from pet.modeling.batch import map_tensors, plain_values_of, receive, tensors_of
-from pet.optimizer import build_optimizer, clip_to
-from pet.runtime import Runtime
+from pet.modeling.batch import receive
 from pet.store import interrupts
-
-B = TypeVar("B")
-Losses = dict[str, torch.Tensor]
-"""Scalars, or one value per member [M], by name; the (sum of) `loss` is minimised."""
+from pet.training.cuda_graphs import B, CapturedSteps, Losses
+from pet.training.device import Runtime
+from pet.training.finite import Origin
+from pet.training.optim import build_optimizer, clip_to
+from pet.training.schedule import rate_factor
 
 LOG_EVERY = 10
 """Steps between reports; each is read when the next is due, because to read a loss is to wait for the device."""
-
-MAX_CAPTURED = 24
-"""Batch shapes that are captured; rarer ones run kernel by kernel. On AG News a step's 16 rows come to some ten numbers
-of tokens in steps of 64, in two widths (`packing`)."""
 
 
 @dataclass(frozen=True)
@@ -234,91 +224,6 @@ class Trainer(Generic[B]):
         ranks.sum_tensors([*(one.grad for one in self.summed if one.grad is not None), *losses.values()])
 
 
-# ---- the step as one CUDA graph ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Captured:
-    """A captured step: the tensors it reads, and those it leaves its losses in."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: list[torch.Tensor]
-    losses: Losses
-
-
-class CapturedSteps(Generic[B]):
-    """`step`, captured once per shape of its micro-batches.
-
-    The first step of a shape runs as it is, which also brings every lazily made buffer into being; the second is
-    captured. Dropout draws from the device's generator, whose state a graph reads, so a seed set between two replays
-    counts.
-    """
-
-    def __init__(self, step: Callable[[list[B]], Losses], device: torch.device) -> None:
-        self.step = step
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
-        self.seen: set[tuple[Any, ...]] = set()
-        self.captured: dict[tuple[Any, ...], Captured] = {}
-
-    def __call__(self, micro_batches: list[B]) -> Losses:
-        """One optimizer step."""
-        tensors = tensors_of(micro_batches)
-        shape = (*((tensor.shape, tensor.dtype) for tensor in tensors), *plain_values_of(micro_batches))
-        if shape in self.captured:
-            return self.replay(self.captured[shape], tensors)
-        if shape not in self.seen or len(self.captured) == MAX_CAPTURED:
-            self.seen.add(shape)
-            return self.run_plain(micro_batches)
-        self.captured[shape] = self.capture(micro_batches)
-        return self.replay(self.captured[shape], tensors)
-
-    def run_plain(self, micro_batches: list[B]) -> Losses:
-        """Kernel by kernel, on the stream that captures."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            losses = self.step(micro_batches)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return losses
-
-    def capture(self, micro_batches: list[B]) -> Captured:
-        """Record the step on copies of these micro-batches; nothing is computed."""
-        own = map_tensors(micro_batches, torch.Tensor.clone)
-        graph = torch.cuda.CUDAGraph()
-        with no_collection(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            losses = self.step(own)
-        return Captured(graph, tensors_of(own), losses)
-
-    def replay(self, captured: Captured, tensors: list[torch.Tensor]) -> Losses:
-        """Copy the inputs into place and run the graph."""
-        torch._foreach_copy_(captured.inputs, tensors)
-        captured.graph.replay()
-        return {key: value.clone() for key, value in captured.losses.items()}
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """No garbage collection inside: to free an older graph or pinned memory while one is recorded would spoil it. None
-    before it either: that takes 0.3 s of each of a training's dozen shapes."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-# ---- rates, records, order -----------------------------------------------------------------------------------------
-
-
-def rate_factor(step: float, settings: Optimisation) -> float:
-    """Share of the peak rate after `step` steps: linear from 0 during warm-up, then linear to 0 at the end."""
-    if step < settings.warmup_steps:
-        return step / settings.warmup_steps
-    return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
-
-
 def means_of(recent: list[Losses], num_members: int) -> list[tuple[str, torch.Tensor]]:
     """Mean of each loss over these steps [M], by name."""
     return [(key, torch.stack([one[key] for one in recent]).mean(0).expand(num_members)) for key in recent[0]]
@@ -353,16 +258,3 @@ def find_lost(recent: list[Losses], last: int, num_members: int) -> Lost:
         if wrong.any():
             return Lost(step, float(found[wrong][0]), wrong.any(0).nonzero().flatten().tolist())
     return Lost(last, math.inf, list(range(num_members)))  # each is finite, and their sum too large
-
-
-def endless_order(size: int, batch: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Row numbers [batch], for ever: one shuffled pass over `size` rows after another, cut into equal batches.
-
-    No row comes a second time before every other one has come once; with fewer rows than `batch` a batch repeats them.
-    """
-    waiting = np.empty(0, dtype=np.int64)
-    while True:
-        while len(waiting) < batch:
-            waiting = np.concatenate([waiting, rng.permutation(size)])
-        yield waiting[:batch]
-        waiting = waiting[batch:]

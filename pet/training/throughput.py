@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from pet.checkpoint import Saver
 from pet.config.schema import PretrainSettings
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
-from pet.runtime import Runtime, matmul_rate
-from pet.training import LOG_EVERY, State
+from pet.training.checkpoint import Saver
+from pet.training.device import Runtime, matmul_rate
+from pet.training.trainer import LOG_EVERY, State
 
 
 class Watch:

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pet.modeling.batch import all_finite
-from pet.optimizer import Optimizer
-from pet.runtime import Runtime
 from pet.store.files import digest_file, readable_json, sync
 from pet.store.manifest import STATE
-from pet.training import Course, State, Trainer, TrainingReport
+from pet.training.device import Runtime
+from pet.training.optim import Optimizer
+from pet.training.trainer import Course, State, Trainer, TrainingReport
 
 B = TypeVar("B")
 

@@ -6,9 +6,7 @@ Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members train
 import functools
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from pet.modeling.token_losses import IGNORED, TokenLosses
@@ -117,31 +115,3 @@ def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature:
     target = functional.softmax(teacher.float() / temperature, dim=-1)
     log_student = functional.log_softmax(student.float() / temperature, dim=-1)
     return functional.kl_div(log_student, target, reduction="batchmean") * temperature**2
-
-
-def mask_tokens(
-    input_ids: NDArray[np.int64],
-    maskable: NDArray[np.bool_],
-    probability: float,
-    mask_id: int,
-    vocabulary_size: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose MLM targets among `maskable` tokens and hide most of them.
-
-    `input_ids`, `maskable`: [N]. Returns the changed ids [N] and the targets [N], IGNORED where nothing is asked. The
-    input is not modified.
-    """
-    chosen = maskable & (rng.random(input_ids.shape) < probability)
-    fate = rng.random(input_ids.shape)
-    random_tokens = rng.integers(0, vocabulary_size, size=input_ids.shape)
-    changed = np.where(chosen, disguise(input_ids, fate, random_tokens, mask_id), input_ids)
-    return changed, np.where(chosen, input_ids, IGNORED)
-
-
-def disguise(
-    tokens: NDArray[np.int64], fate: NDArray[np.float64], random_tokens: NDArray[np.int64], mask_id: int
-) -> NDArray[np.int64]:
-    """MLM targets [K] as the model gets to see them: the mask, a random token or themselves, by `fate` in [0, 1)."""
-    shown = np.where(fate < MASKED, mask_id, random_tokens)
-    return np.where(fate >= 1 - KEPT, tokens, shown)
