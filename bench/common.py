@@ -18,7 +18,7 @@ from pet.config.schema import FinetuneSettings
 from pet.modeling.prompts import Joined, Rows
 from pet.modeling.tokenization import TokenColumn
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.stages.batches import ClozeBatch, Sources, combine, draw_shares
+from pet.pipeline.members.batches import ClozeBatch, Sources, combine, draw_shares
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
 VOCABULARY = 50_265

@@ -30,10 +30,12 @@ import torch
 from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name, clock, draw_lengths, word_tokenizer
 from reference import DistillReference, Reference
 
-from pet.cluster import open_cluster, order_of, raised
 from pet.config.resolve import resolve_settings
-from pet.pipeline import run_stage
-from pet.stages.work import Work, read_scores
+from pet.pipeline.context import Work
+from pet.pipeline.executors.ray import order_of, raised
+from pet.pipeline.executors.ray_cluster import open_cluster
+from pet.pipeline.runner import run_stage
+from pet.pipeline.score_files import read_scores
 from pet.store.store import Store
 from pet.training.device import open_runtime
 from pet.training.reporter import Silent

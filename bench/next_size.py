@@ -19,7 +19,7 @@ from pretraining import SHAPES
 from pet.config.resolve import resolve_pretraining
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.stages import pretrain
+from pet.pipeline.stages import pretrain
 from pet.store.files import read_json
 from pet.store.store import Store
 from pet.training.device import open_runtime, seed_everything

@@ -20,7 +20,7 @@ from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Frame
-from pet.stages.pretrain import draw_batches, losses_of
+from pet.pipeline.stages.pretrain import draw_batches, losses_of
 from pet.training.device import open_runtime
 from pet.training.mlm_corpus import Blocks
 from pet.training.scoring import computing_copy

@@ -22,7 +22,7 @@ from common import WORDS, build_large, draw_lengths, random_batches, random_rows
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
-from pet.stages.batches import cloze_losses
+from pet.pipeline.members.batches import cloze_losses
 from pet.store import interrupts
 from pet.training.checkpoint import Checkpoint, Saver, train_saved
 from pet.training.device import open_runtime

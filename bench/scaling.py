@@ -54,7 +54,7 @@ def label(size: int) -> dict[str, float]:
     from pet.modeling.prompts import Encoder
     from pet.modeling.tokenization import Speller, TokenizedTexts
     from pet.modeling.verbalizers import encode_verbalizers
-    from pet.stages.label import write_soft_labels
+    from pet.pipeline.stages.label import write_soft_labels
     from pet.tasks.patterns import PVP, parse_pattern
     from pet.tasks.texts import TextFile
     from pet.training.device import open_runtime

@@ -6,7 +6,7 @@
 
 Each call measures and writes what it computed; the last one prints the ratios, and how far the scores of the pool and
 the losses of the student are apart. Labelling is `pet.training.scoring.score_rows`; the student's step is that of
-`pet.stages.classifier`, of a global batch of 16 and of 64 texts. Without dropout, whose masks differ between ranks.
+`pet.pipeline.student`, of a global batch of 16 and of 64 texts. Without dropout, whose masks differ between ranks.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pet.modeling.batch import Batch, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.stages.classifier import layout_of_all
+from pet.pipeline.student import layout_of_all
 from pet.training.device import Runtime, open_runtime
 from pet.training.losses import distillation_loss
 from pet.training.schedule import endless_order

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pet.cli.suggest import METHODS
-from pet.runs import Run, open_run
-from pet.stages import prepare
+from pet.pipeline import drawn_texts
+from pet.pipeline.runs import Run, open_run
 from pet.store.store import Store
 from pet.suggest import suggest
 
@@ -65,7 +65,7 @@ def label_on(store: Path, seed: int, run: Run, method: str, rounds: int, count: 
 
 def fill_in(path: Path, run: Run, method: str, seed: int, count: int) -> Counter[str]:
     """The suggestions of a run with their hidden labels."""
-    gold = dict(prepare.load_pool_gold(run.prepared))
+    gold = dict(drawn_texts.load_pool_gold(run.prepared))
     rows = [(name, gold[name] or "") for name in suggest(run, count, method, seed).texts.ids]
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("id", "label"), *rows])

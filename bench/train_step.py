@@ -34,7 +34,7 @@ from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.lora import Adapters
 from pet.modeling.prompts import Rows
-from pet.stages.batches import ClozeBatch, cloze_losses
+from pet.pipeline.members.batches import ClozeBatch, cloze_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime, open_runtime
 from pet.training.scoring import computing_copy

@@ -17,8 +17,10 @@ import numpy as np
 
 from pet.algorithms.ensemble import member_weights, pool_scores
 from pet.config.resolve import resolve_settings
-from pet.stages import finetune, prepare
-from pet.stages.work import Work, label_numbers, read_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work
+from pet.pipeline.score_files import label_numbers, read_scores
+from pet.pipeline.stages import finetune, prepare
 from pet.store.store import Store
 from pet.training.device import open_runtime
 
@@ -53,7 +55,7 @@ def judge(model: str, task: str, data: str | None, test: int, store: Store) -> N
     work = Work(settings, store, open_runtime(settings.runtime))
     prepared = prepare.run(work)
     members = finetune.run(work, prepared)
-    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
     scores = np.stack([read_scores(one)["test"] for one in members.tuned])  # [P, N, L]
     pooled = pool_scores(scores, member_weights(np.zeros(len(scores))))
     recall = [100 * float((pooled.argmax(-1)[gold == label] == label).mean()) for label in range(pooled.shape[1])]

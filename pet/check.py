@@ -31,8 +31,9 @@ from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder, Rows, plain_pattern
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.stages import prepare
-from pet.stages.work import Work
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work
+from pet.pipeline.stages import prepare
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
@@ -217,7 +218,7 @@ def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Findi
 # ---- texts ---------------------------------------------------------------------------------------------------------
 
 
-def draw(work: Work) -> tuple[prepare.Splits[Texts] | None, list[Finding]]:
+def draw(work: Work) -> tuple[drawn_texts.Splits[Texts] | None, list[Finding]]:
     """The splits that a run with these settings draws; a remark where it cannot, or on texts that are not what
     they were."""
     try:
@@ -237,7 +238,7 @@ def labels_without_texts(work: Work, source: Mapping[str, Texts]) -> list[Findin
     return [Finding("problem", f"label {label!r}", text) for label in without]
 
 
-def leaks(source: Mapping[str, Texts], splits: prepare.Splits[Texts] | None) -> list[Finding]:
+def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
     """Texts of one split that stand in another: word for word in the files, nearly in the splits of a run."""
     found = []
     texts = {split: [one.joined(row).casefold() for row in range(len(one))] for split, one in source.items()}
@@ -261,7 +262,7 @@ def leaks(source: Mapping[str, Texts], splits: prepare.Splits[Texts] | None) -> 
     ]
 
 
-def untested(work: Work, splits: prepare.Splits[Texts] | None) -> list[Finding]:
+def untested(work: Work, splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
     """That no test text of a run has some label."""
     card = work.card
     absent = prepare.absent_labels(splits.test, card.labels) if splits else []
@@ -288,7 +289,7 @@ def ask(
     pvps: Sequence[PVP],
     encoders: Mapping[int, Encoder],
     texts: Texts,
-    splits: prepare.Splits[Texts] | None,
+    splits: drawn_texts.Splits[Texts] | None,
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
     runtime = work.runtime
@@ -377,7 +378,7 @@ def doubts(answers: Sequence[Answers], labels: Sequence[str], sampled: int) -> l
 
 
 def estimate_run(
-    work: Work, cloze: ClozeModel, rows: Sequence[Rows], splits: prepare.Splits[Texts], rate: float
+    work: Work, cloze: ClozeModel, rows: Sequence[Rows], splits: drawn_texts.Splits[Texts], rate: float
 ) -> Estimate:
     """Seconds and bytes of `pet run` with these settings, from `rate`: tokens a second that the model scores.
 

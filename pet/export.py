@@ -24,9 +24,9 @@ from pet.config.schema import ModelSettings
 from pet.errors import ModelError, NotFinite, StoreError
 from pet.modelcard import model_card
 from pet.modeling import loading, quiet
-from pet.runs import Run
-from pet.stages import prepare
-from pet.stages.work import read_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.runs import Run
+from pet.pipeline.score_files import read_scores
 from pet.store.files import write_folder
 from pet.tasks.texts import Texts, concatenate, read_texts
 
@@ -132,7 +132,7 @@ def sample(run: Run) -> tuple[Texts, NDArray[np.float32]]:
 
 def fill_up(run: Run, texts: Texts) -> Texts:
     """CHECKED texts where the test set has fewer: those of the pool after them."""
-    pool = prepare.load(run.prepared).pool
+    pool = drawn_texts.load(run.prepared).pool
     more = spread(len(pool), min(len(pool), CHECKED - len(texts))) if len(texts) < CHECKED else []
     return concatenate([texts, pool.take(more)]) if more else texts
 

@@ -16,8 +16,8 @@ from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.runs import Run
-from pet.stages import label
+from pet.pipeline.runs import Run
+from pet.pipeline.stages import label
 from pet.store.store import Artifact
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.texts import TextSource

@@ -8,8 +8,8 @@ from typing import Any
 
 from pet.errors import MissingArtifact
 from pet.modeling.mini import EMBEDDED
-from pet.report import NAMES, absent_line, few_line, row_name, soft_label_line
-from pet.runs import Run
+from pet.pipeline.runs import Run
+from pet.pipeline.summary import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.store.environment import environment
 from pet.store.files import readable_yaml
 

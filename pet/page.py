@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet import report
 from pet.algorithms.calibration import BINS, bin_of, expected_calibration_error
 from pet.algorithms.ensemble import disagreement, pool_scores, soften
 from pet.algorithms.metrics import confusion, measure
 from pet.errors import StoreError
-from pet.runs import Run
-from pet.stages import label, prepare
-from pet.stages.work import label_numbers, open_scores, read_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline import summary as summary_module
+from pet.pipeline.runs import Run
+from pet.pipeline.score_files import label_numbers, open_scores, read_scores
+from pet.pipeline.stages import label
 from pet.store.files import new_file
 from pet.store.store import Artifact
 from pet.tasks.texts import CHUNK
@@ -73,28 +74,28 @@ def collect(run: Run) -> dict[str, Any]:
     """
     summary = run.summary
     members = run.members
-    gold = label_numbers(prepare.load(run.prepared).test, run.labels)
+    gold = label_numbers(drawn_texts.load(run.prepared).test, run.labels)
     tested = np.stack([read_scores(one)["test"] for one in members])  # [M, N, L]
     opinion = pool_scores(tested, run.weights) + label.load_shift(run.labelled, run.labels)
     student = read_scores(run.student)["test"]
     return {
         "name": run.path.name,
-        "headline": report.headline(summary),
+        "headline": summary_module.headline(summary),
         "created": datetime.fromisoformat(run.artifact.manifest["created"]),
         "summary": summary,
-        "rows": report.score_rows(summary),
-        "absent": report.absent_line(summary),
-        "few": report.few_line(summary),
-        "names": {name: report.row_name(summary, name) for name in report.NAMES},
+        "rows": summary_module.score_rows(summary),
+        "absent": summary_module.absent_line(summary),
+        "few": summary_module.few_line(summary),
+        "names": {name: summary_module.row_name(summary, name) for name in summary_module.NAMES},
         "patterns": describe_patterns(run, gold, tested),
-        "generation_columns": report.GENERATION_COLUMNS,
-        "generations": report.generation_rows(summary) if "generations" in summary else [],
-        "notes": report.generation_notes(summary) if "generations" in summary else [],
+        "generation_columns": summary_module.GENERATION_COLUMNS,
+        "generations": summary_module.generation_rows(summary) if "generations" in summary else [],
+        "notes": summary_module.generation_notes(summary) if "generations" in summary else [],
         "soft_labels": describe_soft_labels(run),
         "confusion": describe_confusion(confusion(gold, student.argmax(-1), len(run.labels)), run.labels),
         "reliability": [
             {
-                "name": report.row_name(summary, name),
+                "name": summary_module.row_name(summary, name),
                 "calibration": summary.get("calibration", {}).get(name),
                 **reliability(gold, soften(scores, run.temperature_of(name) or 1.0)),
             }
@@ -210,7 +211,7 @@ def find_disputed(run: Run) -> list[dict[str, Any]]:
     """Up to DISPUTED pool texts on which members give different labels, the most disputed first, with every member's
     label and the soft label. What the texts' true labels are is not said."""
     rows, predicted, share = most_disputed(run.members, len(run.labels))
-    texts = prepare.load(run.prepared).pool.take(rows)
+    texts = drawn_texts.load(run.prepared).pool.take(rows)
     opinion = soften(label.load_scores(run.labelled, run.labels)[rows])
     return [
         {

@@ -19,8 +19,8 @@ from pet.algorithms.ensemble import soften
 from pet.config.limits import is_unicode
 from pet.config.schema import RuntimeSettings
 from pet.errors import SHOWN_PROBLEMS, NotFinite, PetError, SettingsError, TaskError, raise_problems
-from pet.runs import Run, open_run
-from pet.stages.classifier import Checkpoint
+from pet.pipeline.runs import Run, open_run
+from pet.pipeline.student import Checkpoint
 from pet.store.store import Store
 from pet.tasks.card import Source, TaskCard, load_card
 from pet.tasks.readers import Broken, Row, RowFile, format_of

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pet.algorithms.ensemble import Array, disagreement, soften
 from pet.errors import StoreError
-from pet.runs import Run
-from pet.stages import prepare
-from pet.stages.label import load_scores
-from pet.stages.work import open_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.runs import Run
+from pet.pipeline.score_files import open_scores
+from pet.pipeline.stages.label import load_scores
 from pet.store.files import new_file
 from pet.store.store import Artifact
 from pet.tasks.annotations import COLUMNS, field_columns, guarded
@@ -59,7 +59,7 @@ def suggest(run: Run, count: int, method: str, seed: int) -> Suggestions:
             f"run {run.path.name} has one member, so there is nobody to disagree with; use --method random, or make a "
             "run with more patterns or finetune.repetitions"
         )
-    splits = prepare.load(run.prepared)
+    splits = drawn_texts.load(run.prepared)
     apart = measure(run.members, splits.pool, weights / weights.sum())
     if method == "random":
         order = np.random.default_rng(derive_seed("suggest", seed)).permutation(len(apart))

@@ -17,11 +17,11 @@ from pet import published
 from pet.algorithms.metrics import describe_absent, holm, paired_p, spread
 from pet.config.schema import Settings
 from pet.errors import StoreError
-from pet.report import markdown_row
+from pet.pipeline.summary import markdown_row
+from pet.pipeline.table import Table, applies, check_all, make
 from pet.store.environment import code_state
 from pet.store.files import write_json
 from pet.store.store import Store
-from pet.table import Table, applies, check_all, make
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.writers import as_text, delimited_line
 from pet.training.device import Runtime

@@ -16,8 +16,9 @@ from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
-from pet.stages import prepare
-from pet.stages.work import Work, label_numbers
+from pet.pipeline.context import Work
+from pet.pipeline.score_files import label_numbers
+from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
 from pet.tasks.patterns import PVP

@@ -28,7 +28,7 @@ from tiny import KIND_OF, TOKENIZERS, tiny_model
 from pet.cli import main
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
-from pet.stages.work import Work
+from pet.pipeline.context import Work
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.draft import Draft
@@ -284,8 +284,8 @@ def finish_run(base: Path) -> Finished:
 def killable(folder: Path) -> list[list[object]]:
     """Commands that go through every stage, each saving its trainings after every step: full members and generations on
     an adapted model; members trained together as adapters; a model trained on a corpus."""
-    from pet import pipeline, stages  # noqa: F401 - what a run needs is there before it is forked
-    from pet.stages import pretrain  # noqa: F401
+    from pet import stages  # noqa: F401 - what a run needs is there before it is forked
+    from pet.pipeline.stages import pretrain  # noqa: F401
 
     model = save_lively(folder / "model")
     steps = {"finetune": {"steps": 22}, "distill": {"steps": 32}, "baseline": {"steps": 31}}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rows import Finished, files_of, find_all, find_one, finish_run, garble, pet, pet_run, snapshot
 
-from pet.runs import list_runs, open_run
+from pet.pipeline.runs import list_runs, open_run
 from pet.store import gc
 from pet.store.files import readable_json
 from pet.store.key import Key

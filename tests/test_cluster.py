@@ -25,17 +25,18 @@ import torch
 from killing import differences
 from rows import find_all, killable, lay_ground, lively_model, logs_of, open_work, pet, read_json
 
-from pet import cluster
-from pet.cluster import Crew
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError, StoreError, TaskError
-from pet.events import read_events
-from pet.stages import finetune, prepare
-from pet.stages.bench import Bench
+from pet.pipeline.event_log import read_events
+from pet.pipeline.executors import ray as ray_module
+from pet.pipeline.executors import ray_cluster
+from pet.pipeline.executors.ray import Crew
+from pet.pipeline.executors.remote_reporter import Hub, Replay, Telling
+from pet.pipeline.members.data import Bench
+from pet.pipeline.stages import finetune, prepare
 from pet.store.key import Key
 from pet.store.lock import LOCKS
 from pet.store.store import Store
-from pet.telling import Hub, Replay, Telling
 
 NAME = "seed 7"
 
@@ -139,8 +140,8 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
     monkeypatch.setattr(sys, "argv", ["pet", "run", "--seed", "7"])
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
     work = open_work(ground, Path("store"))
-    order = pickle.loads(pickle.dumps(cluster.order_of(work, cluster.make_members, [1], name=NAME)))
-    assert (order.what, order.arguments, order.settings) == (cluster.make_members, ([1],), work.settings)
+    order = pickle.loads(pickle.dumps(ray_module.order_of(work, ray_module.make_members, [1], name=NAME)))
+    assert (order.what, order.arguments, order.settings) == (ray_module.make_members, ([1],), work.settings)
     assert (order.root, order.folder) == (tmp_path / "store", tmp_path)
     assert (order.threads, order.typed, order.walks) == (torch.get_num_threads(), sys.argv, False)
 
@@ -148,14 +149,14 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
 def test_ray_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused = pytest.raises(SettingsError, match=r"needs Ray; pip install 'pet\[ray\]'")
-    with refused, cluster.open_cluster(RuntimeSettings(executor="ray"), Store(tmp_path)):
+    with refused, ray_cluster.open_cluster(RuntimeSettings(executor="ray"), Store(tmp_path)):
         pass
 
 
 def test_a_device_by_its_number_is_not_for_a_cluster(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
     refused = pytest.raises(SettingsError, match=r"runtime.device is 'cuda:1'; leave it auto")
-    with refused, cluster.open_cluster(RuntimeSettings(device="cuda:1"), Store(tmp_path)):
+    with refused, ray_cluster.open_cluster(RuntimeSettings(device="cuda:1"), Store(tmp_path)):
         pass
 
 
@@ -163,7 +164,7 @@ def test_a_device_by_its_number_is_not_for_a_cluster(tmp_path, monkeypatch):
 def test_an_address_where_no_cluster_is_is_refused_at_once(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(SettingsError, match=f"no Ray cluster at RAY_ADDRESS '{address}'"):
-        cluster.call(address)
+        ray_cluster.call(address)
 
 
 @pytest.mark.parametrize(("address", "where"), [("", "on this host"), ("auto", "at RAY_ADDRESS 'auto'")])
@@ -171,46 +172,46 @@ def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path, monkeypatch, addr
     """Ray would try for minutes what it noted on the disk."""
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert cluster.noted_address() == ""
+    assert ray_cluster.noted_address() == ""
     note = tmp_path / "ray" / "ray_current_cluster"
     note.parent.mkdir()
     note.write_text("127.0.0.1:1")
-    with pytest.raises(SettingsError, match=f"no Ray cluster {where} .*refused") as refused, cluster.joined():
+    with pytest.raises(SettingsError, match=f"no Ray cluster {where} .*refused") as refused, ray_cluster.joined():
         pass
     assert (f"remove {note}" in str(refused.value)) == (not address)
 
 
 @pytest.mark.parametrize("address", ["", "auto", "local"])
 def test_an_address_that_is_none_is_left_to_ray(address):
-    cluster.call(address)
+    ray_cluster.call(address)
 
 
 def test_a_host_that_sees_another_store_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
-    order = cluster.order_of(open_work(ground, tmp_path / "store"), lambda work: "done", walks=False)
-    with cluster.marked(Store(tmp_path / "store")) as mark:
+    order = ray_module.order_of(open_work(ground, tmp_path / "store"), lambda work: "done", walks=False)
+    with ray_cluster.marked(Store(tmp_path / "store")) as mark:
         assert (tmp_path / "store" / LOCKS / mark).is_file()
-        monkeypatch.setattr(cluster, "do", lambda order, crew: "done")
-        assert cluster.obey(order, Crew(None, {}, mark, "")) == "done"
+        monkeypatch.setattr(ray_module, "do", lambda order, crew: "done")
+        assert ray_module.obey(order, Crew(None, {}, mark, "")) == "done"
     assert not (tmp_path / "store" / LOCKS / mark).exists()
     with pytest.raises(StoreError, match=f"{tmp_path}/store on {socket.gethostname()} is not the store"):
-        cluster.obey(order, Crew(None, {}, mark, ""))
+        ray_module.obey(order, Crew(None, {}, mark, ""))
 
 
 def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_path, monkeypatch):
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
     work = open_work(ground, tmp_path / "store")
     keys = [Key("finetune", 1, {"number": number}, {}) for number in range(2)]
-    order = cluster.order_of(work, lambda given: "called", makes=keys)
-    monkeypatch.setattr(cluster, "work_of", lambda order, crew: work)
-    assert cluster.do(order, crew_of(Heard())) == "called"
+    order = ray_module.order_of(work, lambda given: "called", makes=keys)
+    monkeypatch.setattr(ray_module, "work_of", lambda order, crew: work)
+    assert ray_module.do(order, crew_of(Heard())) == "called"
     with work.store.publish(keys[0], "made"):
         pass
-    assert cluster.do(order, crew_of(Heard())) == "called"
+    assert ray_module.do(order, crew_of(Heard())) == "called"
     with work.store.publish(keys[1], "being made"):
-        assert cluster.do(order, crew_of(Heard())) is None
-    assert cluster.do(order, crew_of(Heard())) is None
+        assert ray_module.do(order, crew_of(Heard())) is None
+    assert ray_module.do(order, crew_of(Heard())) is None
 
 
 def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is_to_do(tmp_path):
@@ -233,13 +234,13 @@ def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, mon
     for ahead in (True, False):
         work = open_work(ground, tmp_path / f"store-{ahead}", finetune={"steps": 3, "repetitions": 1, "method": method})
         prepared, plans = prepare.run(work), finetune.distinct(*finetune.plans(work))
-        monkeypatch.setattr(cluster, "_kept", {"cpu": cluster.Kept(work)})
-        monkeypatch.setattr(cluster, "work_of", lambda order, crew, work=work: work)
+        monkeypatch.setattr(ray_module, "_kept", {"cpu": ray_module.Kept(work)})
+        monkeypatch.setattr(ray_module, "work_of", lambda order, crew, work=work: work)
         if ahead:
-            cluster.do(cluster.order_of(work, cluster.read_ahead), crew_of(Heard()))
-        loaded = cluster.kept_of(work).learner.__dict__.get("cloze")
-        cluster.do(cluster.order_of(work, cluster.make_members, prepared, plans), crew_of(Heard()))
-        assert (cluster.kept_of(work).learner.cloze is loaded) == ahead
+            ray_module.do(ray_module.order_of(work, ray_module.read_ahead), crew_of(Heard()))
+        loaded = ray_module.kept_of(work).learner.__dict__.get("cloze")
+        ray_module.do(ray_module.order_of(work, ray_module.make_members, prepared, plans), crew_of(Heard()))
+        assert (ray_module.kept_of(work).learner.cloze is loaded) == ahead
         found = work.store.root.glob("finetune/*/scores.safetensors")
         scores.append({path.parent.name: path.read_bytes() for path in found})
     assert len(scores[0]) > 2
@@ -293,7 +294,7 @@ def address() -> Iterator[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """Of the cluster and of `pet`: this source, one thread, as in this process."""
-    source = str(Path(cluster.__file__).parents[1])
+    source = str(Path(ray_module.__file__).parents[1])
     ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **ray, **more}
 
@@ -508,9 +509,9 @@ def test_a_bug_in_a_task_shows_where_it_is():
     problem = ray.exceptions.RayTaskError("f", "deep in the worker", ValueError("bad"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "get", raiser(problem))
-        assert cluster.result_of(None).__notes__ == ["deep in the worker"]
+        assert ray_module.result_of(None).__notes__ == ["deep in the worker"]
         patch.setattr(ray, "get", raiser(ray.exceptions.RayTaskError("f", "deep", TaskError("no card"))))
-        assert not hasattr(cluster.result_of(None), "__notes__")
+        assert not hasattr(ray_module.result_of(None), "__notes__")
 
 
 def raiser(problem: Exception) -> Any:

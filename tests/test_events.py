@@ -11,7 +11,7 @@ from rows import find_one, lay_ground, lively_model, logs_of, pet, pet_run
 
 from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
-from pet.events import FILE, open_log, plain, read_events
+from pet.pipeline.event_log import FILE, open_log, plain, read_events
 from pet.store.files import digest_json
 from pet.training.reporter import Silent
 
@@ -118,7 +118,7 @@ def interrupt(*_, **__):
 
 
 def test_a_run_that_fails_says_how_and_where(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr("pet.stages.distill.run", fail)
+    monkeypatch.setattr("pet.pipeline.stages.distill.run", fail)
     pet_run(ground, tmp_path / "store", code=2)
     (path,) = logs_of(tmp_path / "store")
     end = read_events(path)[-1]
@@ -127,7 +127,7 @@ def test_a_run_that_fails_says_how_and_where(ground, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_says_by_what(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr("pet.stages.distill.run", interrupt)
+    monkeypatch.setattr("pet.pipeline.stages.distill.run", interrupt)
     pet_run(ground, tmp_path / "store", code=130)
     (path,) = logs_of(tmp_path / "store")
     end = read_events(path)[-1]

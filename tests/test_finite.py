@@ -18,9 +18,9 @@ from pet.errors import DamagedArtifact, ModelError, NotFinite
 from pet.modeling import loading, lora
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
+from pet.pipeline.score_files import open_scores, read_scores, write_scores
+from pet.pipeline.stages import baseline
 from pet.predict import Predictor
-from pet.stages import baseline
-from pet.stages.work import open_scores, read_scores, write_scores
 from pet.store.key import Key
 from pet.store.store import Store
 

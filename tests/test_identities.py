@@ -13,10 +13,10 @@ import yaml
 from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
 from pet.modelcard import pattern_lines
-from pet.pipeline import plan_steps
-from pet.stages import draw, finetune
-from pet.stages.finetune import Members, Plan
-from pet.stages.work import Work
+from pet.pipeline.context import Work
+from pet.pipeline.runner import plan_steps
+from pet.pipeline.stages import draw, finetune
+from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.tasks.patterns import PVP, parse_pattern

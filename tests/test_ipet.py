@@ -9,7 +9,7 @@ from rows import LABELS, Finished, find_all, find_one, finish_run, lay_ground, l
 from safetensors.numpy import load_file
 
 from pet.algorithms.ensemble import even_shift
-from pet.report import flag_generations
+from pet.pipeline.summary import flag_generations
 from pet.tasks.texts import read_texts
 
 MEMBERS = ("p0-r0", "p0-r1", "p1-r0", "p1-r1")

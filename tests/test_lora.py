@@ -40,7 +40,7 @@ from pet.modeling.lora import (
 from pet.modeling.packing import PACKED
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.stages.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
+from pet.pipeline.members.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime
 from pet.training.reporter import Silent

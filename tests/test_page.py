@@ -28,8 +28,8 @@ from rows import (
 
 from pet import page
 from pet.modelcard import model_card
-from pet.runs import open_run
-from pet.stages.work import label_numbers, read_scores
+from pet.pipeline.runs import open_run
+from pet.pipeline.score_files import label_numbers, read_scores
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
 

@@ -64,7 +64,7 @@ from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
+from pet.pipeline.members.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.splits import draw_first

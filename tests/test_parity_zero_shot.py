@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rows import find_all, lay_ground, lively_model, open_work, read_json
 
-from pet.stages import draw, finetune, prepare
+from pet.pipeline.stages import draw, finetune, prepare
 
 REPETITIONS = 3
 WORDS = ("news", "river", "match", "price", "engine", "soup")

@@ -25,8 +25,8 @@ from rows import (
 from safetensors.numpy import load_file
 
 from pet.modeling import loading
-from pet.pipeline import STAGES, plan, run_stage
-from pet.stages import distill
+from pet.pipeline.runner import STAGES, plan, run_stage
+from pet.pipeline.stages import distill
 from pet.tasks.texts import read_texts
 
 WALKED = tuple(stage for stage in STAGES if stage != "adapt")
@@ -303,7 +303,9 @@ def test_a_dry_run_says_where_things_are_that_are_there(done):
 # ---- runs that are cut short ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["pet.stages.finetune.draw_batches", "pet.stages.distill.train_student"])
+@pytest.mark.parametrize(
+    "place", ["pet.pipeline.stages.finetune.draw_batches", "pet.pipeline.stages.distill.train_student"]
+)
 def test_ctrl_c_leaves_no_draft_and_the_next_run_goes_on(done, tmp_path, monkeypatch, place):
     def interrupt(*_):
         assert hidden_in(tmp_path), "the stage has begun to write"

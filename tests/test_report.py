@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pet.config.resolve import resolve_settings
-from pet.report import (
+from pet.pipeline.summary import (
     across_seeds,
     build_summary,
     cost_line,

@@ -6,7 +6,7 @@ import pytest
 from rows import Finished, finish_run
 
 from pet.errors import MissingArtifact, StoreError
-from pet.runs import list_runs, open_run
+from pet.pipeline.runs import list_runs, open_run
 from pet.store.manifest import write_manifest
 from pet.store.store import Store
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from rows import Finished, find_all, finish_run, hidden_in, pet_run, stop_at
 
-from pet.stages import prepare
+from pet.pipeline import drawn_texts
 from pet.store import interrupts
 from pet.store.interrupts import HEEDED, Stopped
 from pet.training import checkpoint
@@ -139,13 +139,13 @@ def test_a_run_stops_between_two_steps_saved_and_the_next_goes_on(done, tmp_path
 
 
 def test_a_run_stops_at_once_where_nothing_is_trained(done, tmp_path, monkeypatch):
-    load = prepare.load
+    load = drawn_texts.load
 
     def stop(*given: object) -> object:
         send(signal.SIGTERM)
         return load(*given)
 
-    monkeypatch.setattr(prepare, "load", stop)
+    monkeypatch.setattr(drawn_texts, "load", stop)
     told = pet_run(done.ground, tmp_path, code=143).stderr
     assert told.endswith(STOPPED)
     assert "saved" not in told

@@ -12,8 +12,8 @@ from rows import LABELS, Finished, Ground, files_of, find_all, find_one, finish_
 from safetensors.numpy import load_file
 
 from pet.algorithms.ensemble import disagreement
-from pet.runs import open_run
-from pet.stages import prepare
+from pet.pipeline import drawn_texts
+from pet.pipeline.runs import open_run
 from pet.store.store import Store
 from pet.suggest import Suggestions, first_different, spread, write_suggestions
 from pet.tasks.annotations import FORMULA, read_given_labels
@@ -163,9 +163,9 @@ def labelled(done, tmp_path) -> Path:
 def test_labels_given_by_hand_join_those_drawn_and_leave_the_pool(done, store, labelled, tmp_path):
     said = pet_run(done.ground, store, "--stage", "prepare", "--train-file", labelled).output
     assert f"5 labels given by {labelled}; 2 rows without one skipped" in said
-    before = prepare.load(open_run("last", Store(store)).prepared)
+    before = drawn_texts.load(open_run("last", Store(store)).prepared)
     (path,) = [one for one in find_all(store, "prepare") if "n17" in one.name]
-    after = prepare.load(Store(store).open(path))
+    after = drawn_texts.load(Store(store).open(path))
     rows = {row["id"]: row["label"] for row in rows_of(labelled) if row["label"]}
     assert after.train.ids[:12] == before.train.ids and after.train.labels[:12] == before.train.labels
     assert dict(zip(after.train.ids[12:], after.train.labels[12:], strict=True)) == rows

@@ -12,11 +12,12 @@ import pandas
 import pytest
 from rows import files_of, find_all, find_one, lay_ground, lively_model, logs_of, pet, read_json, snapshot
 
-from pet import published, table, tabulate
+from pet import published, tabulate
 from pet.algorithms.metrics import holm, paired_p, spread
 from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
-from pet.events import read_events
+from pet.pipeline import table
+from pet.pipeline.event_log import read_events
 
 SIZES, SEEDS = (0, 6, 12), (0, 1)
 ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1")

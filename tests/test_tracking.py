@@ -13,7 +13,7 @@ from accelerate.state import PartialState
 
 from pet.config.resolve import resolve_settings
 from pet.errors import SettingsError
-from pet.tracking import Tracker, flatten, has_wandb_key, open_tracker
+from pet.pipeline.trackers import Tracker, flatten, has_wandb_key, open_tracker
 
 SUMMARY = {"task": "weather", "scores": {"student": {"value": 86.0, "low": 84.4}, "members": [{"value": 1.0}]}}
 

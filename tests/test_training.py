@@ -20,7 +20,7 @@ from pet.errors import NotFinite
 from pet.modeling.batch import Batch, Layout, fill, map_tensors, parts_of, plain_values_of, tensors_of
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
-from pet.stages.batches import ClozeBatch, cloze_losses
+from pet.pipeline.members.batches import ClozeBatch, cloze_losses
 from pet.training import cuda_graphs, optim
 from pet.training import trainer as trainer_module
 from pet.training.cuda_graphs import CapturedSteps

@@ -8,7 +8,7 @@ from rows import LABELS, Ground, find_one, lay_ground, lively_model, pet, pet_ru
 
 from pet import page
 from pet.modelcard import model_card
-from pet.runs import open_folder
+from pet.pipeline.runs import open_folder
 
 MISSING = LABELS[-1]
 MOST = 100 * (1 - 1 / len(LABELS))

@@ -12,7 +12,7 @@ from tiny import TOKENIZERS, WORDS
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.modeling import loading
 from pet.modeling.tokenization import Speller, whole_words
-from pet.stages import prepare
+from pet.pipeline.stages import prepare
 from pet.tasks.card import load_card
 from pet.verbalize import count_words, propose
 

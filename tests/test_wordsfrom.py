@@ -14,9 +14,9 @@ from pet import labelwords
 from pet import verbalize as verbalizing
 from pet.config.resolve import resolve_settings
 from pet.modelcard import limits
-from pet.runs import open_run
-from pet.stages import prepare
-from pet.stages.work import Work
+from pet.pipeline.context import Work
+from pet.pipeline.runs import open_run
+from pet.pipeline.stages import prepare
 from pet.store.store import Store
 from pet.tabulate import describe_task
 from pet.tasks.card import load_card

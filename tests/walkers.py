@@ -21,14 +21,14 @@ import torch
 from rows import Ground, lay_ground, open_work, save_lively
 from tiny import TOKENIZERS, WORDS
 
-from pet import pipeline
 from pet.config.schema import Optimisation, RuntimeSettings
 from pet.errors import NotFinite
 from pet.modeling import packing
 from pet.modeling.batch import Layout, plain_values_of, tensors_of
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.tokenization import Speller, TokenizedTexts
-from pet.stages import baseline, prepare
+from pet.pipeline import runner
+from pet.pipeline.stages import baseline, prepare
 from pet.store.draft import Draft
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
@@ -219,7 +219,7 @@ def walk(ground: Path, store: Path, device: str, model: str, last: str, sections
     work = open_work(Ground(ground), store, runtime=machine, model={"name": str(ground / model)}, **sections)
     stages = ("prepare", "finetune", "label", "distill") if last == "distill" else ("prepare", last)
     for stage in stages:
-        pipeline.run_stage(work, stage)
+        runner.run_stage(work, stage)
     if last == "distill":
         baseline.run(work, prepare.need(work))
 

@@ -43,7 +43,7 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     from pet.check import check as look
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_settings
-    from pet.stages.work import Work
+    from pet.pipeline.context import Work
     from pet.store.store import Store
     from pet.training.device import open_runtime
 

@@ -28,7 +28,7 @@ def export(run: str, folder: Path, form: str, store: str) -> None:
         pet export last classifier-onnx --format onnx
     """
     from pet import export as exporting
-    from pet.runs import open_run
+    from pet.pipeline.runs import open_run
     from pet.store.store import Store
 
     if not store:

@@ -7,8 +7,8 @@ import click
 from pet.cli.run import walk, walk_options
 
 if TYPE_CHECKING:
-    from pet.pipeline import Step
-    from pet.stages.work import Work
+    from pet.pipeline.context import Work
+    from pet.pipeline.runner import Step
 
 
 @click.command()
@@ -26,9 +26,9 @@ def ipet(**given: Any) -> None:
         pet ipet agnews --data archives/ag_news_csv --generations 3
         pet ipet agnews --data archives/ag_news_csv --generations 4 --train-examples 0
     """
-    from pet.ipet import describe_schedule, run_ipet
-    from pet.pipeline import plan
-    from pet.stages.draw import generations as generations_of
+    from pet.pipeline.ipet import describe_schedule, run_ipet
+    from pet.pipeline.runner import plan
+    from pet.pipeline.stages.draw import generations as generations_of
 
     def steps(work: "Work") -> "list[Step]":
         for line in describe_schedule(work):

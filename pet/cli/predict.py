@@ -84,8 +84,8 @@ def open_predictor(run: str, kind: str, store: str, device: str, precision: str)
     """The classifier, with what has to be said of it."""
     from pet.cli.screen import Screen
     from pet.config.schema import RuntimeSettings
+    from pet.pipeline.runs import open_run
     from pet.predict import load_predictor
-    from pet.runs import open_run
     from pet.store.store import Store
 
     screen = Screen()
@@ -123,8 +123,8 @@ def label_file(
     precision: str,
 ) -> None:
     """All rows of a file; what is wrong with it is found before the model is loaded, as far as that can be."""
+    from pet.pipeline.runs import open_run
     from pet.predict import check_abstain, check_files, open_layout, predict_file, refuse_broken
-    from pet.runs import open_run
     from pet.store.store import Store
 
     check_abstain(abstain)

@@ -47,11 +47,11 @@ def pretrain(
     """
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_pretraining
-    from pet.events import open_log
-    from pet.stages import corpus as corpora
-    from pet.stages import pretrain as stage
+    from pet.pipeline.event_log import open_log
+    from pet.pipeline.stages import pretrain as stage
+    from pet.pipeline.stages import tokenize_corpus as corpora
+    from pet.pipeline.trackers import open_tracker
     from pet.store.store import Store
-    from pet.tracking import open_tracker
     from pet.training.device import open_runtime
 
     if not store:

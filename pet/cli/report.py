@@ -27,7 +27,7 @@ def report(run: str, output: Path | None, store: str) -> None:
         pet report bbc-n10-s0-mini-f0b1ce6464a739b1 --output report.html
     """
     from pet import page
-    from pet.runs import open_run
+    from pet.pipeline.runs import open_run
     from pet.store.store import Store
 
     found = open_run(run, Store(store))

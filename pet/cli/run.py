@@ -12,9 +12,9 @@ from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.config.schema import ModelSettings
-    from pet.events import Log
-    from pet.pipeline import Step
-    from pet.stages.work import Work
+    from pet.pipeline.context import Work
+    from pet.pipeline.event_log import Log
+    from pet.pipeline.runner import Step
     from pet.store.store import Artifact, Store
 
     Go = Callable[[Work], Artifact | None]
@@ -79,7 +79,7 @@ def run(stage: str, **given: Any) -> None:
         pet run --stage distill --set distill.steps=200
         pet run --train-file to_label.csv
     """
-    from pet.pipeline import plan, run_stage
+    from pet.pipeline.runner import plan, run_stage
 
     def steps(work: "Work") -> "list[Step]":
         return [step for step in plan(work) if stage in ("all", step.stage)]
@@ -103,8 +103,8 @@ def walk(
     """Walk through a pipeline, once a seed, and show what came out. `go`: makes the run's artifact, if it comes to
     that; `steps`: what it would make."""
     from pet.cli.screen import Screen
+    from pet.pipeline.trackers import check_kind
     from pet.store.store import Store
-    from pet.tracking import check_kind
 
     check_kind(tracker)
     if not store:
@@ -139,7 +139,7 @@ def open_work(
         SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
     """
     from pet.config.resolve import resolve_settings
-    from pet.stages.work import Work
+    from pet.pipeline.context import Work
     from pet.training.device import open_runtime
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
@@ -171,7 +171,8 @@ def run_here(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> It
 
 def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """All walks at a time, as tasks of a cluster; as `run_here`."""
-    from pet.cluster import open_cluster, order_of, raised
+    from pet.pipeline.executors.ray import order_of, raised
+    from pet.pipeline.executors.ray_cluster import open_cluster
 
     with (
         tracked(screen, tracker, works[0], screen.warn),
@@ -197,7 +198,7 @@ def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
 
 def logged(screen: Any, work: "Work") -> "Log":
     """A context in which what the walk says is also written to the store's logs."""
-    from pet.events import open_log
+    from pet.pipeline.event_log import open_log
 
     settings = work.settings.model_dump(mode="json")
     log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
@@ -209,7 +210,7 @@ def logged(screen: Any, work: "Work") -> "Log":
 
 def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
-    from pet.tracking import open_tracker
+    from pet.pipeline.trackers import open_tracker
 
     name = f"{work.draw_label}-{work.model_label}"
     kind = kind if work.runtime.ranks.is_main else "none"

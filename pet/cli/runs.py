@@ -9,7 +9,7 @@ import click
 from pet.errors import StoreError
 
 if TYPE_CHECKING:
-    from pet.runs import Run
+    from pet.pipeline.runs import Run
     from pet.store.store import Artifact
 
 WHERE = "Folder of all artifacts."
@@ -41,7 +41,7 @@ def runs(ctx: click.Context, store: str) -> None:
 
 def show_runs(store: str) -> None:
     """A line a run; what is damaged is named and passed over."""
-    from pet.runs import damaged_runs, list_runs
+    from pet.pipeline.runs import damaged_runs, list_runs
     from pet.store.store import Store
 
     found = list_runs(Store(store))
@@ -195,7 +195,7 @@ def verify(default: str, run: str | None, store: str | None) -> None:
 
 def find(run: str, store: str) -> "Run":
     """A run by what was typed."""
-    from pet.runs import open_run
+    from pet.pipeline.runs import open_run
     from pet.store.store import Store
 
     return open_run(run, Store(store))

@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from pet import report
-from pet.pipeline import Step
-from pet.tracking import Tracker
+from pet.pipeline import summary as summary_module
+from pet.pipeline.runner import Step
+from pet.pipeline.trackers import Tracker
 from pet.training.reporter import Advance
 
 
@@ -76,31 +76,33 @@ class Screen:
 
     def show_summary(self, summary: Mapping[str, Any], path: str) -> None:
         """The table of one run."""
-        table = Table(title=report.headline(summary), title_justify="left", title_style="bold")
+        table = Table(title=summary_module.headline(summary), title_justify="left", title_style="bold")
         table.add_column("")
         table.add_column(summary["metric"], justify="right")
         table.add_column("95 % interval", justify="right")
-        for name, score in report.score_rows(summary):
-            style = "bold" if name == report.NAMES["student"] else ""
+        for name, score in summary_module.score_rows(summary):
+            style = "bold" if name == summary_module.NAMES["student"] else ""
             table.add_row(name, f"{score['value']:.1f}", f"{score['low']:.1f} to {score['high']:.1f}", style=style)
         self.out.print(table)
-        for line in report.score_notes(summary):
+        for line in summary_module.score_notes(summary):
             self.out.print(line)
         if "generations" in summary:
             self.show_generations(summary)
         # The store may have been moved, and older runs name artifacts by where they lay before: the last part is good.
         (student,) = (Path(path).parents[1] / "distill" / Path(one).name for one in summary["artifacts"]["distill"])
-        self.out.print(f"cost of making it: {report.cost_line(summary)}\nrun: {path}\nstudent: {student / 'student'}")
+        self.out.print(
+            f"cost of making it: {summary_module.cost_line(summary)}\nrun: {path}\nstudent: {student / 'student'}"
+        )
 
     def show_generations(self, summary: Mapping[str, Any]) -> None:
         """The table of iPET's generations."""
         table = Table(box=None, pad_edge=False)  # no lines: it must fit 80 columns
-        for name in report.GENERATION_COLUMNS:
+        for name in summary_module.GENERATION_COLUMNS:
             table.add_column(name, justify="right", no_wrap=name != "furthest label")
-        for row in report.generation_rows(summary):
+        for row in summary_module.generation_rows(summary):
             table.add_row(*row)
         self.out.print(table)
-        for line in report.generation_notes(summary):
+        for line in summary_module.generation_notes(summary):
             self.out.print(Text(line))
 
     def show_seeds(self, summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -108,7 +110,7 @@ class Screen:
         table = Table(title="over seeds " + ", ".join(str(one["seed"]) for one in summaries), title_justify="left")
         for name, justify in (("", "left"), ("mean", "right"), ("std", "right"), ("per seed", "right")):
             table.add_column(name, justify="left" if justify == "left" else "right")
-        for name, average, deviation, values in report.across_seeds(summaries):
+        for name, average, deviation, values in summary_module.across_seeds(summaries):
             each = "  ".join(f"{value:.1f}" for value in values)
             table.add_row(name, f"{average:.1f}", f"{deviation:.1f}", each)
         self.out.print(table)

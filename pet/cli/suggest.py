@@ -33,7 +33,7 @@ def suggest(run: str, count: int, method: str, seed: int, output: Path, store: s
         pet suggest last -n 20 --output to_label.csv
         pet run --train-file to_label.csv
     """
-    from pet.runs import open_run
+    from pet.pipeline.runs import open_run
     from pet.store.store import Store
     from pet.suggest import refuse_existing, write_suggestions
     from pet.suggest import suggest as choose

@@ -61,10 +61,10 @@ def table(
         pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
     """
     from pet import plot, tabulate
-    from pet import table as tables
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_tasks
-    from pet.events import open_log
+    from pet.pipeline import table as tables
+    from pet.pipeline.event_log import open_log
     from pet.store.store import Store
     from pet.training.device import open_runtime
 

@@ -14,7 +14,7 @@ from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.stages.work import Work
+from pet.pipeline.context import Work
 from pet.store.store import Store
 from pet.training.device import open_runtime
 

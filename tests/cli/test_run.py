@@ -13,7 +13,7 @@ from rows import find_all, find_one, pet, pet_run, read_json
 
 from pet.cli import main
 from pet.cli.run import STAGE_NAMES, typed_options
-from pet.pipeline import STAGES
+from pet.pipeline.runner import STAGES
 
 QUICK = ["--set", "finetune.repetitions=1", "--set", "finetune.patterns=[0]"]
 """One member only."""
@@ -199,7 +199,7 @@ class Backend:
 
 
 def run_tracked(done, store, monkeypatch, backend):
-    monkeypatch.setattr("pet.tracking.start_wandb", lambda *_: backend)
+    monkeypatch.setattr("pet.pipeline.trackers.start_wandb", lambda *_: backend)
     return pet_run(done.ground, store, "--tracker", "wandb", *QUICK)
 
 
@@ -226,7 +226,7 @@ def test_a_tracker_that_cannot_start_never_stops_the_run(done, tmp_path, monkeyp
     def refuse(*_):
         raise ImportError("no wandb here")
 
-    monkeypatch.setattr("pet.tracking.start_wandb", refuse)
+    monkeypatch.setattr("pet.pipeline.trackers.start_wandb", refuse)
     result = pet_run(done.ground, tmp_path, "--tracker", "wandb", "--stage", "prepare")
     assert (
         "tracker wandb could not be started (ImportError: no wandb here); the run goes on without it" in result.stderr

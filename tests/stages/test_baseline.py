@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
 
-from pet.stages import baseline, prepare
+from pet.pipeline.stages import baseline, prepare
 from pet.tasks.texts import read_texts
 
 

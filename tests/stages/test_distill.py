@@ -22,9 +22,10 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.modeling.prompts import Rows
-from pet.stages import distill, finetune, label, prepare
-from pet.stages.classifier import Classifier
-from pet.stages.prepare import Splits
+from pet.pipeline import drawn_texts
+from pet.pipeline.drawn_texts import Splits
+from pet.pipeline.stages import distill, finetune, label, prepare
+from pet.pipeline.student import Classifier
 from pet.store import interrupts
 from pet.tasks.texts import read_texts
 
@@ -139,7 +140,7 @@ def test_only_the_pool_teaches_the_student(done, tmp_path):
     """Labelled texts that say something else leave the student as it is."""
     work = open_work(done.ground, tmp_path)
     there = prepare.need(open_work(done.ground, done.store))
-    splits = prepare.load(there)
+    splits = drawn_texts.load(there)
     teacher = np.random.default_rng(0).normal(size=(len(splits.pool), 3))
     other = Splits(splits.test, splits.pool, splits.test)
     one, _ = distill.train_student(work, splits, teacher, spare_draft(tmp_path))
@@ -153,7 +154,7 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
     temperature = 3.0
     settings = {"steps": 1, "batch": 30, "temperature": temperature}
     work = open_work(done.ground, tmp_path, distill=settings)
-    splits = prepare.load(prepare.need(open_work(done.ground, done.store)))
+    splits = drawn_texts.load(prepare.need(open_work(done.ground, done.store)))
     teacher = np.random.default_rng(0).normal(size=(30, 3)) * 2
     switch = torch.nn.Module.train
     monkeypatch.setattr(torch.nn.Module, "train", lambda model, mode=True: switch(model, False))  # no dropout
@@ -173,7 +174,7 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
 def test_a_student_of_clear_soft_labels_learns_them(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
     work = open_work(ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 4e-3})
-    splits = prepare.load(prepare.run(work))
+    splits = drawn_texts.load(prepare.run(work))
     (pool,) = splits.pool.chunks()
     wanted = np.asarray([topic_of(pool.joined(row)) for row in range(30)])
     student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path))
@@ -222,7 +223,7 @@ def test_frozen_layers_of_the_student_keep_their_weights(done, tmp_path, tmp_pat
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_features_do_not_depend_on_which_rows_share_a_batch(done, tmp_path, family):
     """The second family needs short rows padded next to long ones; the padding counts for nothing."""
-    splits = prepare.load(prepare.need(open_work(done.ground, done.store)))
+    splits = drawn_texts.load(prepare.need(open_work(done.ground, done.store)))
     model = {"name": str(save_lively(tmp_path / family, family))}
     found = []
     for budget in (64, 2048):

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from pet.algorithms.ensemble import soften
 from pet.config.resolve import resolve_settings
-from pet.stages import draw, finetune
-from pet.stages.finetune import Members, Plan
-from pet.stages.work import Work
+from pet.pipeline.context import Work
+from pet.pipeline.stages import draw, finetune
+from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.store import Artifact, Store
 from pet.tasks.texts import read_texts
 from pet.training.device import open_runtime

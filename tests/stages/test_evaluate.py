@@ -25,9 +25,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.algorithms.calibration import Calibration, fit_temperature
 from pet.algorithms.ensemble import even_shift
-from pet.pipeline import run_stage
-from pet.stages import distill, evaluate, finetune, label, prepare
-from pet.stages.label import load_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.runner import run_stage
+from pet.pipeline.stages import calibrate, distill, evaluate, finetune, label, prepare
+from pet.pipeline.stages.label import load_scores
 from pet.store.store import Store
 from pet.tasks.texts import Texts, read_texts, write_texts
 
@@ -238,7 +239,7 @@ def seen_by(done):
 
 
 def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enough(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "ENOUGH", 13)  # of 30 pool texts three steps of 4 came to 12; 12 texts are labelled
+    monkeypatch.setattr(calibrate, "ENOUGH", 13)  # of 30 pool texts three steps of 4 came to 12; 12 texts are labelled
     pool = read_texts(done.one("prepare") / "pool.parquet")
     unseen = [row for row, name in enumerate(pool.ids) if name not in seen_by(done)]
     made = walk(done, done.ground, tmp_path / "pool").read_json("calibration.json")["student"]
@@ -246,7 +247,7 @@ def test_the_student_is_held_to_texts_that_no_step_came_to_or_to_labels_if_enoug
     assert made["temperature"] == coldest_loss(ask_student(done, pool.take(unseen)), soft[unseen])
     assert made["texts"] == len(unseen) == 18
     assert made["fitted_on"] == "soft labels of pool texts, which the student was not trained on"
-    monkeypatch.setattr(evaluate, "ENOUGH", 12)
+    monkeypatch.setattr(calibrate, "ENOUGH", 12)
     made = walk(done, done.ground, tmp_path / "store").read_json("calibration.json")["student"]
     train_texts = read_texts(done.one("prepare") / "train.parquet")
     assert made["temperature"] == coldest_loss(ask_student(done, train_texts), gold_of(train_texts))
@@ -271,7 +272,7 @@ def test_labelled_texts_of_the_pool_that_the_student_has_seen_are_not_held_out(f
     assert set(train_texts.ids) < set(read_texts(first.one("prepare") / "pool.parquet").ids)
     fresh = [row for row, name in enumerate(train_texts.ids) if name not in seen]
     assert 0 < len(fresh) < 12
-    monkeypatch.setattr(evaluate, "ENOUGH", len(fresh))
+    monkeypatch.setattr(calibrate, "ENOUGH", len(fresh))
     given = []
     monkeypatch.setattr(evaluate, "calibrate", lambda *both: given.append(both) or Calibration(1.0))
     made = walk(first, first.ground, tmp_path / "labelled").read_json("calibration.json")["student"]
@@ -282,13 +283,13 @@ def test_labelled_texts_of_the_pool_that_the_student_has_seen_are_not_held_out(f
         len(fresh),
         "labelled texts, which the student was not trained on",
     )
-    monkeypatch.setattr(evaluate, "ENOUGH", 12)  # as many as there are labels, most of which it has seen
+    monkeypatch.setattr(calibrate, "ENOUGH", 12)  # as many as there are labels, most of which it has seen
     made = walk(first, first.ground, tmp_path / "pool").read_json("calibration.json")["student"]
     assert (made["texts"], made["fitted_on"]) == (28, "soft labels of pool texts, which the student was not trained on")
 
 
 def test_where_the_student_has_seen_all_it_is_said(first, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "ENOUGH", 12)
+    monkeypatch.setattr(calibrate, "ENOUGH", 12)
     ground = lay_ground(tmp_path / "ground", lively_model(first.store.parents[1]), data={"draw": "first"})
     pet_run(ground, tmp_path / "store", "--set", "distill.steps=10")  # of 4 texts each
     found = read_json(find_one(tmp_path / "store", "evaluate") / "calibration.json")["student"]
@@ -306,7 +307,7 @@ def test_a_labelled_text_that_stands_in_the_pool_under_another_id_counts_as_seen
         "data": {"train_examples": 0, "train_files": [str(ground.folder / "mine.csv")], "pool_per_label": 100},
         "distill": {"steps": 20},
     }
-    monkeypatch.setattr(evaluate, "ENOUGH", 1)
+    monkeypatch.setattr(calibrate, "ENOUGH", 1)
     work = open_work(ground, tmp_path / "store", **sections)
     run_stage(work, "all")
     found = read_json(find_one(tmp_path / "store", "evaluate") / "calibration.json")["student"]
@@ -341,8 +342,8 @@ def test_drawn_labels_are_counted_where_the_members_did_not_know_them(first, tmp
 
 
 def test_the_pool_is_read_once_to_know_what_was_seen(first, tmp_path, monkeypatch):
-    pools, real = [], evaluate.keys_of
-    monkeypatch.setattr(evaluate, "keys_of", lambda texts: pools.extend([texts] * (len(texts) == 40)) or real(texts))
+    pools, real = [], calibrate.keys_of
+    monkeypatch.setattr(calibrate, "keys_of", lambda texts: pools.extend([texts] * (len(texts) == 40)) or real(texts))
     walk(first, first.ground, tmp_path)
     assert len(pools) == 1
 
@@ -351,7 +352,7 @@ def test_the_pool_is_read_once_to_know_what_was_seen(first, tmp_path, monkeypatc
 def test_texts_that_taught_a_member_are_left_out_where_members_are_held_to_each_other(
     first, tmp_path, monkeypatch, enough, which
 ):
-    monkeypatch.setattr(evaluate, "ENOUGH", enough)
+    monkeypatch.setattr(calibrate, "ENOUGH", enough)
     monkeypatch.setattr(evaluate, "calibrate", lambda *both: Calibration(fit_temperature(*both)))
     found = walk(first, first.ground, tmp_path).read_json("calibration.json")["ensemble"]
     assert found["fitted_on"] == f"each member's label of pool texts{which}, given the others' scores"
@@ -404,5 +405,5 @@ def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
     prepared = prepare.need(work)
     members = finetune.need(work, prepared)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    _, _, found = evaluate.fit_ensemble(work, prepare.load(prepared), [], one, label.need(work, prepared, members))
+    _, _, found = calibrate.fit_ensemble(work, drawn_texts.load(prepared), [], one, label.need(work, prepared, members))
     assert found == Calibration(1.0, "one member has no other to be compared with")

@@ -33,11 +33,11 @@ from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import packing
 from pet.modeling.batch import Layout, round_up, tensors_of
 from pet.modeling.token_losses import IGNORED
-from pet.stages import finetune, prepare
-from pet.stages.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
-from pet.stages.bench import Bench, Learner
-from pet.stages.finetune import draw_batches
-from pet.stages.work import open_scores, read_scores
+from pet.pipeline.members.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
+from pet.pipeline.members.data import Bench, Learner
+from pet.pipeline.score_files import open_scores, read_scores
+from pet.pipeline.stages import finetune, prepare
+from pet.pipeline.stages.finetune import draw_batches
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
 

@@ -37,8 +37,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.modeling.lora import Adapters
-from pet.stages import finetune
-from pet.stages.bench import Aside, Bench
+from pet.pipeline.members.data import Aside, Bench
+from pet.pipeline.stages import finetune
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.store import Artifact

@@ -9,7 +9,7 @@ import pytest
 from rows import LABELS, declare, files_of, open_work, read_json
 from safetensors.numpy import load_file
 
-from pet.stages import finetune, label, prepare
+from pet.pipeline.stages import finetune, label, prepare
 from pet.store.store import Store
 from pet.tasks import card
 from pet.tasks.texts import read_texts

@@ -22,7 +22,8 @@ from rows import (
     write_csv,
 )
 
-from pet.stages import prepare
+from pet.pipeline import drawn_texts
+from pet.pipeline.stages import prepare
 from pet.tasks.texts import concatenate, read_texts
 
 FILES = {"train.parquet", "pool.parquet", "test.parquet", "pool_gold.parquet", "report.json", "manifest.json"}
@@ -38,7 +39,7 @@ def texts_of(path):
 
 
 def pool_of(artifact):
-    return concatenate(list(prepare.load(artifact).pool.chunks()))
+    return concatenate(list(drawn_texts.load(artifact).pool.chunks()))
 
 
 def test_the_artifact_holds_the_splits_and_a_report_and_nothing_else(done):
@@ -70,7 +71,7 @@ def open_artifact(done):
 
 def test_the_hidden_labels_are_those_of_the_pool_and_none_where_the_source_has_none(done):
     pool = read_texts(done.one("prepare") / "pool.parquet")
-    gold = prepare.load_pool_gold(open_artifact(done))
+    gold = drawn_texts.load_pool_gold(open_artifact(done))
     source = open_work(done.ground, done.store).source["train"]
     known = dict(zip(source.ids, source.labels, strict=True))
     assert gold == [(name, known[name]) for name in pool.ids]
@@ -86,7 +87,7 @@ def test_the_splits_come_back_as_they_were_drawn(done):
     work = open_work(done.ground, done.store)
     drawn, _ = prepare.draw_splits(work)
     artifact = prepare.need(work)
-    found = prepare.load(artifact)
+    found = drawn_texts.load(artifact)
     assert (found.train, pool_of(artifact), found.test) == (drawn.train, drawn.pool, drawn.test)
     assert len(found.pool) == len(drawn.pool)
 
@@ -114,7 +115,7 @@ def test_drawing_first_takes_the_first_texts_of_each_label_and_leaves_them_in_th
 
 def test_a_task_without_a_test_file_draws_its_test_texts_first(lone):
     artifact = prepare.run(open_work(lone, lone.folder / "store"))
-    splits = prepare.load(artifact)
+    splits = drawn_texts.load(artifact)
     drawn = [set(one.ids) for one in (splits.train, pool_of(artifact), splits.test)]
     assert len(drawn[2]) == (TRAIN - HIDDEN) // 2
     assert sum(map(len, drawn)) == len(set.union(*drawn))

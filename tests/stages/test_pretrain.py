@@ -26,7 +26,7 @@ from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.loading import freeze_lower
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
-from pet.stages import pretrain
+from pet.pipeline.stages import pretrain
 from pet.training import checkpoint, mlm_masking, throughput
 from pet.training.checkpoint import Checkpoint
 from pet.training.device import Runtime, open_runtime

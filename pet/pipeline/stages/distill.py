@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from pet.modeling import quiet
-from pet.stages import label, prepare
-from pet.stages.classifier import Classifier
-from pet.stages.work import Work, begin, finish, training_settings, write_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, begin, finish, training_settings
+from pet.pipeline.score_files import write_scores
+from pet.pipeline.stages import label
+from pet.pipeline.student import Classifier
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -45,7 +47,7 @@ def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
 
     def fill(draft: Draft) -> None:
         begin(work, "distill: training the student on the soft labels")
-        splits = prepare.load(prepared)
+        splits = drawn_texts.load(prepared)
         teacher = label.load_scores(labelled, work.card.labels)
         student, report = train_student(work, splits, teacher, draft)
         scores = student.score(student.encode(splits.test), "student on test")
@@ -87,7 +89,7 @@ def load_seen(student: Artifact) -> NDArray[np.bool_]:
 
 
 def train_student(
-    work: Work, splits: prepare.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
+    work: Work, splits: drawn_texts.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
 ) -> tuple[Classifier, TrainingReport]:
     """The student, trained on pool texts and the teacher's raw scores [N, L]. `draft`: keeps its checkpoint."""
     settings = work.settings.distill

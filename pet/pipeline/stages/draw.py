@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import Array, pool_scores, soften
 from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.config.schema import Settings
-from pet.stages import label, prepare
-from pet.stages.finetune import Members, Plan, members_of
-from pet.stages.work import Work, begin, finish, label_numbers, open_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.score_files import label_numbers, open_scores
+from pet.pipeline.stages import label
+from pet.pipeline.stages.finetune import Members, Plan, members_of
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -101,7 +103,7 @@ def run(work: Work, prepared: Artifact, before: Members, generation: int) -> lis
     """Draw the training set of every member of this generation that is not in the store yet."""
     plans = []
     made: list[dict[str, Any]] = []
-    splits = cache(lambda: prepare.load(prepared))
+    splits = cache(lambda: drawn_texts.load(prepared))
     for plan, teachers, wanted in next_plans(work, prepared, before, generation):
 
         def fill(draft: Draft, plan: Plan = plan, teachers: Members = teachers) -> None:

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pet import events, report
 from pet.config.resolve import settings_yaml
 from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import loading
-from pet.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
-from pet.stages.evaluate import Generation
-from pet.stages.finetune import Members, Plan
-from pet.stages.work import Work, mending
+from pet.pipeline import drawn_texts, event_log
+from pet.pipeline import summary as summary_module
+from pet.pipeline.context import Work, mending
+from pet.pipeline.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
+from pet.pipeline.stages.evaluate import Generation
+from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -130,23 +131,23 @@ def publish_run(work: Work, outcome: Outcome) -> Artifact:
     """Write summary.json, summary.md and settings.yaml, or reuse the run."""
 
     def fill(draft: Draft) -> None:
-        summary = report.build_summary(
+        summary = summary_module.build_summary(
             work.settings,
             work.card.name,
             work.card.labels,
             outcome.by_stage(),
-            prepare.sizes(outcome.prepared),
+            drawn_texts.sizes(outcome.prepared),
             prepare.untested(outcome.prepared),
         )
         if more := prepare.count_word_texts(work, outcome.prepared):
             summary["word_texts"] = more
         if outcome.is_ipet:
             scored = [evaluate.score_generation(work, outcome.prepared, one) for one in outcome.generations]
-            summary["generations"] = report.flag_generations(scored)
+            summary["generations"] = summary_module.flag_generations(scored)
         draft.write_json("summary.json", summary)
-        (draft.path / "summary.md").write_text(report.summary_markdown(summary), encoding="utf-8")
+        (draft.path / "summary.md").write_text(summary_module.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(work.settings), encoding="utf-8")
-        events.save(work.runtime.reporter, draft.path, draft.final.name)
+        event_log.save(work.runtime.reporter, draft.path, draft.final.name)
 
     name = f"{work.draw_label}-{work.model_label}" + ("-ipet" if outcome.is_ipet else "")
     made = work.make(run_key(work, outcome), name, "run", fill, seed=work.settings.seed)

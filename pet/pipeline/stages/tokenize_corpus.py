@@ -11,7 +11,7 @@ from pathlib import Path
 from pet.config.schema import CorpusSettings, Pretraining
 from pet.errors import CorpusError
 from pet.modeling.tokenization import Speller
-from pet.stages.work import make
+from pet.pipeline.context import make
 from pet.store.draft import Draft
 from pet.store.files import digest_file, digest_json
 from pet.store.key import Key

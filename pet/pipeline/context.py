@@ -1,19 +1,14 @@
 """What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 from torch.nn import Module
 
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
@@ -34,10 +29,6 @@ from pet.training.device import Runtime
 from pet.training.distributed import Ranks
 from pet.training.memory import peak_memory, reset_peak_memory
 from pet.training.optim import Optimizer
-
-SCORES = "scores.safetensors"
-
-F = TypeVar("F", np.float32, np.float64)
 
 
 class Executor(Protocol):
@@ -334,66 +325,3 @@ def begin(work: Work, what: str) -> None:
 def finish(work: Work, draft: Draft) -> None:
     """Note device, precision and peak memory in the manifest."""
     draft.note(**work.runtime.facts(), **peak_memory())
-
-
-def label_numbers(texts: Texts, labels: Sequence[str]) -> NDArray[np.int64]:
-    """The labels of texts as numbers [N], in the card's order; every text must have one."""
-    number = {label: index for index, label in enumerate(labels)}
-    return np.asarray([number[label] for label in texts.labels if label is not None], dtype=np.int64)
-
-
-def write_scores(draft: Draft, scores: Mapping[str, NDArray[np.float32]]) -> None:
-    """Write score arrays [N, L] by split name."""
-    save_file(
-        {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in scores.items()}, draft.path / SCORES
-    )
-
-
-def read_scores(artifact: Artifact) -> dict[str, NDArray[np.float32]]:
-    """Read what `write_scores` wrote.
-
-    Raises:
-        DamagedArtifact: the file is missing or damaged, or has scores that are NaN or infinite.
-    """
-    return {name: check_scores(artifact, found) for name, found in load_file(artifact.file(SCORES)).items()}
-
-
-def check_scores(artifact: Artifact, found: NDArray[F]) -> NDArray[F]:
-    """Scores as they were read. Older versions published NaN. What is damaged is made again, and then fails with a
-    reason.
-
-    Raises:
-        DamagedArtifact: one is NaN or infinite. In the baseline alone -inf is allowed: a label that the probe does not
-            know.
-    """
-    finite = np.isfinite(found)
-    if artifact.manifest["stage"] == "baseline":
-        finite |= np.isneginf(found)
-    if not finite.all():
-        raise DamagedArtifact(artifact.path, "it has scores that are NaN or infinite", artifact.manifest.get("digest"))
-    return found
-
-
-@dataclass(frozen=True)
-class SlicedScores:
-    """The scores [N, L] of one split, of which rows are read when they are asked for, and then checked."""
-
-    artifact: Artifact
-    rows: Any
-
-    def __getitem__(self, wanted: slice) -> NDArray[np.float32]:
-        return check_scores(self.artifact, self.rows[wanted])
-
-    def __len__(self) -> int:
-        return int(self.rows.get_shape()[0])
-
-
-@contextmanager
-def open_scores(artifact: Artifact, split: str) -> Iterator[SlicedScores]:
-    """The scores of one split, to be sliced: only the rows asked for are read.
-
-    Raises:
-        DamagedArtifact: the file is missing or damaged.
-    """
-    with safe_open(artifact.file(SCORES), framework="numpy") as file:
-        yield SlicedScores(artifact, file.get_slice(split))

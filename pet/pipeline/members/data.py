@@ -16,9 +16,10 @@ from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder, Rows
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
-from pet.stages import prepare
-from pet.stages.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
-from pet.stages.work import Work, label_numbers
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work
+from pet.pipeline.members.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
+from pet.pipeline.score_files import label_numbers
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
@@ -213,9 +214,9 @@ class Bench:
         self.learner = learner or Learner(work)
 
     @cached_property
-    def splits(self) -> prepare.Splits[TextFile]:
+    def splits(self) -> drawn_texts.Splits[TextFile]:
         """The texts."""
-        return prepare.load(self.prepared)
+        return drawn_texts.load(self.prepared)
 
     @cached_property
     def tokens(self) -> dict[str, TokenizedTexts]:

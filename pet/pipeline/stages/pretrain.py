@@ -26,8 +26,8 @@ from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import Speller
-from pet.stages import corpus as corpora
-from pet.stages.work import make, mending, shared_by
+from pet.pipeline.context import make, mending, shared_by
+from pet.pipeline.stages import tokenize_corpus as corpora
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact, Store

@@ -8,8 +8,9 @@ is published. Members, a student and a baseline that name no other model start f
 from collections.abc import Iterator
 
 from pet.config.schema import Pretraining
-from pet.stages import corpus, prepare, pretrain
-from pet.stages.work import Work, training_settings
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, training_settings
+from pet.pipeline.stages import pretrain, tokenize_corpus
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -72,17 +73,17 @@ def make_corpus(work: Work, prepared: Artifact) -> Artifact:
     """The pool as a corpus, made or reused."""
     held_out = work.settings.adapt.held_out
     content = {"model": work.start_identity(), "held_out": held_out}
-    wanted = Key(corpus.STAGE, corpus.VERSION, content, {"prepare": prepared.identity})
+    wanted = Key(tokenize_corpus.STAGE, tokenize_corpus.VERSION, content, {"prepare": prepared.identity})
 
     def fill(draft: Draft) -> None:
         work.runtime.reporter.say("corpus: tokenising the pool")
-        corpus.write(draft, work.runtime, pool_documents(prepared), work.speller, held_out)
+        tokenize_corpus.write(draft, work.runtime, pool_documents(prepared), work.speller, held_out)
 
-    return work.make(wanted, label_of(work), corpus.STAGE, fill)
+    return work.make(wanted, label_of(work), tokenize_corpus.STAGE, fill)
 
 
 def pool_documents(prepared: Artifact) -> Iterator[str]:
     """The texts of the pool, fields side by side."""
-    for chunk in prepare.load(prepared).pool.chunks():
+    for chunk in drawn_texts.load(prepared).pool.chunks():
         for fields in zip(*chunk.fields.values(), strict=True):
             yield " ".join(filter(None, fields))

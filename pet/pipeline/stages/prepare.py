@@ -7,34 +7,23 @@ labels of the pool, where the source has them: opened by `evaluate` alone) and r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
+from typing import Any
 
 from pet.algorithms.metrics import describe_absent
 from pet.errors import TaskError
-from pet.stages.work import Work, begin, finish
+from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.drawn_texts import Splits, load
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.splits import Draw, draw_by_seed, draw_first
-from pet.tasks.texts import TextFile, Texts, TextSource, marks, read_texts, rows_from, write_texts
+from pet.tasks.texts import Texts, marks, read_texts, rows_from, write_texts
 
 STAGE = "prepare"
 VERSION = 1
-
-
-Pool = TypeVar("Pool", bound=TextSource)
-
-
-@dataclass(frozen=True)
-class Splits(Generic[Pool]):
-    """The texts of one draw. `pool` has no labels; once written it is read from its file, never held in memory."""
-
-    train: Texts
-    pool: Pool
-    test: Texts
 
 
 def key(work: Work) -> Key:
@@ -145,17 +134,6 @@ def expected_sizes(work: Work) -> dict[str, int]:
     return {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
 
 
-def load(artifact: Artifact) -> Splits[TextFile]:
-    """The splits of a prepare artifact."""
-    train, pool, test = (artifact.file(f"{split}.parquet") for split in ("train", "pool", "test"))
-    return Splits(read_texts(train), TextFile(pool), read_texts(test))
-
-
-def sizes(artifact: Artifact) -> dict[str, int]:
-    """Number of texts per split."""
-    return dict(artifact.read_json("report.json")["sizes"])
-
-
 def untested(artifact: Artifact) -> list[str]:
     """The labels that no test text has."""
     return absent_labels(read_texts(artifact.file("test.parquet")), artifact.manifest["settings"]["labels"])
@@ -165,12 +143,6 @@ def absent_labels(texts: Texts, labels: Sequence[str]) -> list[str]:
     """Those of the labels that no text has."""
     found = set(texts.labels)
     return [one for one in labels if one not in found]
-
-
-def load_pool_gold(artifact: Artifact) -> list[tuple[str, str | None]]:
-    """Id and hidden label of each pool text, `None` where unknown. For evaluation only."""
-    texts = read_texts(artifact.file("pool_gold.parquet"))
-    return list(zip(texts.ids, texts.labels, strict=True))
 
 
 def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:

@@ -7,38 +7,30 @@ calibration error. Temperatures are fitted without the test set, which is only m
 stage says how they scored, and what became of the texts that were drawn.
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.algorithms.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
-from pet.algorithms.ensemble import even_shift, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import even_shift, member_weights, pool_scores
 from pet.algorithms.metrics import score_predictions
-from pet.stages import baseline, distill, label, prepare
-from pet.stages.classifier import Checkpoint
-from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, finish, label_numbers, open_scores, read_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.score_files import label_numbers, read_scores
+from pet.pipeline.stages import baseline, label
+from pet.pipeline.stages.calibrate import Entry, calibrate_all
+from pet.pipeline.stages.finetune import Members
+from pet.pipeline.stages.label import opinion_of
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks.texts import TextFile, TextSource, read_texts
+from pet.tasks.texts import read_texts
 
 STAGE = "evaluate"
 VERSION = 2
-
-Entry = dict[str, Any]
-
-ENOUGH = 100
-"""Texts that nobody who is judged by them was trained on, from which a temperature is fitted on them alone."""
-
-FITTED = 500
-"""Texts of the pool that a temperature is fitted on, at most: one number needs no more, and on two cores `mini` reads
-them in a few seconds."""
 
 
 def key(
@@ -80,7 +72,7 @@ def score_all(
     work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
 ) -> dict[str, Any]:
     """Name -> value, low, high (percent); `members`: a list of such."""
-    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
 
     def entry(scores: NDArray[Any]) -> Entry:
@@ -102,7 +94,7 @@ def score_all(
 
 def score_untuned(work: Work, prepared: Artifact, members: Members) -> Entry:
     """The untuned patterns, pooled with the same weights."""
-    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
     untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
     return score(work, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
 
@@ -110,7 +102,7 @@ def score_untuned(work: Work, prepared: Artifact, members: Members) -> Entry:
 def score_baseline(work: Work, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
     """The supervised baselines: fine-tuned, and linear probe. Where the shares of the soft labels are made even, the
     fine-tuned one with shares made even too, on the test set itself: it is told what the ensemble is told."""
-    gold = label_numbers(prepare.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
     found: dict[str, NDArray[Any]] = {**read_scores(base)}
     if work.settings.label.shares == "even":
         found["supervised_even"] = found["supervised"] + even_shift(found["supervised"])
@@ -121,17 +113,6 @@ def score(work: Work, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
     """Value, low, high (percent) of scores [N, L]."""
     found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)
     return dict(found.as_dict())
-
-
-def opinion_of(work: Work, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:
-    """The members' scores [M, N, L] pooled as the soft labels were [N, L]."""
-    return pool_scores(scores, weights_of(members, labelled)) + label.load_shift(labelled, work.card.labels)
-
-
-def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:
-    """The members' weights [M], by identity: the soft labels may have been made with the patterns in another order."""
-    weight_of = {one["identity"]: one["weight"] for one in labelled.read_json("ensemble.json")["members"]}
-    return np.asarray([weight_of[one.identity] for one in members.tuned])
 
 
 def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
@@ -150,113 +131,8 @@ def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dic
 
 def hidden_labels(prepared: Artifact) -> list[tuple[str, str | None]]:
     """Id and label of each pool text; `None` where the source knows none, or the members were taught it."""
-    taught = set(prepare.load(prepared).train.ids)
-    return [(one, None if one in taught else name) for one, name in prepare.load_pool_gold(prepared)]
-
-
-# ---- calibration ---------------------------------------------------------------------------------------------------
-
-
-def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
-    """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
-    none was fitted, if so: the temperature is 1 then."""
-    tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
-    splits = prepare.load(prepared)
-    gold, of_pool = label_numbers(splits.test, work.card.labels), keys_of(splits.pool)
-
-    def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
-        temperature = round(found.temperature, 4)
-        before, after = (expected_calibration_error(soften(scores, one), gold) for one in (1.0, temperature))
-        return {
-            "temperature": temperature,
-            "texts": texts,
-            "fitted_on": fitted_on,
-            "ece_before": round(before, 2),
-            "ece_after": round(after, 2),
-            "problem": found.problem,
-        }
-
-    return {
-        "student": entry(read_scores(student)["test"], *fit_student(work, splits, of_pool, labelled, student)),
-        "ensemble": entry(
-            opinion_of(work, members, labelled, tuned), *fit_ensemble(work, splits, of_pool, members, labelled)
-        ),
-    }
-
-
-def fit_student(
-    work: Work, splits: prepare.Splits[TextFile], of_pool: Sequence[bytes], labelled: Artifact, student: Artifact
-) -> tuple[int, str, Calibration]:
-    """Texts, what they are, and the temperature: on labelled texts that the student was not trained on, where there are
-    ENOUGH; else it is held to what the ensemble says of pool texts, where there are ENOUGH of those that it was not
-    trained on. What it was trained on `distill` has written down; a text that reads the same counts, too. With
-    `data.draw: first` labelled texts are in the pool, and any source may have a text twice. `of_pool`: the pool's keys.
-    """
-    labels = work.card.labels
-    seen = {key for key, was_seen in zip(of_pool, distill.load_seen(student), strict=True) if was_seen}
-    fresh = not_among(keys_of(splits.train), seen)
-    # A few hundred texts are read faster than a large model is compiled.
-    runtime = replace(work.runtime, compile=False)
-    length = work.settings.model.max_length
-    asked = Checkpoint(student.file("student"), work.card.fields, labels, length, runtime)
-    if len(fresh) >= ENOUGH:
-        texts = splits.train.take(fresh.tolist())
-        targets = one_hot(label_numbers(texts, labels), len(labels))
-        what = "labelled texts, which the student was not trained on"
-        return len(texts), what, calibrate(asked.score(texts, "student on labelled"), targets)
-    fresh = not_among(of_pool, seen)
-    rows = thin_out(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
-    what = "which the student was not trained on" if len(fresh) >= ENOUGH else "which the student was trained on"
-    targets = soften(label.load_scores(labelled, labels)[rows])
-    scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
-    return len(rows), f"soft labels of pool texts, {what}", calibrate(scores, targets)
-
-
-def keys_of(texts: TextSource) -> list[bytes]:
-    """What each text says, as a digest: equal for texts that differ in case and white space alone."""
-    return [
-        hashlib.blake2b(" ".join(chunk.joined(row).casefold().split()).encode(), digest_size=16).digest()
-        for chunk in texts.chunks()
-        for row in range(len(chunk))
-    ]
-
-
-def not_among(keys: Sequence[bytes], known: Collection[bytes]) -> NDArray[np.int64]:
-    """The places of the keys that are not in `known`."""
-    return np.asarray([place for place, one in enumerate(keys) if one not in known], dtype=np.int64)
-
-
-def thin_out(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most FITTED of these rows, evenly spread."""
-    return rows[:: -(-len(rows) // FITTED)]
-
-
-def fit_ensemble(
-    work: Work, splits: prepare.Splits[TextFile], of_pool: Sequence[bytes], members: Members, labelled: Artifact
-) -> tuple[int, str, Calibration]:
-    """The same for the ensemble: each member is held to what the others say of pool texts; one alone stays as it is.
-    What a member was taught it knows by heart, so texts that taught one are left out, where ENOUGH are left: those of
-    the later generations of iPET, and with `data.draw: first` the labelled texts."""
-    if len(members.tuned) < 2:
-        return 0, "nothing", Calibration(1.0, "one member has no other to be compared with")
-    sets = [read_texts(plan.drawn.file("train.parquet")) for plan in members.plans if plan.drawn]
-    taught = {key for texts in (splits.train, *sets) for key in keys_of(texts)}
-    rows, which = not_among(of_pool, taught), ""
-    if len(rows) < len(of_pool):
-        which = " that taught none of them" if len(rows) >= ENOUGH else ", some of which taught them"
-    if len(rows) < ENOUGH:
-        rows = np.arange(len(of_pool))
-    found = np.stack([read_rows(one, "pool", thin_out(rows)) for one in members.tuned])
-    scores = found + label.load_shift(labelled, work.card.labels)
-    others, best = leave_one_out(scores, weights_of(members, labelled))
-    what = f"each member's label of pool texts{which}, given the others' scores"
-    return scores.shape[1], what, calibrate(others, best)
-
-
-def read_rows(member: Artifact, split: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """A member's scores [N, L] of some texts."""
-    with open_scores(member, split) as scores:
-        return np.asarray(scores[:][rows])
+    taught = set(drawn_texts.load(prepared).train.ids)
+    return [(one, None if one in taught else name) for one, name in drawn_texts.load_pool_gold(prepared)]
 
 
 # ---- generations of iPET -------------------------------------------------------------------------------------------
@@ -273,7 +149,7 @@ class Generation:
 def score_generation(work: Work, prepared: Artifact, one: Generation) -> Entry:
     """How an ensemble came out (on the test set and on the pool), how far its members agree and which labels they give,
     beside the labels' shares among the labelled texts; and of what its members were trained on how much was right."""
-    splits = prepare.load(prepared)
+    splits = drawn_texts.load(prepared)
     gold = label_numbers(splits.test, work.card.labels)
     tuned = np.stack([read_scores(member)["test"] for member in one.members.tuned])  # [M, N, L]
     opinion = one.labelled.read_json("ensemble.json")

@@ -17,9 +17,10 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from pet.algorithms.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
-from pet.stages import prepare
-from pet.stages.finetune import Members
-from pet.stages.work import Work, begin, check_scores, finish, open_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.score_files import check_scores, open_scores
+from pet.pipeline.stages.finetune import Members
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -53,7 +54,7 @@ def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
         weights = weigh(work, members)
         with ExitStack() as stack:
             scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
-            pool = prepare.load(prepared).pool
+            pool = drawn_texts.load(prepared).pool
             shift = find_shift(work, lambda: sample(scores, weights))
             summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights, shift)
         report = describe_ensemble(labels, members, weights, shift, summary)
@@ -177,3 +178,14 @@ def describe_ensemble(
 def prefixed(shares: dict[str, float]) -> dict[str, float]:
     """Label shares as tracker names."""
     return {f"share_{label}": share for label, share in shares.items()}
+
+
+def opinion_of(work: Work, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:
+    """The members' scores [M, N, L] pooled as the soft labels were [N, L]."""
+    return pool_scores(scores, weights_of(members, labelled)) + load_shift(labelled, work.card.labels)
+
+
+def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:
+    """The members' weights [M], by identity: the soft labels may have been made with the patterns in another order."""
+    weight_of = {one["identity"]: one["weight"] for one in labelled.read_json("ensemble.json")["members"]}
+    return np.asarray([weight_of[one.identity] for one in members.tuned])

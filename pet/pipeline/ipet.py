@@ -4,12 +4,12 @@ The walk alone. Generation 0 is PET's ensemble, the same artifacts; the last one
 is drawn and how is the business of `stages/draw`.
 """
 
-from pet.pipeline import Outcome, adapt_model, check, publish_run
-from pet.stages import distill, draw, evaluate, finetune, label, prepare
-from pet.stages.bench import Bench
-from pet.stages.evaluate import Generation
-from pet.stages.finetune import Members
-from pet.stages.work import Work, mending
+from pet.pipeline.context import Work, mending
+from pet.pipeline.members.data import Bench
+from pet.pipeline.runner import Outcome, adapt_model, check, publish_run
+from pet.pipeline.stages import distill, draw, evaluate, finetune, label, prepare
+from pet.pipeline.stages.evaluate import Generation
+from pet.pipeline.stages.finetune import Members
 from pet.store.store import Artifact
 
 ENDLESS = 10**12

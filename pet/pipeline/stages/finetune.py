@@ -26,9 +26,10 @@ from pet.modeling import loading, quiet
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.stages.batches import ClozeBatch, cloze_losses, combine, draw_shares
-from pet.stages.bench import Aside, Asked, Bench
-from pet.stages.work import Work, begin, finish, publish, training_settings, write_scores
+from pet.pipeline.context import Work, begin, finish, publish, training_settings
+from pet.pipeline.members.batches import ClozeBatch, cloze_losses, combine, draw_shares
+from pet.pipeline.members.data import Aside, Asked, Bench
+from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
 from pet.store.draft import Draft
 from pet.store.key import Key

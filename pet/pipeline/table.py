@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pet import events
-from pet.cluster import open_cluster, order_of
 from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
-from pet.ipet import run_ipet
-from pet.pipeline import adapt_model, check, run_stage
-from pet.stages import baseline, draw, evaluate, finetune, prepare
-from pet.stages.work import Work, mending
+from pet.pipeline import drawn_texts, event_log
+from pet.pipeline.context import Work, mending
+from pet.pipeline.executors.ray import order_of
+from pet.pipeline.executors.ray_cluster import open_cluster
+from pet.pipeline.ipet import run_ipet
+from pet.pipeline.runner import adapt_model, check, run_stage
+from pet.pipeline.stages import baseline, draw, evaluate, finetune, prepare
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.training.device import Runtime
@@ -131,10 +132,10 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     table = Table()
     reporter = runtime.reporter
     for number, cell in enumerate(wanted, 1):
-        with events.within(reporter, cell=asdict(cell)):
+        with event_log.within(reporter, cell=asdict(cell)):
             reporter.say(f"table: {cell} ({number} of {len(wanted)})")
             problem = attempt(table, cell, open_cell(cell, settings, store, runtime))
-            events.note(reporter, **events.ending(problem))
+            event_log.note(reporter, **event_log.ending(problem))
             if problem is None:
                 continue
             table.problems.append((cell, tell(problem)))
@@ -186,7 +187,7 @@ def attempt(table: Table, cell: Cell, work: Work) -> Exception | None:
 def run_cell(work: Work, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, Any]]:
     """Scores of a cell by row of the table, what was made for them, the sizes of its splits and `untested` labels."""
     scores, made = mending(work.store, work.runtime, lambda: RUNNERS[method](work))
-    return scores, made, {**prepare.sizes(made[0]), "untested": prepare.untested(made[0])}
+    return scores, made, {**drawn_texts.sizes(made[0]), "untested": prepare.untested(made[0])}
 
 
 def put(table: Table, cell: Cell, scores: dict[str, Score], made: list[Artifact], texts: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pet.modeling.batch import Batch, Layout, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.prompts import Encoder, Rows, plain_pattern
 from pet.modeling.tokenization import Speller, TokenizedTexts
-from pet.stages.work import Work
+from pet.pipeline.context import Work
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
 from pet.training.checkpoint import train_saved

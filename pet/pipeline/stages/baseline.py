@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.stages import prepare
-from pet.stages.classifier import Classifier
-from pet.stages.work import Work, begin, finish, label_numbers, training_settings, write_scores
+from pet.pipeline import drawn_texts
+from pet.pipeline.context import Work, begin, finish, training_settings
+from pet.pipeline.score_files import label_numbers, write_scores
+from pet.pipeline.student import Classifier
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -40,7 +41,7 @@ def run(work: Work, prepared: Artifact) -> Artifact:
 
     def fill(draft: Draft) -> None:
         begin(work, "evaluate: training the supervised baselines")
-        splits = prepare.load(prepared)
+        splits = drawn_texts.load(prepared)
         gold = label_numbers(splits.train, work.card.labels)
         probe = score_probe(work, splits, gold)
         supervised, report = score_supervised(work, splits, gold, draft)
@@ -53,7 +54,7 @@ def run(work: Work, prepared: Artifact) -> Artifact:
 
 
 def score_supervised(
-    work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64], draft: Draft
+    work: Work, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64], draft: Draft
 ) -> tuple[NDArray[np.float32], TrainingReport]:
     """Test scores [N, L] of a classifier fine-tuned on the labelled texts. `draft`: keeps its checkpoint."""
     settings = work.settings.baseline
@@ -63,7 +64,7 @@ def score_supervised(
     return classifier.score(classifier.encode(splits.test), "supervised on test"), report
 
 
-def score_probe(work: Work, splits: prepare.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
+def score_probe(work: Work, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
     """Test scores [N, L] of a logistic regression on the student's encoder before any training; -inf for labels that
     have no labelled text, or that it is sure not to be right.
 

@@ -1,0 +1,1 @@
+"""The stages, one file each: key, run, and what they write."""
