@@ -23,7 +23,7 @@ from pet.cli.suggest import METHODS
 from pet.pipeline import drawn_texts
 from pet.pipeline.runs import Run, open_run
 from pet.store.store import Store
-from pet.suggest import suggest
+from pet.tools.inference.suggest import suggest
 
 HERE = Path(__file__).parents[1]
 

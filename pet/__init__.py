@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pet.predict import Predictor
+    from pet.tools.inference.predictor import Predictor
 
 
 def load(
@@ -28,6 +28,6 @@ def load(
     Raises:
         PetError: no such run, classifier or device; an artifact or a model is missing or damaged.
     """
-    from pet.predict import load as load_run
+    from pet.tools.inference.predictor import load as load_run
 
     return load_run(run, store, classifier, device)

@@ -12,7 +12,6 @@ from rows import Finished, find_all, finish_run, lay_ground, lively_model, pet, 
 from safetensors.torch import load_file, save_file
 
 import pet as package
-from pet import export
 from pet.config.schema import FinetuneSettings, ModelSettings
 from pet.errors import DamagedArtifact, ModelError, NotFinite
 from pet.modeling import loading, lora
@@ -20,9 +19,10 @@ from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
 from pet.pipeline.score_files import open_scores, read_scores, write_scores
 from pet.pipeline.stages import baseline
-from pet.predict import Predictor
 from pet.store.key import Key
 from pet.store.store import Store
+from pet.tools.export import checkpoint
+from pet.tools.inference.predictor import Predictor
 
 HOT = 1e30
 ADAPT = {"enabled": True, "steps": 25, "length": 16, "blocks": 4, "held_out": 0.2}
@@ -225,8 +225,8 @@ def test_an_export_that_computes_nan_is_not_written(done, monkeypatch, tmp_path)
         )
         return student
 
-    load = export.load
-    monkeypatch.setattr(export, "load", broken)
+    load = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", broken)
     run = ("export", done.one("run"), tmp_path / "out", "--store", done.store)
     assert "a logit that torch computes of the student is nan; nothing was written" in pet(*run, code=2).stderr
     assert not (tmp_path / "out").exists()

@@ -32,10 +32,10 @@ from pet.config.resolve import parse_assignment, resolve_pretraining, resolve_se
 from pet.config.schema import ModelSettings
 from pet.errors import PetError
 from pet.modeling.loading import load_masked_lm, load_tokenizer
-from pet.newcard import choose_columns, read_input, survey
 from pet.tasks import annotations, sources
 from pet.tasks import card as card_module
 from pet.tasks.readers import Broken, RowFile
+from pet.tools.authoring.new_card import choose_columns, read_input, survey
 from pet.training.mlm_corpus import find_files, read_documents
 
 LONGEST = 2000

@@ -12,7 +12,6 @@ import yaml
 
 from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
-from pet.modelcard import pattern_lines
 from pet.pipeline.context import Work
 from pet.pipeline.runner import plan_steps
 from pet.pipeline.stages import draw, finetune
@@ -20,8 +19,9 @@ from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.tasks.patterns import PVP, parse_pattern
+from pet.tools.authoring.verbalize import Proposal, card_with
+from pet.tools.export.model_card import pattern_lines
 from pet.training.device import open_runtime
-from pet.verbalize import Proposal, card_with
 
 MACHINE = {"device": "cpu", "precision": "fp32"}
 PREPARED = Artifact(Path(), {"identity": "prepared"})

@@ -463,7 +463,7 @@ def test_code_of_a_model_that_is_run_is_shouted(tmp_path, tmp_path_factory):
 
 
 def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tmp_path):
-    from pet.suggest import Suggestions, write_suggestions
+    from pet.tools.inference.suggest import Suggestions, write_suggestions
 
     odd = ["=1+1", "+1", "-1", "@x", "\tx", "'=1", "plain"]
     texts = Texts(odd, {"headline": odd, "body": ["b"] * len(odd)}, [None] * len(odd))
@@ -487,7 +487,7 @@ def test_no_cell_of_the_file_to_be_labelled_is_a_formula_and_labels_come_back(tm
 
 
 def test_a_dollar_sign_in_a_name_is_no_mathematics_in_a_picture(tmp_path):
-    from pet.plot import draw
+    from pet.tools.reports.plot import draw
 
     found = {"lines": [], "tasks": {"mails": {"metric": "accuracy", "model": "a$x_{$b$"}}}
     picture = next(path for path in draw(tmp_path, found, "mails") if path.suffix == ".svg")

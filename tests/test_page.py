@@ -26,12 +26,12 @@ from rows import (
     write_csv,
 )
 
-from pet import page
-from pet.modelcard import model_card
 from pet.pipeline.runs import open_run
 from pet.pipeline.score_files import label_numbers, read_scores
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
+from pet.tools.export.model_card import model_card
+from pet.tools.reports import html as html_module
 
 ODD = ["</table><script>alert(1)</script>", "sch\u00f6n & \"gut\" 'so'", "a_word_" * 12]
 """Labels of the task; the same stand in its texts."""
@@ -174,7 +174,7 @@ def test_the_scores_are_those_of_the_summary(pages, store):
 def test_patterns_score_as_evaluate_says_untuned_and_tuned(store):
     for kind in (plain(store), find_one(store, "run", "ipet")):
         run = open_run(str(kind), Store(store))
-        found = page.collect(run)
+        found = html_module.collect(run)
         given = sorted((one["number"], round(m["score"], 2)) for one in found["patterns"] for m in one["members"])
         scored = run.scored.read_json("scores.json")
         assert given == sorted((one["pattern"], one["value"]) for one in scored["members"])
@@ -196,7 +196,7 @@ def test_confusions_are_counted_by_true_label(store):
     run = open_run(str(plain(store)), Store(store))
     gold = label_numbers(read_texts(run.prepared.path / "test.parquet"), run.labels)
     predicted = read_scores(run.student)["test"].argmax(-1)
-    rows = page.collect(run)["confusion"]
+    rows = html_module.collect(run)["confusion"]
     for i, row in enumerate(rows):
         for j, count in enumerate(row["counts"]):
             assert count == sum(one == i and other == j for one, other in zip(gold, predicted, strict=True))
@@ -215,24 +215,24 @@ def test_calibration_is_that_of_guo_et_al():
             right = np.mean([gold[row] == probabilities[row].argmax() for row in inside])
             error += len(inside) / 300 * abs(right - np.mean([max(probabilities[row]) for row in inside]))
             held.append(len(inside))
-    found = page.reliability(gold, probabilities)
+    found = html_module.reliability(gold, probabilities)
     assert found["error"] == pytest.approx(100 * error)
     assert [one["count"] for one in found["bins"]] == held
 
 
 def test_the_texts_that_members_disagree_on_come_first(store, monkeypatch):
-    monkeypatch.setattr(page, "CHUNK", 7)  # the pool has 30
-    monkeypatch.setattr(page, "DISPUTED", 6)
+    monkeypatch.setattr(html_module, "CHUNK", 7)  # the pool has 30
+    monkeypatch.setattr(html_module, "DISPUTED", 6)
     run = open_run(str(plain(store)), Store(store))
     predicted = np.stack([read_scores(one)["pool"].argmax(-1) for one in run.members])
     share = [np.mean([a != b for a, b in combinations(column, 2)]) for column in predicted.T]
-    rows, given, found = page.most_disputed(run.members, len(run.labels))
+    rows, given, found = html_module.most_disputed(run.members, len(run.labels))
     assert found == pytest.approx([share[row] for row in rows])
     assert sorted(found, reverse=True) == pytest.approx(sorted(share, reverse=True)[: len(rows)])
     assert len(rows) == min(6, np.count_nonzero(share)) and len(set(rows)) == len(rows)
     assert (given == predicted[:, rows]).all()
     ids = read_texts(run.prepared.path / "pool.parquet").ids
-    assert [one["id"] for one in page.find_disputed(run)] == [ids[row] for row in rows]
+    assert [one["id"] for one in html_module.find_disputed(run)] == [ids[row] for row in rows]
 
 
 def test_the_hidden_labels_of_the_pool_are_not_opened(store, pages, tmp_path):
@@ -244,9 +244,9 @@ def test_the_hidden_labels_of_the_pool_are_not_opened(store, pages, tmp_path):
 
 
 def test_a_pool_without_any_hidden_label_has_a_page_too(store):
-    content = page.collect(open_run(str(plain(store)), Store(store)))
+    content = html_module.collect(open_run(str(plain(store)), Store(store)))
     scores = {name: one for name, one in content["summary"]["scores"].items() if name != "soft_labels"}
-    text = page.render({**content, "summary": {**content["summary"], "scores": scores}})
+    text = html_module.render({**content, "summary": {**content["summary"], "scores": scores}})
     Reader(text)
     assert "The soft labels that the student learned from" not in text
 

@@ -15,11 +15,11 @@ from pet.algorithms.ensemble import disagreement
 from pet.pipeline import drawn_texts
 from pet.pipeline.runs import open_run
 from pet.store.store import Store
-from pet.suggest import Suggestions, first_different, spread, write_suggestions
 from pet.tasks.annotations import FORMULA, read_given_labels
 from pet.tasks.card import Source, TaskCard
 from pet.tasks.near_duplicates import Known, shingles
 from pet.tasks.texts import TextFile, Texts, read_texts, write_texts
+from pet.tools.inference.suggest import Suggestions, first_different, spread, write_suggestions
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import pandas
 import pytest
 from rows import files_of, find_all, find_one, lay_ground, lively_model, logs_of, pet, read_json, snapshot
 
-from pet import published, tabulate
 from pet.algorithms.metrics import holm, paired_p, spread
 from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
 from pet.pipeline import table
 from pet.pipeline.event_log import read_events
+from pet.tools.reports import paper_numbers, table_report
 
 SIZES, SEEDS = (0, 6, 12), (0, 1)
 ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1")
@@ -356,18 +356,18 @@ def test_an_interrupted_table_leaves_the_old_one_as_it_was(made, tmp_path, monke
 def test_bold_is_for_what_is_above_the_fine_tuned_classifier_by_more_than_chance():
     line = {"values": {"0": 80.0, "1": 81.0}, "mean": 80.5, "deviation": 0.7, "low": 79.0, "high": 82.0, "paper": None}
     bold = "**80.5 ± 0.7 (79.0 to 82.0)**"
-    assert tabulate.show({**line, "p_holm": 0.01, "gain": 4.0}) == (bold, "")
+    assert table_report.show({**line, "p_holm": 0.01, "gain": 4.0}) == (bold, "")
     for chance, gain in ((0.06, 4.0), (0.01, -4.0), (None, None)):
-        assert tabulate.show({**line, "p_holm": chance, "gain": gain}) == (bold.strip("*"), "")
+        assert table_report.show({**line, "p_holm": chance, "gain": gain}) == (bold.strip("*"), "")
 
 
 def test_the_papers_number_stands_beside_ours_where_there_is_one():
-    assert published.find("agnews", 10, "ipet") == (89.3, 0.1)
-    assert published.find("mnli-mm", 1000, "pet") == (85.5, 0.4)
-    assert published.find("yelp-full", 0, "zero-shot") == (33.8, 9.6)
-    assert published.find("agnews", 1000, "ipet") is None
-    assert published.find("bbc", 10, "pet") is None
-    assert all(len(row) == len(published.TASKS) for row in published.ROWS.values())
+    assert paper_numbers.find("agnews", 10, "ipet") == (89.3, 0.1)
+    assert paper_numbers.find("mnli-mm", 1000, "pet") == (85.5, 0.4)
+    assert paper_numbers.find("yelp-full", 0, "zero-shot") == (33.8, 9.6)
+    assert paper_numbers.find("agnews", 1000, "ipet") is None
+    assert paper_numbers.find("bbc", 10, "pet") is None
+    assert all(len(row) == len(paper_numbers.TASKS) for row in paper_numbers.ROWS.values())
 
 
 def test_several_tasks_have_their_own_sections_and_folders(tmp_path, tmp_path_factory):
@@ -492,7 +492,7 @@ def test_it_says_of_how_many_texts_the_numbers_are(made):
 
 def test_where_all_seeds_agree_no_interval_is_shown():
     line = {"values": {"0": 80.0, "1": 80.0}, **asdict(spread([80.0, 80.0])), "paper": None}
-    assert tabulate.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")
+    assert table_report.show({**line, "p_holm": None, "gain": None}) == ("80.0 ± 0.0", "")
 
 
 def test_its_csv_and_markdown_have_a_line_for_each_run_whatever_a_task_is_called(tmp_path):
@@ -515,7 +515,7 @@ def test_its_csv_and_markdown_have_a_line_for_each_run_whatever_a_task_is_called
         "seconds": 1.0,
         "artifact_seconds": 1.0,
     }
-    tabulate.write(tmp_path, found)
+    table_report.write(tmp_path, found)
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     assert head == ["task", "labels", "row", "seed", "value", "low", "high"]

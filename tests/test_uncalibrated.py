@@ -5,8 +5,8 @@ import pytest
 from rows import LABELS, Finished, find_one, lay_ground, lively_model, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet.predict import load
 from pet.tasks.texts import read_texts
+from pet.tools.inference.predictor import load
 
 WHY = "6 texts are too few to fit a temperature on, which takes 10"
 

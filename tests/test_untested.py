@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rows import LABELS, Ground, find_one, lay_ground, lively_model, pet, pet_run, read_json
 
-from pet import page
-from pet.modelcard import model_card
 from pet.pipeline.runs import open_folder
+from pet.tools.export.model_card import model_card
+from pet.tools.reports import html
 
 MISSING = LABELS[-1]
 MOST = 100 * (1 - 1 / len(LABELS))
@@ -47,8 +47,8 @@ def test_it_stands_below_the_scores_of_a_run_on_the_screen_and_in_its_files(made
 def test_it_stands_on_the_page_and_in_the_model_card(made):
     _, store, said, _ = made
     run = open_folder(find_one(store, "run"))
-    assert page.collect(run)["absent"] == f"{said[0].upper()}{said[1:]}."
-    assert said[1:].replace("'", "&#39;") in page.render(page.collect(run))
+    assert html.collect(run)["absent"] == f"{said[0].upper()}{said[1:]}."
+    assert said[1:].replace("'", "&#39;") in html.render(html.collect(run))
     assert said[1:] in model_card(run, "hf", ["headline", "body"], ["input_ids"], "")
 
 

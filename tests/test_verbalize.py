@@ -14,7 +14,7 @@ from pet.modeling import loading
 from pet.modeling.tokenization import Speller, whole_words
 from pet.pipeline.stages import prepare
 from pet.tasks.card import load_card
-from pet.verbalize import count_words, propose
+from pet.tools.authoring.verbalize import count_words, propose
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_what_is_counted_is_what_the_model_says_of_whole_rows_one_by_one(ground,
 def test_all_patterns_are_counted_together_and_texts_in_chunks(ground, tmp_path, monkeypatch):
     tallies = []
     for chunk, patterns in ((256, [0, 1]), (5, [0, 1]), (256, [0]), (256, [1])):
-        monkeypatch.setattr("pet.verbalize.CHUNK", chunk)
+        monkeypatch.setattr("pet.tools.authoring.verbalize.CHUNK", chunk)
         work = open_work(ground, tmp_path / "store", finetune={"patterns": patterns})
         tallies.append(count_words(work, prepare.draw_splits(work)[0].train)[1])
     both, parts, first, second = tallies

@@ -10,18 +10,18 @@ import pytest
 import yaml
 from rows import LABELS, TOPICS, Ground, find_one, lay_ground, lively_model, open_work, pet, pet_run, read_json
 
-from pet import labelwords
-from pet import verbalize as verbalizing
 from pet.config.resolve import resolve_settings
-from pet.modelcard import limits
 from pet.pipeline.context import Work
 from pet.pipeline.runs import open_run
 from pet.pipeline.stages import prepare
 from pet.store.store import Store
-from pet.tabulate import describe_task
 from pet.tasks.card import load_card
 from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import marks, read_texts
+from pet.tools.authoring import label_words
+from pet.tools.authoring import verbalize as verbalizing
+from pet.tools.export.model_card import limits
+from pet.tools.reports.table_report import describe_task
 
 SEEDS = range(25)
 
@@ -79,7 +79,7 @@ def texts_tested(card: Path, *sizes: int | None, seeds=SEEDS, train: int = 2) ->
 def read(monkeypatch) -> set[str]:
     """The texts whose labels are read while words are chosen."""
     seen: set[str] = set()
-    for module, name, place in ((labelwords, "rate_vocabulary", 3), (verbalizing, "count_words", 1)):
+    for module, name, place in ((label_words, "rate_vocabulary", 3), (verbalizing, "count_words", 1)):
         real = getattr(module, name)
 
         def spy(*given, real=real, place=place):

@@ -7,7 +7,8 @@ import click
 from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
 
 if TYPE_CHECKING:
-    from pet.check import Answers, Check, Estimate
+    from pet.tools.authoring.estimate import Estimate
+    from pet.tools.authoring.lint import Answers, Check
 
 SHOWN_LABELS = 10
 """Labels whose shares are shown for each pattern."""
@@ -40,11 +41,11 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
         pet check mails/task.yaml
         pet check agnews --data archives/ag_news_csv --model roberta-large --set model.max_length=256
     """
-    from pet.check import check as look
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_settings
     from pet.pipeline.context import Work
     from pet.store.store import Store
+    from pet.tools.authoring.lint import check as look
     from pet.training.device import open_runtime
 
     overrides = flag_overrides({"task": task, **flags}, PLACES, assignments)

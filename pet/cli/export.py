@@ -27,9 +27,9 @@ def export(run: str, folder: Path, form: str, store: str) -> None:
         pet export last classifier
         pet export last classifier-onnx --format onnx
     """
-    from pet import export as exporting
     from pet.pipeline.runs import open_run
     from pet.store.store import Store
+    from pet.tools.export import checkpoint as exporting
 
     if not store:
         raise SettingsError("--store is empty; give the folder that keeps the artifacts")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pet.newcard import Columns, Plan, Survey
     from pet.tasks.texts import Texts
+    from pet.tools.authoring.new_card import Columns, Plan, Survey
 
 SHOWN_LABELS = 20
 """Labels that are listed with their counts; more are only counted."""
@@ -53,9 +53,17 @@ def init(
     """
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_settings
-    from pet.labelwords import propose_words
-    from pet.newcard import Plan, check_name, choose_columns, choose_labels, read_input, survey, write_card
     from pet.tasks.patterns import parse_pattern
+    from pet.tools.authoring.label_words import propose_words
+    from pet.tools.authoring.new_card import (
+        Plan,
+        check_name,
+        choose_columns,
+        choose_labels,
+        read_input,
+        survey,
+        write_card,
+    )
     from pet.training.device import open_runtime
 
     check_name(name, out or Path(name))
@@ -110,7 +118,7 @@ def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
 
 def show_commands(path: Path, plan: "Plan", read: "Texts") -> None:
     """What to type next, with numbers that work for this file."""
-    from pet.newcard import data_name, propose_sizes
+    from pet.tools.authoring.new_card import data_name, propose_sizes
 
     card, model = shlex.quote(str(path)), shlex.quote(plan.model)
     sizes = propose_sizes(plan.texts(), plan.labels, read)

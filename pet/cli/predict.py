@@ -9,7 +9,8 @@ import click
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
-    from pet.predict import FileReport, Prediction, Predictor
+    from pet.tools.inference.predict_file import FileReport
+    from pet.tools.inference.predictor import Prediction, Predictor
 
 SHOWN_TEXT = 60
 """Characters of a text that are shown beside its label."""
@@ -85,8 +86,8 @@ def open_predictor(run: str, kind: str, store: str, device: str, precision: str)
     from pet.cli.screen import Screen
     from pet.config.schema import RuntimeSettings
     from pet.pipeline.runs import open_run
-    from pet.predict import load_predictor
     from pet.store.store import Store
+    from pet.tools.inference.predictor import load_predictor
 
     screen = Screen()
     runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
@@ -124,8 +125,9 @@ def label_file(
 ) -> None:
     """All rows of a file; what is wrong with it is found before the model is loaded, as far as that can be."""
     from pet.pipeline.runs import open_run
-    from pet.predict import check_abstain, check_files, open_layout, predict_file, refuse_broken
     from pet.store.store import Store
+    from pet.tools.inference.predict_file import check_files, open_layout, predict_file, refuse_broken
+    from pet.tools.inference.predictor import check_abstain
 
     check_abstain(abstain)
     check_files(source, output)

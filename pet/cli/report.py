@@ -26,13 +26,13 @@ def report(run: str, output: Path | None, store: str) -> None:
         pet report last
         pet report bbc-n10-s0-mini-f0b1ce6464a739b1 --output report.html
     """
-    from pet import page
     from pet.pipeline.runs import open_run
     from pet.store.store import Store
+    from pet.tools.reports import html
 
     found = open_run(run, Store(store))
     output = output or Path(f"{found.path.name}.html")
     if output.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(f"--output {output}: expected the name of a page, one that ends in .html")
-    page.write(found, output)
+    html.write(found, output)
     click.echo(f"report: {output}")

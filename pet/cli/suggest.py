@@ -35,8 +35,8 @@ def suggest(run: str, count: int, method: str, seed: int, output: Path, store: s
     """
     from pet.pipeline.runs import open_run
     from pet.store.store import Store
-    from pet.suggest import refuse_existing, write_suggestions
-    from pet.suggest import suggest as choose
+    from pet.tools.inference.suggest import refuse_existing, write_suggestions
+    from pet.tools.inference.suggest import suggest as choose
 
     refuse_existing(output)
     found = open_run(run, Store(store))

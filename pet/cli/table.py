@@ -60,12 +60,12 @@ def table(
         pet table agnews --data archives/ag_news_csv
         pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
     """
-    from pet import plot, tabulate
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_tasks
     from pet.pipeline import table as tables
     from pet.pipeline.event_log import open_log
     from pet.store.store import Store
+    from pet.tools.reports import plot, table_report
     from pet.training.device import open_runtime
 
     if not store:
@@ -94,7 +94,7 @@ def table(
         for one in settings.values():
             warn_of_code(log, one.model, one.distill.model, one.baseline.model)
         runtime = open_runtime(next(iter(settings.values())).runtime, log)
-        found = tabulate.run(settings, kept, runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
+        found = table_report.run(settings, kept, runtime, folder, shlex.join(["pet", *without_places(sys.argv[1:])]))
         plot.draw_all(folder, found)
     click.echo((folder / "table.md").read_text(encoding="utf-8"))
     click.echo(f"table: {folder}")

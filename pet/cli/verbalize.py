@@ -62,7 +62,7 @@ def verbalize(
     from pet.cli.screen import Screen
     from pet.config.resolve import nest
     from pet.store.store import Store
-    from pet.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
+    from pet.tools.authoring.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
 
     if output:
         check_output(output)

@@ -9,13 +9,13 @@ import torch
 from rows import FILLERS, LABELS, PATTERNS, Ground, invent_rows, lay_ground, lively_model, pet, write_csv
 from tiny import wordpiece_tokenizer
 
-from pet.check import Check, check
 from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
 from pet.pipeline.context import Work
 from pet.store.store import Store
+from pet.tools.authoring.lint import Check, check
 from pet.training.device import open_runtime
 
 

@@ -36,12 +36,12 @@ from scipy.special import softmax
 from tiny import FAMILIES
 from transformers import AutoTokenizer
 
-from pet import export as exporting
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact
-from pet.modelcard import MINI_BASE, hub_base, quoted
 from pet.modeling import loading
 from pet.tasks.texts import read_texts
+from pet.tools.export import checkpoint as exporting
+from pet.tools.export.model_card import MINI_BASE, hub_base, quoted
 
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 CHECKPOINT = {"README.md", "config.json", "model.safetensors", *TOKENIZER}

@@ -15,10 +15,10 @@ from rows import FILLERS, TOPICS, files_of, lively_model, pet
 from tiny import TOKENIZERS, wordpiece_tokenizer
 
 from pet.modeling.tokenization import Speller
-from pet.newcard import propose_sizes
 from pet.tasks.card import load_card
 from pet.tasks.sources import load_texts
 from pet.tasks.splits import draw_by_seed
+from pet.tools.authoring.new_card import propose_sizes
 
 LABELS = list(TOPICS)
 

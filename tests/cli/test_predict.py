@@ -24,10 +24,10 @@ from rows import (
 from safetensors.numpy import load_file
 
 import pet as package
-from pet import predict as predicting
 from pet.errors import SettingsError, TaskError
 from pet.tasks import readers, writers
 from pet.tasks.texts import read_texts
+from pet.tools.inference import predictor as predicting
 
 PROBABILITIES = [f"probability_{label}" for label in LABELS]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pet import published
 from pet.algorithms.metrics import describe_absent, holm, paired_p, spread
 from pet.config.schema import Settings
 from pet.errors import StoreError
@@ -24,6 +23,7 @@ from pet.store.files import write_json
 from pet.store.store import Store
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.writers import as_text, delimited_line
+from pet.tools.reports import paper_numbers
 from pet.training.device import Runtime
 
 SIGNIFICANT = 0.05
@@ -57,7 +57,7 @@ def summarise(table: Table, settings: Mapping[str, Settings]) -> list[dict[str, 
         ours = [found[seed] for seed in seeds if seed in found]
         theirs = [base[seed] for seed in seeds if seed in base]
         complete, comparable = len(ours) == len(seeds), len(ours) == len(theirs) == len(seeds)
-        number = published.find(task, size, row)
+        number = paper_numbers.find(task, size, row)
         lines.append(
             {
                 "task": task,
@@ -67,7 +67,9 @@ def summarise(table: Table, settings: Mapping[str, Settings]) -> list[dict[str, 
                 **(asdict(spread(ours)) if complete else UNKNOWN),
                 "gain": mean(ours) - mean(theirs) if comparable else None,
                 "p": paired_p(ours, theirs) if comparable else None,
-                "paper": {"mean": number[0], "deviation": number[1], "model": published.BACKBONE} if number else None,
+                "paper": {"mean": number[0], "deviation": number[1], "model": paper_numbers.BACKBONE}
+                if number
+                else None,
             }
         )
     for line, chance in zip(lines, holm([one["p"] for one in lines]), strict=True):
@@ -204,7 +206,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     head = ["labels", "method"]
     for task in tasks:
         head.append(f"{task}: {found['tasks'][task]['model']}")
-        head += [f"{published.BACKBONE} (paper)"] if task in compared else []
+        head += [f"{paper_numbers.BACKBONE} (paper)"] if task in compared else []
     lines = [f"# {found['name']}", "", markdown_row(head), markdown_row(["---:", "---", *["---:"] * (len(head) - 2)])]
     for size, row in places:
         shown = []

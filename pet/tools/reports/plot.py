@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pet.tabulate import NAMES
+from pet.tools.reports.table_report import NAMES
 
 LINES = {"supervised": "#7f7f7f", "supervised-even": "#bcbd22", "pet": "#1f77b4", "ipet": "#d62728"}
 """Rows that are drawn as lines, and their colours; zero-shot is a point."""

@@ -16,7 +16,6 @@ from typing import Literal, cast
 
 from pet.config.limits import require_file
 from pet.errors import TaskError, raise_problems
-from pet.labelwords import Proposal, Proposals
 from pet.store.files import flow, scalar
 from pet.tasks.card import FilesSource, load_card
 from pet.tasks.readers import Row
@@ -24,6 +23,7 @@ from pet.tasks.sources import file_rows, load_texts, read_text
 from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import Texts, marks, rows_from
 from pet.tasks.writers import delimited_line
+from pet.tools.authoring.label_words import Proposal, Proposals
 
 FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}
 """End of a file's name -> how it is read."""

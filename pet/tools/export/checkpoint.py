@@ -22,13 +22,13 @@ from scipy.special import softmax
 
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, NotFinite, StoreError
-from pet.modelcard import model_card
 from pet.modeling import loading, quiet
 from pet.pipeline import drawn_texts
 from pet.pipeline.runs import Run
 from pet.pipeline.score_files import read_scores
 from pet.store.files import write_folder
 from pet.tasks.texts import Texts, concatenate, read_texts
+from pet.tools.export.model_card import model_card
 
 Format = Literal["hf", "onnx"]
 Inputs = Mapping[str, torch.Tensor]

@@ -1,0 +1,1 @@
+"""What is done before a run (authoring) and with a published one (inference, reports, export)."""

@@ -1,0 +1,1 @@
+"""Before a run: new task cards, label words, the linter and its estimate."""

@@ -1,0 +1,1 @@
+"""A student for use without pet: transformers folder or ONNX, with a model card."""

@@ -1,0 +1,1 @@
+"""With a published run: predictions, and which texts to label next."""
