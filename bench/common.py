@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.modeling.prompts import Joined, Rows
+from pet.modeling.prompts import EncodedTexts, Joined
 from pet.modeling.tokenization import TokenColumn
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.pipeline.members.batches import ClozeBatch, Sources, combine, draw_shares
+from pet.pipeline.members.batches import ClozeBatch, MemberSources, collate_members, draw_member_batches
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
 VOCABULARY = 50_265
@@ -98,10 +98,10 @@ class RandomEncoder:
 
         size = 0
 
-    speller = RandomSpeller()
+    prompt_tokenizer = RandomSpeller()
     max_length = 256
 
-    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> Joined:
+    def join(self, rows: EncodedTexts, chosen: NDArray[np.int64]) -> Joined:
         """As `pet.modeling.prompts.Encoder.join`."""
         sizes = rows.lengths(chosen)
         column = rows.columns[0]
@@ -110,7 +110,7 @@ class RandomEncoder:
         return Joined(ids, np.zeros_like(ids), sizes, np.ones(len(chosen), dtype=np.int64))
 
 
-def random_rows(lengths: NDArray[np.int64], seed: int = 0) -> Rows:
+def random_rows(lengths: NDArray[np.int64], seed: int = 0) -> EncodedTexts:
     """Random rows of these lengths."""
     rng = np.random.default_rng(seed)
 
@@ -120,18 +120,18 @@ def random_rows(lengths: NDArray[np.int64], seed: int = 0) -> Rows:
         return ids
 
     column = TokenColumn([[row(int(length)) for length in lengths]], len(lengths))
-    return Rows(RandomEncoder(), [column], len(lengths))  # type: ignore[arg-type]
+    return EncodedTexts(RandomEncoder(), [column], len(lengths))  # type: ignore[arg-type]
 
 
 def random_batches(
-    rows: Rows, settings: FinetuneSettings, layout: Any, device: torch.device, seeds: Sequence[int] = (0,)
+    rows: EncodedTexts, settings: FinetuneSettings, layout: Any, device: torch.device, seeds: Sequence[int] = (0,)
 ) -> Iterator[ClozeBatch]:
     """As `stages.finetune.draw_batches`: 4 labelled and 12 unlabelled rows of each member, one member a seed."""
     words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS)))
-    sources = Sources(rows, np.zeros(len(rows), dtype=np.int64), rows, words, np.arange(5))
-    shares = [draw_shares(sources, settings, layout, np.random.default_rng(seed)) for seed in seeds]
+    sources = MemberSources(rows, np.zeros(len(rows), dtype=np.int64), rows, words, np.arange(5))
+    shares = [draw_member_batches(sources, settings, layout, np.random.default_rng(seed)) for seed in seeds]
     while True:
-        yield combine([next(one) for one in shares], settings, layout).to(device)
+        yield collate_members([next(one) for one in shares], settings, layout).to(device)
 
 
 def draw_lengths(num: int, seed: int = 0) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ def main() -> None:
     student = ClassifierModel(model)
     for name, compiled in (("captured", False), ("captured, compiled", True)):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
-        twin = computing_copy(student, runtime)
+        compute_model = computing_copy(student, runtime)
         layout = packing.training_layout(model, runtime.captures)
 
         def draw(layout=layout):
@@ -56,11 +56,11 @@ def main() -> None:
                 yield rows.batch(chosen, layout).to(device), send(targets[torch.from_numpy(chosen)], device)
 
         trainer = Trainer(
-            twin,
+            compute_model,
             settings,
-            lambda given: {"loss": distillation_loss(twin.logits(given[0]), given[1], settings.temperature)},  # noqa: B023
+            lambda given: {"loss": distillation_loss(compute_model.logits(given[0]), given[1], settings.temperature)},  # noqa: B023
             runtime,
-            master=None if twin is student else student,
+            master=None if compute_model is student else student,
         )
         batches = draw()
         trainer.run(batches, "warm-up")

@@ -31,8 +31,8 @@ from common import LARGE, LENGTHS, PATTERN_TOKENS, WORDS, build_large, card_name
 from reference import DistillReference, Reference
 
 from pet.config.resolve import resolve_settings
-from pet.pipeline.context import Work
-from pet.pipeline.executors.ray import order_of, raised
+from pet.pipeline.context import RunContext
+from pet.pipeline.executors.ray import raised, task_spec
 from pet.pipeline.executors.ray_cluster import open_cluster
 from pet.pipeline.runner import run_stage
 from pet.pipeline.score_files import read_scores
@@ -112,35 +112,35 @@ def run(options: Any, folder: Path) -> dict[str, float]:
             "runtime": {"task_gpus": options.task_gpus},
         },
     )
-    work = Work(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))
+    ctx = RunContext(settings, Store(folder / "store"), open_runtime(settings.runtime, Printed()))
     with watched(folder / "busy.csv") as busy:
-        for stage, (begun, ended) in walk_by(options.executor, work).items():
+        for stage, (begun, ended) in walk_by(options.executor, ctx).items():
             seconds[stage] = ended - begun
             half = (begun + ended) / 2
             print(f"{stage:10} {ended - begun:7.1f} s   {busy(begun, ended)}; in its second half {busy(half, ended)}")
     return seconds
 
 
-def walk_by(executor: str, work: Work) -> dict[str, tuple[float, float]]:
+def walk_by(executor: str, ctx: RunContext) -> dict[str, tuple[float, float]]:
     """When each stage began and ended, in the walk that `pet run` makes with this executor."""
     if executor == "local":
-        return walk(work)
+        return walk(ctx)
     begun = time.time()
-    with open_cluster(work.settings.runtime, work.store) as crew:
+    with open_cluster(ctx.settings.runtime, ctx.store) as executor:
         opened = time.time()
-        crew.get_ready(work)
-        with crew.run([order_of(work, walk, walks=True)], work.runtime.reporter) as results:
+        executor.get_ready(ctx)
+        with executor.run([task_spec(ctx, walk, walks=True)], ctx.runtime.reporter) as results:
             ((_, found),) = results
     times = raised(found)
     return {"cluster": (begun, opened), "walk": (opened, times["prepare"][0]), **times}
 
 
-def walk(work: Work) -> dict[str, tuple[float, float]]:
+def walk(ctx: RunContext) -> dict[str, tuple[float, float]]:
     """When each stage began and ended."""
     times = {}
     for stage in ("prepare", "finetune", "label", "distill"):
         begun = time.time()
-        run_stage(work, stage)
+        run_stage(ctx, stage)
         times[stage] = (begun, time.time())
     return times
 

@@ -53,10 +53,13 @@ def main() -> None:
 
 def label(model: ClozeModel, rows: object, runtime: Runtime) -> None:
     """Score all rows, as the stages do."""
-    twin, words = computing_copy(model.eval(), runtime), VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS)))
+    compute_model, words = (
+        computing_copy(model.eval(), runtime),
+        VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))),
+    )
     words = words.to(runtime.device)
-    layout = packing.scoring_layout(twin.lm)
-    score_rows(lambda batch: twin.label_scores(batch, words), rows, layout, runtime, "texts")  # type: ignore[arg-type]
+    layout = packing.scoring_layout(compute_model.lm)
+    score_rows(lambda batch: compute_model.label_scores(batch, words), rows, layout, runtime, "texts")  # type: ignore[arg-type]
 
 
 def peak_of(action: object) -> Measured:

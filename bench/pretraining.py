@@ -19,7 +19,7 @@ from pet.config.schema import Pretraining, RuntimeSettings
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Frame
+from pet.modeling.tokenization import SpecialTokens
 from pet.pipeline.stages.pretrain import draw_batches, losses_of
 from pet.training.device import open_runtime
 from pet.training.mlm_corpus import Blocks
@@ -90,22 +90,24 @@ def measure(name: str, shape: dict[str, Any], options: Any, device: torch.device
         }
     )
     stream = np.random.default_rng(0).integers(5, config.vocab_size, size=4 * tokens).astype("<u2")
-    blocks = Blocks(stream, Frame([0], [], [2], [0], [], [0], (0, 0)), LENGTH)
+    blocks = Blocks(stream, SpecialTokens([0], [], [2], [0], [], [0], (0, 0)), LENGTH)
     runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=True)
     cloze = ClozeModel(lm.eval())
     flops = flops_per_token(cloze, settings.pretrain)
     packed = packing.is_packed(lm)
-    speller: Any = Specials(config.vocab_size)
-    batches = draw_batches([blocks], settings, runtime, speller, packed, 0)
+    prompt_tokenizer: Any = Specials(config.vocab_size)
+    batches = draw_batches([blocks], settings, runtime, prompt_tokenizer, packed, 0)
 
     few = settings.pretrain.model_copy(update={"blocks": settings.pretrain.blocks // 8})  # all logits must fit
-    some = draw_batches([blocks], settings.model_copy(update={"pretrain": few}), runtime, speller, packed, 0)
+    some = draw_batches([blocks], settings.model_copy(update={"pretrain": few}), runtime, prompt_tokenizer, packed, 0)
     plain = clock(plain_step(lm, next(some), LENGTH), device, 5)
     tell(f"{name}, plain", tokens / 8 / plain, flops, rate)
     lm.zero_grad(set_to_none=True)
-    twin = computing_copy(cloze, runtime, alike=True)
-    master = None if twin is cloze else cloze
-    trainer = Trainer(twin, settings.pretrain, lambda given: losses_of(twin, given), runtime, master=master)
+    compute_model = computing_copy(cloze, runtime, alike=True)
+    master = None if compute_model is cloze else cloze
+    trainer = Trainer(
+        compute_model, settings.pretrain, lambda given: losses_of(compute_model, given), runtime, master=master
+    )
     trainer.run(batches, "warm-up")
     wait(device)
     seconds = clock(lambda: trainer.run(batches, "measured"), device, 1, warmup=0) / options.steps

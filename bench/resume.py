@@ -24,7 +24,7 @@ from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.pipeline.members.batches import cloze_losses
 from pet.store import interrupts
-from pet.training.checkpoint import Checkpoint, Saver, train_saved
+from pet.training.checkpoint import Checkpoint, CheckpointManager, train_saved
 from pet.training.device import open_runtime
 from pet.training.scoring import computing_copy, refresh
 from pet.training.trainer import Trainer
@@ -44,15 +44,19 @@ def main() -> None:
         """One training in a process's place: a model, a trainer and a saver of its own."""
         torch.manual_seed(0)
         cloze = ClozeModel(build_large(device)).eval()
-        twin = computing_copy(cloze, runtime)
+        compute_model = computing_copy(cloze, runtime)
         layout = packing.training_layout(cloze.lm, runtime.captures)
-        master = None if twin is cloze else cloze
+        master = None if compute_model is cloze else cloze
         trainer = Trainer(
-            twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master
+            compute_model,
+            settings,
+            lambda given: cloze_losses(compute_model, given, settings.alpha),
+            runtime,
+            master=master,
         )
         checkpoint = Checkpoint(folder, cloze, trainer.optimizer, runtime, ["member"])
-        saver = Watched(checkpoint, minutes, "member", lambda line: print(f"  {line}", flush=True))
-        saver.stop_at = stop_at
+        checkpoints = Watched(checkpoint, minutes, "member", lambda line: print(f"  {line}", flush=True))
+        checkpoints.stop_at = stop_at
 
         def batches(done: int) -> Any:
             found = random_batches(rows, settings, layout, device)
@@ -65,10 +69,12 @@ def main() -> None:
         begun = time.perf_counter()
         report = None
         with contextlib.suppress(interrupts.Stopped):
-            (report,) = train_saved(trainer, saver, batches, "member", restored=lambda: refresh(twin, cloze))
+            (report,) = train_saved(
+                trainer, checkpoints, batches, "member", restored=lambda: refresh(compute_model, cloze)
+            )
         wait(device)
         weights = torch.cat([one.detach().flatten() for one in cloze.parameters()]).cpu()
-        return {"seconds": time.perf_counter() - begun, "saver": saver, "weights": weights, "report": report}
+        return {"seconds": time.perf_counter() - begun, "saver": checkpoints, "weights": weights, "report": report}
 
     with tempfile.TemporaryDirectory() as base, interrupts.heeded():
         folder = Path(base)
@@ -95,7 +101,7 @@ def main() -> None:
         print(f"{name}: weights {same}, losses at most {worst:.1e} apart")
 
 
-class Watched(Saver):
+class Watched(CheckpointManager):
     """A saver that remembers what each checkpoint took, and asks itself to stop."""
 
     stop_at: int | None = None

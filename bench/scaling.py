@@ -52,7 +52,7 @@ def label(size: int) -> dict[str, float]:
     from pet.modeling import packing
     from pet.modeling.cloze import ClozeModel
     from pet.modeling.prompts import Encoder
-    from pet.modeling.tokenization import Speller, TokenizedTexts
+    from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
     from pet.modeling.verbalizers import encode_verbalizers
     from pet.pipeline.stages.label import write_soft_labels
     from pet.tasks.patterns import PVP, parse_pattern
@@ -81,10 +81,10 @@ def label(size: int) -> dict[str, float]:
         before = resident_peak()
         reset_peak_memory()
         start = time.perf_counter()
-        speller = Speller(tokenizer, "made up")
-        (verbalizers,) = encode_verbalizers(speller, [pvp], "scaling")
+        prompt_tokenizer = PromptTokenizer(tokenizer, "made up")
+        (verbalizers,) = encode_verbalizers(prompt_tokenizer, [pvp], "scaling")
         texts = TextFile(pool)
-        rows = Encoder(speller, pvp.pattern, 32).encode(TokenizedTexts(speller, texts))
+        rows = Encoder(prompt_tokenizer, pvp.pattern, 32).encode(TokenizedTexts(prompt_tokenizer, texts))
         scores = score_rows(
             lambda batch: cloze.label_scores(batch, verbalizers),
             rows,

@@ -77,17 +77,17 @@ def measure(options: Any) -> None:
 
 def count_rows() -> list[int]:
     """A list that grows by the numbers of the rows that this rank scores."""
-    from pet.modeling.prompts import Rows
+    from pet.modeling.prompts import EncodedTexts
 
     asked: list[int] = []
-    batch = Rows.batch
+    batch = EncodedTexts.batch
 
-    def counted(rows: Rows, chosen: Any, layout: Any) -> Batch:
+    def counted(rows: EncodedTexts, chosen: Any, layout: Any) -> Batch:
         if counting[0]:
             asked.extend(int(one) for one in chosen)
         return batch(rows, chosen, layout)
 
-    Rows.batch = counted  # type: ignore[method-assign]
+    EncodedTexts.batch = counted  # type: ignore[method-assign]
     return asked
 
 
@@ -122,7 +122,7 @@ def train(batch: int, steps: int, runtime: Runtime) -> tuple[float, list[float]]
     rows, targets = random_rows(draw_lengths(4096)), torch.from_numpy(rng.normal(size=(4096, 4))).float()
     settings = DistillSettings(steps=steps, batch=batch)
     student = ClassifierModel(model)
-    twin = computing_copy(student, runtime)
+    compute_model = computing_copy(student, runtime)
     layout = packing.training_layout(model, runtime.captures)
 
     def draw() -> Any:
@@ -133,14 +133,14 @@ def train(batch: int, steps: int, runtime: Runtime) -> tuple[float, list[float]]
             yield send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
 
     def losses(given: Any) -> dict[str, torch.Tensor]:
-        found = distillation_loss(twin.logits(given[0]), given[1], settings.temperature)
+        found = distillation_loss(compute_model.logits(given[0]), given[1], settings.temperature)
         return {"loss": found if ranks.size == 1 else found * ranks.share(batch)}
 
     start = [one.detach().clone() for one in student.parameters()]
-    trainer = Trainer(twin, settings, losses, runtime, master=None if twin is student else student)
+    trainer = Trainer(compute_model, settings, losses, runtime, master=None if compute_model is student else student)
     trainer.run(draw(), "warm-up", steps=min(steps, 150))
     with torch.no_grad():
-        for kept, used, first in zip(student.parameters(), twin.parameters(), start, strict=True):
+        for kept, used, first in zip(student.parameters(), compute_model.parameters(), start, strict=True):
             kept.copy_(first)
             used.copy_(first)
     wait(runtime.device)

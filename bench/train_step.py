@@ -33,7 +33,7 @@ from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.lora import Adapters
-from pet.modeling.prompts import Rows
+from pet.modeling.prompts import EncodedTexts
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime, open_runtime
@@ -106,26 +106,34 @@ def measure(
     return Measured(seconds, *((torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()) if on_gpu else ()))
 
 
-def train_full(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtime: Runtime) -> Measured:
+def train_full(model: ClozeModel, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime) -> Measured:
     """One member, all weights trained."""
-    twin = computing_copy(model, runtime)
-    master = None if twin is model else model
-    trainer = Trainer(twin, settings, lambda given: cloze_losses(twin, given, settings.alpha), runtime, master=master)
+    compute_model = computing_copy(model, runtime)
+    master = None if compute_model is model else model
+    trainer = Trainer(
+        compute_model,
+        settings,
+        lambda given: cloze_losses(compute_model, given, settings.alpha),
+        runtime,
+        master=master,
+    )
     layout = packing.training_layout(model.lm, runtime.captures)
     return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)
 
 
-def train_lora(model: ClozeModel, rows: Rows, settings: FinetuneSettings, runtime: Runtime, members: int) -> Measured:
+def train_lora(
+    model: ClozeModel, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime, members: int
+) -> Measured:
     """All members as adapters, as `stages.finetune.train_adapters`."""
-    twin = computing_copy(model, runtime)
-    adapters = Adapters(twin.lm, model.lm, range(members), settings)
-    dtype = next(twin.lm.base_model.parameters()).dtype
+    compute_model = computing_copy(model, runtime)
+    adapters = Adapters(compute_model.lm, model.lm, range(members), settings)
+    dtype = next(compute_model.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
         adapters.open_gate(given.members, dtype, given.keys)
-        return cloze_losses(twin, given, settings.alpha)
+        return cloze_losses(compute_model, given, settings.alpha)
 
-    layout = packing.training_layout(twin.lm, runtime.captures)
+    layout = packing.training_layout(compute_model.lm, runtime.captures)
     with adapters.installed():
         trainer = Trainer(adapters, settings, losses, runtime, adapters.clip)
         batches = random_batches(rows, settings, layout, runtime.device, range(members))

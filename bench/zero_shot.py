@@ -18,7 +18,7 @@ import numpy as np
 from pet.algorithms.ensemble import member_weights, pool_scores
 from pet.config.resolve import resolve_settings
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.score_files import label_numbers, read_scores
 from pet.pipeline.stages import finetune, prepare
 from pet.store.store import Store
@@ -52,10 +52,10 @@ def judge(model: str, task: str, data: str | None, test: int, store: Store) -> N
         "data": {"train_examples": 0, "pool_per_label": 2, "test": test},
     }
     settings = resolve_settings(None, changes)
-    work = Work(settings, store, open_runtime(settings.runtime))
-    prepared = prepare.run(work)
-    members = finetune.run(work, prepared)
-    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
+    ctx = RunContext(settings, store, open_runtime(settings.runtime))
+    prepared = prepare.run(ctx)
+    members = finetune.run(ctx, prepared)
+    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
     scores = np.stack([read_scores(one)["test"] for one in members.tuned])  # [P, N, L]
     pooled = pool_scores(scores, member_weights(np.zeros(len(scores))))
     recall = [100 * float((pooled.argmax(-1)[gold == label] == label).mean()) for label in range(pooled.shape[1])]

@@ -9,8 +9,8 @@ from tiny import KIND_OF, TOKENIZERS, WORDS
 
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Encoder, Rows
-from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.prompts import EncodedTexts, Encoder
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
 
@@ -38,12 +38,14 @@ def kind(family: str) -> str:
     return KIND_OF.get(family) or OTHERS[family]
 
 
-def some_rows(family: str, source: str = "{a} ? || It was {mask} . {a}", max_length: int = 60) -> Rows:
+def some_rows(family: str, source: str = "{a} ? || It was {mask} . {a}", max_length: int = 60) -> EncodedTexts:
     """Rows of very different lengths, in two segments; the last one is cut."""
-    speller = Speller(TOKENIZERS[kind(family)](), family)
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS[kind(family)](), family)
     columns = [" ".join(WORDS[start : start + size]) for start, size in zip(range(0, 70, 5), SIZES, strict=False)]
     texts = Texts([str(number) for number in range(len(SIZES))], {"a": columns}, [None] * len(SIZES))
-    return Encoder(speller, parse_pattern(source, ["a"]), max_length).encode(TokenizedTexts(speller, texts))
+    return Encoder(prompt_tokenizer, parse_pattern(source, ["a"]), max_length).encode(
+        TokenizedTexts(prompt_tokenizer, texts)
+    )
 
 
 def some_batch(family: str, layout: Layout) -> Batch:

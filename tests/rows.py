@@ -28,7 +28,7 @@ from tiny import KIND_OF, TOKENIZERS, tiny_model
 from pet.cli import main
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.draft import Draft
@@ -149,10 +149,12 @@ def pet_run(ground: Ground, store: Path, *arguments: object, **more: Any) -> Res
     return pet("run", ground.pipeline, "--store", store, *arguments, **more)
 
 
-def open_work(ground: Ground, store: Path, reporter: Reporter | None = None, **sections: Mapping[str, Any]) -> Work:
+def open_context(
+    ground: Ground, store: Path, reporter: Reporter | None = None, **sections: Mapping[str, Any]
+) -> RunContext:
     """What `pet run` gives its stages. `sections`: of the settings, laid over the ground's pipeline."""
     settings: Settings = resolve_settings(ground.pipeline, sections)
-    return Work(settings, Store(store), open_runtime(settings.runtime, reporter))
+    return RunContext(settings, Store(store), open_runtime(settings.runtime, reporter))
 
 
 def spare_draft(folder: Path) -> Draft:

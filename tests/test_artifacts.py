@@ -287,10 +287,10 @@ def damage_of(store: Store) -> DamagedArtifact:
 def test_what_is_damaged_is_set_aside_and_can_be_made_anew(store):
     left = publish(store, content="first").path
     change_content(left / "result.json")
-    aside = store.set_aside(damage_of(store))
-    assert aside.parent == left.parent
-    assert aside.name.startswith(f"{DAMAGED}{left.name}-")
-    assert sorted(path.name for path in aside.iterdir()) == [MANIFEST, "result.json"], "to be looked at"
+    writer = store.set_aside(damage_of(store))
+    assert writer.parent == left.parent
+    assert writer.name.startswith(f"{DAMAGED}{left.name}-")
+    assert sorted(path.name for path in writer.iterdir()) == [MANIFEST, "result.json"], "to be looked at"
     assert store.find(KEY) is None
     assert publish(store, content="again").path == left
 
@@ -387,7 +387,7 @@ def test_a_store_that_fails_while_publishing_is_said(store, monkeypatch):
     def full(draft: Path, final: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(draft_module, "settle", full)
+    monkeypatch.setattr(draft_module, "rename_into_place", full)
     with pytest.raises(StoreError, match=r"runs cannot be written \(No space left on device\)"):
         publish(store)
     assert everything_in(store.root) == ["label"]

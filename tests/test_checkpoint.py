@@ -25,7 +25,7 @@ from pet.errors import NotFinite
 from pet.store.files import digest_file
 from pet.store.manifest import STATE, facts_of
 from pet.training import checkpoint
-from pet.training.checkpoint import LEAST_RATIO, Checkpoint, Saver, train_saved
+from pet.training.checkpoint import LEAST_RATIO, Checkpoint, CheckpointManager, train_saved
 from pet.training.device import Runtime
 from pet.training.optim import FusedAdamW, MasterAdamW
 from pet.training.reporter import Silent
@@ -54,7 +54,7 @@ class Training:
         master = None if self.used is None else self.model
         self.trainer: Trainer[Rows] = Trainer(trained, SETTINGS, self.losses, runtime, master=master)
         self.checkpoint = Checkpoint(folder, self.model, self.trainer.optimizer, runtime, names)
-        self.saver = Saver(self.checkpoint, 0, "finetune", self.said.append)
+        self.checkpoints = CheckpointManager(self.checkpoint, 0, "finetune", self.said.append)
         self.names = names
 
     def losses(self, given: Rows) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ class Training:
             self.used.load_state_dict(self.model.state_dict())
 
     def run(self) -> list[TrainingReport]:
-        return train_saved(self.trainer, self.saver, draw, *self.names, restored=self.restored)
+        return train_saved(self.trainer, self.checkpoints, draw, *self.names, restored=self.restored)
 
     def stop_after(self, steps: int) -> None:
         """Train so far and no farther, saved."""
@@ -80,7 +80,7 @@ class Training:
             raise RuntimeError("stopped")
 
         with pytest.raises(RuntimeError, match="stopped"):
-            train_saved(self.trainer, self.saver, batches, *self.names, restored=self.restored)
+            train_saved(self.trainer, self.checkpoints, batches, *self.names, restored=self.restored)
         torch.manual_seed(99)  # what another process would begin with
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -238,14 +238,14 @@ def test_a_checkpoint_of_another_precision_is_said_and_training_starts_anew(tmp_
 def test_other_members_do_not_go_on_from_it(tmp_path, names):
     Training(tmp_path).stop_after(13)
     again = Training(tmp_path, names)
-    assert again.saver.begin() is None
+    assert again.checkpoints.begin() is None
     assert again.said == []
     assert not tmp_path.exists()
 
 
 def test_without_a_checkpoint_nothing_is_said(tmp_path):
     training = Training(tmp_path / "none")
-    assert training.saver.begin() is None
+    assert training.checkpoints.begin() is None
     assert training.said == []
 
 
@@ -327,7 +327,7 @@ class Clock:
         """So many steps, which take a second each."""
         for step in range(1, steps + 1):
             self.now += each
-            training.saver.after(step, lambda step=step: State(step, [], []), False)
+            training.checkpoints.after(step, lambda step=step: State(step, [], []), False)
 
 
 @pytest.mark.parametrize(("minutes", "cost", "seconds"), [(5, 0.0, 300), (5, 5.5, 300), (5, 30.0, 30 * LEAST_RATIO)])
@@ -336,7 +336,7 @@ def test_between_two_checkpoints_are_the_minutes_asked_for_or_fifty_times_what_o
 ):
     clock = Clock(monkeypatch, cost)
     training = Training(tmp_path)
-    training.saver.minutes = minutes
+    training.checkpoints.minutes = minutes
     clock.train(training, 5000)
     assert clock.saved[0] == (300 + cost, 300), "the first, whose cost is not known, when the minutes are over"
     between = {later - cost - earlier for (earlier, _), (later, _) in zip(clock.saved, clock.saved[1:], strict=False)}
@@ -353,8 +353,8 @@ def test_with_no_minutes_every_step_is_saved_whatever_that_takes(tmp_path, monke
 def test_when_asked_to_stop_it_is_saved_however_early_and_that_is_said(tmp_path, monkeypatch):
     clock = Clock(monkeypatch, 1.0)
     training = Training(tmp_path)
-    training.saver.minutes = 60
-    training.saver.after(1234, lambda: State(1234, [], []), True)
+    training.checkpoints.minutes = 60
+    training.checkpoints.after(1234, lambda: State(1234, [], []), True)
     assert [step for _, step in clock.saved] == [1234]
     assert training.said == ["finetune: saved after step 1,234"]
 
@@ -368,9 +368,9 @@ def test_the_seconds_of_earlier_processes_are_counted(tmp_path, monkeypatch):
     assert facts_of(tmp_path)["seconds"] == 40
     now = 1000.0
     second = Training(tmp_path)
-    second.saver.begin()
+    second.checkpoints.begin()
     now = 1005.0
-    assert second.saver.spent() == 45
+    assert second.checkpoints.spent() == 45
 
 
 # ---- beside a GPU that goes on -------------------------------------------------------------------------------------
@@ -389,7 +389,7 @@ def beside(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "take", lambda *arguments: copy.deepcopy(take(*arguments)))
     monkeypatch.setattr(Checkpoint, "write", wait_and_write)
-    training.saver.aside = True
+    training.checkpoints.writer = True
     return training, go, written
 
 
@@ -405,7 +405,7 @@ def test_a_training_goes_on_while_it_is_written_and_ends_when_it_is(beside, tmp_
                 go.set()
             yield one
 
-    train_saved(training.trainer, training.saver, batches, *NAMES, restored=training.restored)
+    train_saved(training.trainer, training.checkpoints, batches, *NAMES, restored=training.restored)
     assert written[0] == 1, "what was begun after the first step"
     assert len(written) in (1, 2), "and while it was written, nothing else"
     assert facts_of(tmp_path)["step"] == written[-1]
@@ -414,14 +414,14 @@ def test_a_training_goes_on_while_it_is_written_and_ends_when_it_is(beside, tmp_
 def test_what_was_taken_on_the_way_is_what_is_gone_on_with(beside, tmp_path):
     _, go, written = beside
     whole = Training(tmp_path / "whole")
-    whole.saver.minutes = 60
+    whole.checkpoints.minutes = 60
     expected = whole.run()
     go.set()
     training = Training(tmp_path)
-    training.saver.aside = True
+    training.checkpoints.writer = True
     training.stop_after(17)
     again = Training(tmp_path)
-    again.saver.minutes = 60
+    again.checkpoints.minutes = 60
     assert again.run() == expected
     assert same(again.tensors(), whole.tensors())
     assert again.said == [f"finetune: going on after step {written[-1]}"]
@@ -442,8 +442,8 @@ def test_a_disk_that_is_full_is_said_once_beside_a_gpu_too(beside, monkeypatch):
 def test_asked_to_stop_it_is_written_before_that_is_said(beside):
     training, go, written = beside
     go.set()
-    with training.saver:
-        training.saver.after(7, lambda: State(7, [], []), True)
+    with training.checkpoints:
+        training.checkpoints.after(7, lambda: State(7, [], []), True)
     assert written == [7]
     assert training.said == ["finetune: saved after step 7"]
 
@@ -480,7 +480,7 @@ def test_no_checkpoint_goes_on_from_nan_and_the_next_process_says_the_same(tmp_p
 
 def test_asked_to_stop_with_nan_the_training_says_nothing_was_saved(tmp_path):
     stopped = Training(tmp_path)
-    stopped.saver.after(5, lambda: None, True)
+    stopped.checkpoints.after(5, lambda: None, True)
     assert (stopped.said, list(tmp_path.iterdir())) == ([], [])
 
 

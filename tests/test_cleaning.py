@@ -163,11 +163,11 @@ def test_a_model_that_a_run_names_by_its_folder_stays_and_is_kept_for_it(tmp_pat
 
     pretrained, member = publish("pretrain"), publish("finetune")
     first = publish("run", member, model={"name": str(pretrained.path / "model")})
-    shelf = gc.read_shelf(store)
-    assert {one.path for one in gc.removable(shelf, first.identity)} == {first.path, member.path}
+    graph = gc.read_graph(store)
+    assert {one.path for one in gc.removable(graph, first.identity)} == {first.path, member.path}
     publish("run", distill={"model": str(member.path / "model")})
-    shelf = gc.read_shelf(store)
-    assert {one.path for one in gc.removable(shelf, first.identity)} == {first.path}
+    graph = gc.read_graph(store)
+    assert {one.path for one in gc.removable(graph, first.identity)} == {first.path}
 
 
 def test_nothing_goes_without_a_yes(store):

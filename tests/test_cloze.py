@@ -58,7 +58,9 @@ def asked(request: pytest.FixtureRequest) -> Asked:
 def question(family: str, layout: Layout) -> tuple[Batch, VerbalizerIds]:
     """Five rows of different lengths, one of them twice, and label words that average to three labels."""
     rows = some_rows(family)
-    (verbalizers,) = encode_verbalizers(rows.encoder.speller, [PVP(0, rows.encoder.pattern, WORD_GROUPS)], "mood")
+    (verbalizers,) = encode_verbalizers(
+        rows.encoder.prompt_tokenizer, [PVP(0, rows.encoder.pattern, WORD_GROUPS)], "mood"
+    )
     return rows.batch(np.array([0, 6, 2, 2, 5]), layout), verbalizers
 
 

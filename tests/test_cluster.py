@@ -23,16 +23,16 @@ from typing import Any
 import pytest
 import torch
 from killing import differences
-from rows import find_all, killable, lay_ground, lively_model, logs_of, open_work, pet, read_json
+from rows import find_all, killable, lay_ground, lively_model, logs_of, open_context, pet, read_json
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.pipeline.event_log import read_events
 from pet.pipeline.executors import ray as ray_module
 from pet.pipeline.executors import ray_cluster
-from pet.pipeline.executors.ray import Crew
-from pet.pipeline.executors.remote_reporter import Hub, Replay, Telling
-from pet.pipeline.members.data import Bench
+from pet.pipeline.executors.ray import RayExecutor
+from pet.pipeline.executors.remote_reporter import MessageActor, RemoteReporter, Replayer
+from pet.pipeline.members.data import MemberData
 from pet.pipeline.stages import finetune, prepare
 from pet.store.key import Key
 from pet.store.lock import LOCKS
@@ -51,7 +51,7 @@ class Heard:
     """The hub, in this process."""
 
     def __init__(self) -> None:
-        self.hub = Hub()
+        self.hub = MessageActor()
         self.put = SimpleNamespace(remote=self.hub.put)
 
 
@@ -85,20 +85,20 @@ class Bar:
         self.lines.append((*self.facts, self.done))
 
 
-def crew_of(heard: Heard, name: str = NAME) -> Crew:
-    return Crew(heard, {}, "", name)
+def crew_of(heard: Heard, name: str = NAME) -> RayExecutor:
+    return RayExecutor(heard, {}, "", name)
 
 
 def test_what_a_task_says_is_told_in_its_order_under_the_name_of_its_walk():
     heard, told = Heard(), Told()
-    telling = Telling(heard, "", NAME)
+    telling = RemoteReporter(heard, "", NAME)
     telling.say("training")
     telling.warn("slow")
     telling.log("p0-r0", {"loss": 0.5}, 3)
     with telling.track("scoring", 10, "texts") as advance:
         for _ in range(10):
             advance(1)
-    Replay(told).show(heard.hub.drain(""))
+    Replayer(told).show(heard.hub.drain(""))
     assert told.lines == [
         f"{NAME}: training",
         f"{NAME}: Warning: slow",
@@ -110,14 +110,14 @@ def test_what_a_task_says_is_told_in_its_order_under_the_name_of_its_walk():
 
 def test_a_walk_that_is_alone_has_no_name_before_its_words():
     heard = Heard()
-    Telling(heard, "", "").say("training")
+    RemoteReporter(heard, "", "").say("training")
     assert heard.hub.drain("") == [("say", "training")]
 
 
 def test_each_hears_what_was_said_to_it():
     heard = Heard()
-    Telling(heard, "walk", "").say("training")
-    Telling(heard, "", "").say("walking")
+    RemoteReporter(heard, "walk", "").say("training")
+    RemoteReporter(heard, "", "").say("walking")
     assert heard.hub.drain("walk") == [("say", "training")]
     assert heard.hub.drain("") == [("say", "walking")]
     assert heard.hub.drain("walk") == []
@@ -125,9 +125,9 @@ def test_each_hears_what_was_said_to_it():
 
 def test_the_bar_of_a_task_that_was_lost_is_closed_at_the_end():
     heard, told = Heard(), Told()
-    bar = Telling(heard, "", NAME).track("scoring", 10, "texts")
+    bar = RemoteReporter(heard, "", NAME).track("scoring", 10, "texts")
     bar.__enter__()
-    replay = Replay(told)
+    replay = Replayer(told)
     replay.show(heard.hub.drain(""))
     assert told.lines == []
     replay.close()
@@ -139,9 +139,9 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pet", "run", "--seed", "7"])
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
-    work = open_work(ground, Path("store"))
-    order = pickle.loads(pickle.dumps(ray_module.order_of(work, ray_module.make_members, [1], name=NAME)))
-    assert (order.what, order.arguments, order.settings) == (ray_module.make_members, ([1],), work.settings)
+    ctx = open_context(ground, Path("store"))
+    order = pickle.loads(pickle.dumps(ray_module.task_spec(ctx, ray_module.make_members, [1], name=NAME)))
+    assert (order.what, order.arguments, order.settings) == (ray_module.make_members, ([1],), ctx.settings)
     assert (order.root, order.folder) == (tmp_path / "store", tmp_path)
     assert (order.threads, order.typed, order.walks) == (torch.get_num_threads(), sys.argv, False)
 
@@ -189,41 +189,41 @@ def test_an_address_that_is_none_is_left_to_ray(address):
 def test_a_host_that_sees_another_store_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
-    order = ray_module.order_of(open_work(ground, tmp_path / "store"), lambda work: "done", walks=False)
+    order = ray_module.task_spec(open_context(ground, tmp_path / "store"), lambda ctx: "done", walks=False)
     with ray_cluster.marked(Store(tmp_path / "store")) as mark:
         assert (tmp_path / "store" / LOCKS / mark).is_file()
-        monkeypatch.setattr(ray_module, "do", lambda order, crew: "done")
-        assert ray_module.obey(order, Crew(None, {}, mark, "")) == "done"
+        monkeypatch.setattr(ray_module, "do", lambda order, executor: "done")
+        assert ray_module.run_task(order, RayExecutor(None, {}, mark, "")) == "done"
     assert not (tmp_path / "store" / LOCKS / mark).exists()
     with pytest.raises(StoreError, match=f"{tmp_path}/store on {socket.gethostname()} is not the store"):
-        ray_module.obey(order, Crew(None, {}, mark, ""))
+        ray_module.run_task(order, RayExecutor(None, {}, mark, ""))
 
 
 def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_path, monkeypatch):
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
-    work = open_work(ground, tmp_path / "store")
+    ctx = open_context(ground, tmp_path / "store")
     keys = [Key("finetune", 1, {"number": number}, {}) for number in range(2)]
-    order = ray_module.order_of(work, lambda given: "called", makes=keys)
-    monkeypatch.setattr(ray_module, "work_of", lambda order, crew: work)
+    order = ray_module.task_spec(ctx, lambda given: "called", makes=keys)
+    monkeypatch.setattr(ray_module, "work_of", lambda order, executor: ctx)
     assert ray_module.do(order, crew_of(Heard())) == "called"
-    with work.store.publish(keys[0], "made"):
+    with ctx.store.publish(keys[0], "made"):
         pass
     assert ray_module.do(order, crew_of(Heard())) == "called"
-    with work.store.publish(keys[1], "being made"):
+    with ctx.store.publish(keys[1], "being made"):
         assert ray_module.do(order, crew_of(Heard())) is None
     assert ray_module.do(order, crew_of(Heard())) is None
 
 
 def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is_to_do(tmp_path):
     ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
-    work = open_work(ground, tmp_path / "store", finetune={"steps": 1, "repetitions": 1})
-    prepared = prepare.run(work)
-    plans = finetune.distinct(*finetune.plans(work))
-    bench = Bench(work, prepared)
-    keys = [finetune.key(work, prepared, plan) for plan in plans]
-    with finetune.open_draft(bench, plans[0]):
-        finetune.make_each(bench, plans, wait=False)
-        assert [work.find(key) is not None for key in keys] == [False, *[True] * (len(plans) - 1)]
+    ctx = open_context(ground, tmp_path / "store", finetune={"steps": 1, "repetitions": 1})
+    prepared = prepare.run(ctx)
+    plans = finetune.distinct(*finetune.plans(ctx))
+    member_data = MemberData(ctx, prepared)
+    keys = [finetune.key(ctx, prepared, plan) for plan in plans]
+    with finetune.open_draft(member_data, plans[0]):
+        finetune.make_each(member_data, plans, wait=False)
+        assert [ctx.find(key) is not None for key in keys] == [False, *[True] * (len(plans) - 1)]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -232,16 +232,18 @@ def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, mon
     ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
     scores = []
     for ahead in (True, False):
-        work = open_work(ground, tmp_path / f"store-{ahead}", finetune={"steps": 3, "repetitions": 1, "method": method})
-        prepared, plans = prepare.run(work), finetune.distinct(*finetune.plans(work))
-        monkeypatch.setattr(ray_module, "_kept", {"cpu": ray_module.Kept(work)})
-        monkeypatch.setattr(ray_module, "work_of", lambda order, crew, work=work: work)
+        ctx = open_context(
+            ground, tmp_path / f"store-{ahead}", finetune={"steps": 3, "repetitions": 1, "method": method}
+        )
+        prepared, plans = prepare.run(ctx), finetune.distinct(*finetune.plans(ctx))
+        monkeypatch.setattr(ray_module, "_kept", {"cpu": ray_module.WorkerCache(ctx)})
+        monkeypatch.setattr(ray_module, "work_of", lambda order, executor, ctx=ctx: ctx)
         if ahead:
-            ray_module.do(ray_module.order_of(work, ray_module.read_ahead), crew_of(Heard()))
-        loaded = ray_module.kept_of(work).learner.__dict__.get("cloze")
-        ray_module.do(ray_module.order_of(work, ray_module.make_members, prepared, plans), crew_of(Heard()))
-        assert (ray_module.kept_of(work).learner.cloze is loaded) == ahead
-        found = work.store.root.glob("finetune/*/scores.safetensors")
+            ray_module.do(ray_module.task_spec(ctx, ray_module.read_ahead), crew_of(Heard()))
+        loaded = ray_module.kept_of(ctx).member_trainer.__dict__.get("cloze")
+        ray_module.do(ray_module.task_spec(ctx, ray_module.make_members, prepared, plans), crew_of(Heard()))
+        assert (ray_module.kept_of(ctx).member_trainer.cloze is loaded) == ahead
+        found = ctx.store.root.glob("finetune/*/scores.safetensors")
         scores.append({path.parent.name: path.read_bytes() for path in found})
     assert len(scores[0]) > 2
     assert scores[0] == scores[1]

@@ -10,7 +10,7 @@ from plain import kind
 from tiny import TOKENIZERS, WORDS
 
 from pet.errors import CorpusError
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.training.mlm_corpus import (
     Blocks,
     find_files,
@@ -30,8 +30,8 @@ def invent(count, seed=0):
     return [" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, 30, size=count)]
 
 
-def speller_of(family):
-    return Speller(TOKENIZERS[kind(family)](), family)
+def prompt_tokenizer_of(family):
+    return PromptTokenizer(TOKENIZERS[kind(family)](), family)
 
 
 @pytest.mark.parametrize("opener", [open, gzip.open, lzma.open], ids=["plain", "gz", "xz"])
@@ -46,13 +46,13 @@ def test_a_document_is_a_line_that_is_not_empty(opener, tmp_path):
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_the_streams_hold_every_document_and_a_separator_in_order(family, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr("pet.training.mlm_corpus.CHUNK", chunk)
-    speller, documents = speller_of(family), invent(200)
-    counts = write_streams(tmp_path, iter(documents), speller, 0.3)
+    prompt_tokenizer, documents = prompt_tokenizer_of(family), invent(200)
+    counts = write_streams(tmp_path, iter(documents), prompt_tokenizer, 0.3)
     for name, held_out in (("train", False), ("held_out", True)):
         wanted = [one for one in documents if is_held_out(one, 0.3) == held_out]
-        ids = np.fromfile(tmp_path / f"{name}.tokens", dtype=stream_type(speller))
-        separator = speller.tokenizer.sep_token_id
-        expected = [token for one in wanted for token in [*speller.spell([one])[0].tolist(), separator]]
+        ids = np.fromfile(tmp_path / f"{name}.tokens", dtype=stream_type(prompt_tokenizer))
+        separator = prompt_tokenizer.tokenizer.sep_token_id
+        expected = [token for one in wanted for token in [*prompt_tokenizer.spell([one])[0].tolist(), separator]]
         assert ids.tolist() == expected
         assert counts[name] == {"documents": len(wanted), "tokens": len(expected)}
 
@@ -66,22 +66,22 @@ def test_what_is_held_out_is_about_the_share_that_was_asked_for_and_depends_on_n
 
 @pytest.mark.parametrize("length", [8, 13, 128])
 def test_blocks_hold_the_stream_token_by_token_between_special_tokens(length):
-    speller = speller_of("bert")
+    prompt_tokenizer = prompt_tokenizer_of("bert")
     tokens = np.arange(1000, dtype=np.uint16)
-    blocks = Blocks(tokens, speller.frames[1], length)
+    blocks = Blocks(tokens, prompt_tokenizer.frames[1], length)
     ids = blocks.read(np.arange(len(blocks)))
     assert ids.shape == (1000 // (length - 2), length)
-    assert set(ids[:, 0]) == {speller.tokenizer.cls_token_id}
-    assert set(ids[:, -1]) == {speller.tokenizer.sep_token_id}
+    assert set(ids[:, 0]) == {prompt_tokenizer.tokenizer.cls_token_id}
+    assert set(ids[:, -1]) == {prompt_tokenizer.tokenizer.sep_token_id}
     assert ids[:, 1:-1].ravel().tolist() == list(range(len(blocks) * (length - 2)))
     assert blocks.read(np.asarray([3, 1]))[1].tolist() == ids[1].tolist()
 
 
 def test_blocks_are_read_from_their_file(tmp_path):
-    speller = speller_of("bert")
-    write_streams(tmp_path, iter(invent(300)), speller, 0.3)
-    blocks = open_blocks(tmp_path, "train", speller, 16)
-    whole = np.fromfile(tmp_path / "train.tokens", dtype=stream_type(speller))
+    prompt_tokenizer = prompt_tokenizer_of("bert")
+    write_streams(tmp_path, iter(invent(300)), prompt_tokenizer, 0.3)
+    blocks = open_blocks(tmp_path, "train", prompt_tokenizer, 16)
+    whole = np.fromfile(tmp_path / "train.tokens", dtype=stream_type(prompt_tokenizer))
     assert blocks.read(np.arange(len(blocks)))[:, 1:-1].ravel().tolist() == whole[: len(blocks) * 14].tolist()
 
 
@@ -109,9 +109,9 @@ def test_a_file_that_is_missing_no_text_or_damaged_is_named(tmp_path):
 
 
 def test_a_corpus_that_is_too_small_is_refused(tmp_path):
-    speller = speller_of("bert")
+    prompt_tokenizer = prompt_tokenizer_of("bert")
     with pytest.raises(CorpusError, match="0 held out documents; give more"):
-        write_streams(tmp_path, iter(["the market"]), speller, 1e-9)
-    write_streams(tmp_path, iter(invent(20)), speller, 0.5)
+        write_streams(tmp_path, iter(["the market"]), prompt_tokenizer, 1e-9)
+    write_streams(tmp_path, iter(invent(20)), prompt_tokenizer, 0.5)
     with pytest.raises(CorpusError, match=r"less than one block of 5000; give more text"):
-        open_blocks(tmp_path, "train", speller, 5000)
+        open_blocks(tmp_path, "train", prompt_tokenizer, 5000)

@@ -26,7 +26,7 @@ from pet.store import store as store_module
 from pet.store.draft import Draft
 from pet.store.environment import code_state
 from pet.store.key import Key
-from pet.store.lock import LOCKS, take
+from pet.store.lock import LOCKS, acquire
 from pet.store.manifest import AFTER, CHECKPOINT, MANIFEST, read_manifest
 from pet.store.store import Store
 
@@ -214,13 +214,13 @@ def test_what_is_sealed_stays_as_it_is(store):
 
 
 def test_a_signal_while_an_artifact_is_put_in_its_place_is_heeded_when_it_is_there(store, monkeypatch):
-    settle = draft_module.settle
+    settle = draft_module.rename_into_place
 
     def stop(*given: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         settle(*given)
 
-    monkeypatch.setattr(draft_module, "settle", stop)
+    monkeypatch.setattr(draft_module, "rename_into_place", stop)
     with pytest.raises(interrupts.Stopped), interrupts.heeded(), store.publish(KEY, "mine"):
         pass
     assert published(store) == [MANIFEST]
@@ -355,8 +355,8 @@ def test_a_lock_is_waited_for_and_who_holds_it_is_named_once(store):
         threading.Timer(0.5, child.stdin.close).start()
 
     with pytest.raises(Busy, match=f"another process is at {KEY.stage} {KEY.identity}"):
-        take(store.root, KEY.stage, KEY.identity, None)
-    lock = take(store.root, KEY.stage, KEY.identity, waiting)
+        acquire(store.root, KEY.stage, KEY.identity, None)
+    lock = acquire(store.root, KEY.stage, KEY.identity, waiting)
     child.wait(20)
     assert told == [f"process {child.pid} on {socket.gethostname()}"]
     assert (store.root / LOCKS / f"{KEY.stage}-{KEY.identity}").read_text() == (
@@ -368,7 +368,7 @@ def test_a_lock_is_waited_for_and_who_holds_it_is_named_once(store):
 
 def test_the_lock_of_a_process_that_died_is_free(store):
     die(store, "if lock := take(store.root, KEY.stage, KEY.identity, None):\n")
-    take(store.root, KEY.stage, KEY.identity, None).release()
+    acquire(store.root, KEY.stage, KEY.identity, None).release()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff"])
@@ -386,11 +386,11 @@ def test_a_lock_that_cannot_say_whose_it_is_is_held_all_the_same(store, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fail)
-        lock = take(store.root, KEY.stage, KEY.identity, None)
+        lock = acquire(store.root, KEY.stage, KEY.identity, None)
 
     def second() -> None:
         with pytest.raises(Busy):
-            take(store.root, KEY.stage, KEY.identity, None)
+            acquire(store.root, KEY.stage, KEY.identity, None)
         refused.append(True)
 
     refused: list[bool] = []

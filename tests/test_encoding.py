@@ -21,9 +21,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pet.errors import SHOWN_PROBLEMS, ModelError, SettingsError, TaskError
-from pet.modeling.batch import Batch, Layout, fill, join_batches, ragged, receive, round_up, send, spread
-from pet.modeling.prompts import Encoder, Rows, assemble, lay_out, plain_pattern, shorten_last_part, shorten_longest
-from pet.modeling.tokenization import Speller, TokenColumn, TokenizedTexts, glued_parts
+from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, ragged, receive, round_up, send, spread
+from pet.modeling.prompts import (
+    EncodedTexts,
+    Encoder,
+    assemble,
+    collate,
+    plain_pattern,
+    shorten_last_part,
+    shorten_longest,
+)
+from pet.modeling.tokenization import PromptTokenizer, TokenColumn, TokenizedTexts, glued_parts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.tasks import texts as texts_module
 from pet.tasks.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
@@ -44,8 +52,8 @@ KINDS = list(TOKENIZERS)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def speller(request: pytest.FixtureRequest) -> Speller:
-    return Speller(TOKENIZERS[request.param](), request.param)
+def prompt_tokenizer(request: pytest.FixtureRequest) -> PromptTokenizer:
+    return PromptTokenizer(TOKENIZERS[request.param](), request.param)
 
 
 def texts_of(*rows: tuple[str, ...]) -> Texts:
@@ -53,9 +61,15 @@ def texts_of(*rows: tuple[str, ...]) -> Texts:
     return Texts([f"text-{number}" for number in range(len(rows))], fields, [None] * len(rows))
 
 
-def encode(speller: Speller, source: str, texts: Texts, max_length: int = 128, truncation: str = "longest-first"):
+def encode(
+    prompt_tokenizer: PromptTokenizer,
+    source: str,
+    texts: Texts,
+    max_length: int = 128,
+    truncation: str = "longest-first",
+):
     pattern = parse_pattern(source, FIELDS)
-    return Encoder(speller, pattern, max_length, truncation).encode(TokenizedTexts(speller, texts))
+    return Encoder(prompt_tokenizer, pattern, max_length, truncation).encode(TokenizedTexts(prompt_tokenizer, texts))
 
 
 class Row(NamedTuple):
@@ -66,7 +80,7 @@ class Row(NamedTuple):
     mask: int
 
 
-def apart(rows: Rows, chosen: Any = None) -> list[Row]:
+def apart(rows: EncodedTexts, chosen: Any = None) -> list[Row]:
     """The chosen rows (default: all) one by one, cut where the encoder says that they end."""
     joined = rows.encoder.join(rows, np.arange(len(rows)) if chosen is None else np.asarray(chosen))
     found, start = [], 0
@@ -77,14 +91,14 @@ def apart(rows: Rows, chosen: Any = None) -> list[Row]:
     return found
 
 
-def pieces(speller: Speller, source: str, *row: str) -> list[str]:
-    (found,) = apart(encode(speller, source, texts_of(row)))
-    return speller.tokenizer.convert_ids_to_tokens(found.ids)
+def pieces(prompt_tokenizer: PromptTokenizer, source: str, *row: str) -> list[str]:
+    (found,) = apart(encode(prompt_tokenizer, source, texts_of(row)))
+    return prompt_tokenizer.tokenizer.convert_ids_to_tokens(found.ids)
 
 
-def squeezed(speller: Speller, text: str) -> str:
+def squeezed(prompt_tokenizer: PromptTokenizer, text: str) -> str:
     text = "".join(text.split())
-    return text.lower() if speller.name == "wordpiece" else text
+    return text.lower() if prompt_tokenizer.name == "wordpiece" else text
 
 
 def random_texts(seed: int, count: int, most: int = 30) -> Texts:
@@ -102,33 +116,37 @@ def random_texts(seed: int, count: int, most: int = 30) -> Texts:
 # ---- an independent reference --------------------------------------------------------------------------------------
 
 
-def reference_ids(speller: Speller, text: str, spaced: bool) -> list[int]:
+def reference_ids(prompt_tokenizer: PromptTokenizer, text: str, spaced: bool) -> list[int]:
     """Ids of a part in the middle of a sentence; glue is taken to be punctuation."""
 
     def ids(words: str) -> list[int]:
-        return speller.tokenizer(words, add_special_tokens=False)["input_ids"]
+        return prompt_tokenizer.tokenizer(words, add_special_tokens=False)["input_ids"]
 
     if not text:
         return []
-    if speller.name == "byte-bpe":  # the space is a part of the token
+    if prompt_tokenizer.name == "byte-bpe":  # the space is a part of the token
         return ids(" " + text if spaced else text)
-    if speller.name == "wordpiece" or spaced:  # nothing is left of the space; or the word-start mark is always there
+    if (
+        prompt_tokenizer.name == "wordpiece" or spaced
+    ):  # nothing is left of the space; or the word-start mark is always there
         return ids(text)
     return ids("(" + text)[len(ids("(")) :]
 
 
-def reference_row(speller: Speller, pattern: Pattern, row: dict[str, str], max_length: int, cut: Any) -> list[int]:
+def reference_row(
+    prompt_tokenizer: PromptTokenizer, pattern: Pattern, row: dict[str, str], max_length: int, cut: Any
+) -> list[int]:
     """Tokenise the parts, cut one token at a time, put the special tokens around."""
     parts: list[tuple[int, list[int], bool]] = []
     for number, segment in enumerate(pattern.segments):
         for part in segment:
             if isinstance(part, Mask):
-                ids = [speller.tokenizer.mask_token_id]
+                ids = [prompt_tokenizer.tokenizer.mask_token_id]
             else:
-                ids = reference_ids(speller, read_part(part, row), part.spaced)
+                ids = reference_ids(prompt_tokenizer, read_part(part, row), part.spaced)
             parts.append((number, ids, isinstance(part, Slot) and part.shortenable))
     two = len(pattern.segments) == 2
-    if speller.name == "wordpiece":
+    if prompt_tokenizer.name == "wordpiece":
         before, between, after = ["[CLS]"], ["[SEP]"], ["[SEP]"]
     else:
         before, between, after = ["<s>"], ["</s>", "</s>"], ["</s>"]
@@ -136,7 +154,7 @@ def reference_row(speller: Speller, pattern: Pattern, row: dict[str, str], max_l
     while sum(len(ids) for _, ids, _ in parts) + specials > max_length:
         cut(parts)
     first, second = ([one for number, ids, _ in parts if number == side for one in ids] for side in (0, 1))
-    frame = [speller.tokenizer.convert_tokens_to_ids(one) for one in (before, between * two, after)]
+    frame = [prompt_tokenizer.tokenizer.convert_tokens_to_ids(one) for one in (before, between * two, after)]
     return frame[0] + first + frame[1] + second + frame[2]
 
 
@@ -175,9 +193,9 @@ CUTS = {"longest-first": cut_longest, "last-part": cut_last_part}
     ],
 )
 def test_a_space_in_a_pattern_is_spelled_as_the_tokenizer_spells_it_and_a_missing_one_is_not(kind, spaced, glued):
-    speller = Speller(TOKENIZERS[kind](), kind)
-    assert pieces(speller, "{a} ( {mask} ) {a}", "soup")[2:-2] == spaced
-    assert pieces(speller, "{a} ({mask}) {a}", "soup")[2:-2] == glued
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS[kind](), kind)
+    assert pieces(prompt_tokenizer, "{a} ( {mask} ) {a}", "soup")[2:-2] == spaced
+    assert pieces(prompt_tokenizer, "{a} ({mask}) {a}", "soup")[2:-2] == glued
 
 
 @pytest.mark.parametrize(
@@ -185,45 +203,49 @@ def test_a_space_in_a_pattern_is_spelled_as_the_tokenizer_spells_it_and_a_missin
     [("wordpiece", "soup", "soup"), ("byte-bpe", "\u0120soup", "s"), ("unigram", "\u2581soup", "s")],
 )
 def test_a_word_at_the_start_of_a_row_is_spelled_as_in_the_middle_and_a_glued_one_is_not(kind, first, glued):
-    speller = Speller(TOKENIZERS[kind](), kind)
-    assert pieces(speller, "{a} {mask}", "soup")[1] == first
-    assert pieces(speller, "{a} {mask} || {b}", "bread", "soup")[-2] == first
-    found = pieces(speller, "({a}) {mask}", "soup")
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS[kind](), kind)
+    assert pieces(prompt_tokenizer, "{a} {mask}", "soup")[1] == first
+    assert pieces(prompt_tokenizer, "{a} {mask} || {b}", "bread", "soup")[-2] == first
+    found = pieces(prompt_tokenizer, "({a}) {mask}", "soup")
     assert found[found.index(next(one for one in found if one.endswith("("))) + 1] == glued
 
 
 @pytest.mark.parametrize("source", SPACED + GLUED)
-def test_a_row_reads_like_the_filled_pattern(speller, source):
+def test_a_row_reads_like_the_filled_pattern(prompt_tokenizer, source):
     row = ("River bank was warm .", "Soup, bread: just fine!")
-    rows = encode(speller, source, texts_of(row))
-    filled = parse_pattern(source, FIELDS).fill(dict(zip(FIELDS, row, strict=True)), speller.tokenizer.mask_token)
-    special = {speller.tokenizer.cls_token_id, speller.tokenizer.sep_token_id}
-    shown = speller.tokenizer.decode([one for one in apart(rows)[0].ids if one not in special])
-    assert squeezed(speller, shown) == squeezed(speller, filled.replace(" || ", ""))
+    rows = encode(prompt_tokenizer, source, texts_of(row))
+    filled = parse_pattern(source, FIELDS).fill(
+        dict(zip(FIELDS, row, strict=True)), prompt_tokenizer.tokenizer.mask_token
+    )
+    special = {prompt_tokenizer.tokenizer.cls_token_id, prompt_tokenizer.tokenizer.sep_token_id}
+    shown = prompt_tokenizer.tokenizer.decode([one for one in apart(rows)[0].ids if one not in special])
+    assert squeezed(prompt_tokenizer, shown) == squeezed(prompt_tokenizer, filled.replace(" || ", ""))
 
 
 @pytest.mark.parametrize("source", SPACED + GLUED)
-def test_splicing_parts_equals_tokenising_the_whole_filled_string(speller, source):
+def test_splicing_parts_equals_tokenising_the_whole_filled_string(prompt_tokenizer, source):
     parts = [part for segment in parse_pattern(source, FIELDS).segments for part in segment]
     glue = any(isinstance(left, Mask) and not right.spaced for left, right in pairwise(parts))
     row = {"a": "River bank was warm .", "b": "Soup, bread: just fine"}
-    rows = encode(speller, source, texts_of(tuple(row.values())))
-    filled = parse_pattern(source, FIELDS).fill(row, speller.tokenizer.mask_token).split(" || ")
-    if speller.name == "byte-bpe":
+    rows = encode(prompt_tokenizer, source, texts_of(tuple(row.values())))
+    filled = parse_pattern(source, FIELDS).fill(row, prompt_tokenizer.tokenizer.mask_token).split(" || ")
+    if prompt_tokenizer.name == "byte-bpe":
         filled = [" " + segment for segment in filled]  # the paper's code: add_prefix_space
-    whole = speller.tokenizer(*filled)
+    whole = prompt_tokenizer.tokenizer(*filled)
     expected = list(whole["input_ids"])
-    if speller.name == "unigram" and glue:  # tokenised whole, a word-start mark follows every special token
-        mark = expected.pop(expected.index(speller.mask_id) + 1)
-        assert speller.tokenizer.convert_ids_to_tokens(mark) == "\u2581"
+    if prompt_tokenizer.name == "unigram" and glue:  # tokenised whole, a word-start mark follows every special token
+        mark = expected.pop(expected.index(prompt_tokenizer.mask_id) + 1)
+        assert prompt_tokenizer.tokenizer.convert_ids_to_tokens(mark) == "\u2581"
     assert apart(rows) == [
-        (expected, whole.get("token_type_ids", [0] * len(expected)), expected.index(speller.mask_id))
+        (expected, whole.get("token_type_ids", [0] * len(expected)), expected.index(prompt_tokenizer.mask_id))
     ]
 
 
 def test_a_glued_part_that_would_melt_into_its_neighbour_is_spelled_alone():
-    speller = Speller(TOKENIZERS["unigram"](), "unigram")
-    assert speller.spell(["ll"], after="a")[0].tolist() == speller.spell(["ll"])[0].tolist(), "`all` is one token"
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["unigram"](), "unigram")
+    assert prompt_tokenizer.spell(["ll"], after="a")[0].tolist() == prompt_tokenizer.spell(["ll"])[0].tolist(), (
+        "`all` is one token"
+    )
 
 
 def test_every_text_after_a_mask_or_text_is_glued_to_a_letter_and_after_a_literal_to_its_end():
@@ -237,19 +259,21 @@ def test_every_text_after_a_mask_or_text_is_glued_to_a_letter_and_after_a_litera
 # ---- special tokens ------------------------------------------------------------------------------------------------
 
 
-def test_special_tokens_and_types_of_one_and_two_segments_are_the_tokenizer_s(speller):
+def test_special_tokens_and_types_of_one_and_two_segments_are_the_tokenizer_s(prompt_tokenizer):
     one, two = "soup was warm", "bread"
     for texts, fields in (((one,), ("a",)), ((one, two), ("a", "b"))):
-        rows = Encoder(speller, plain_pattern(fields), 64).encode(TokenizedTexts(speller, texts_of(texts)))
-        whole = speller.tokenizer(*texts)
+        rows = Encoder(prompt_tokenizer, plain_pattern(fields), 64).encode(
+            TokenizedTexts(prompt_tokenizer, texts_of(texts))
+        )
+        whole = prompt_tokenizer.tokenizer(*texts)
         ids = whole["input_ids"]
         assert apart(rows) == [(ids, whole.get("token_type_ids", [0] * len(ids)), -1)]
 
 
-def test_only_wordpiece_has_token_types(speller):
-    batch = encode(speller, "{mask} {a} || {b}", texts_of(("a", "it"))).batch(np.array([0]), Layout(False))
-    assert speller.has_types == (speller.name == "wordpiece")
-    assert (batch.token_type_ids is not None) == speller.has_types
+def test_only_wordpiece_has_token_types(prompt_tokenizer):
+    batch = encode(prompt_tokenizer, "{mask} {a} || {b}", texts_of(("a", "it"))).batch(np.array([0]), Layout(False))
+    assert prompt_tokenizer.has_types == (prompt_tokenizer.name == "wordpiece")
+    assert (batch.token_type_ids is not None) == prompt_tokenizer.has_types
 
 
 def test_a_plain_classifier_reads_its_first_field_and_the_others_as_second_segment():
@@ -261,34 +285,43 @@ def test_a_plain_classifier_reads_its_first_field_and_the_others_as_second_segme
     assert all(slot.shortenable for slot in three.slots)
 
 
-def test_three_fields_of_a_plain_classifier_are_tokenised_as_two_segments(speller):
+def test_three_fields_of_a_plain_classifier_are_tokenised_as_two_segments(prompt_tokenizer):
     texts = Texts(["1"], {"x": ["soup"], "y": ["warm bread"], "z": ["bad waiter"]}, [None])
-    rows = Encoder(speller, plain_pattern(["x", "y", "z"]), 64).encode(TokenizedTexts(speller, texts))
-    assert apart(rows)[0].ids == speller.tokenizer("soup", "warm bread bad waiter")["input_ids"]
+    rows = Encoder(prompt_tokenizer, plain_pattern(["x", "y", "z"]), 64).encode(TokenizedTexts(prompt_tokenizer, texts))
+    assert apart(rows)[0].ids == prompt_tokenizer.tokenizer("soup", "warm bread bad waiter")["input_ids"]
 
 
 @pytest.mark.parametrize("fields", [["x"], ["x", "y"], ["x", "y", "z"]])
-def test_a_plain_classifier_truncates_as_its_tokenizer_does_alone(speller, fields):
+def test_a_plain_classifier_truncates_as_its_tokenizer_does_alone(prompt_tokenizer, fields):
     """Both halves long or one of them, of equal and of different lengths, in room of an even and an odd size."""
     counts = [(0, 9, 3), (3, 9, 9), (9, 9, 9), (10, 4, 6), (9, 5, 1), (30, 20, 20), (20, 30, 5), (8, 0, 30), (30, 1, 1)]
     columns = {name: ["good " * row[number] for row in counts] for number, name in enumerate(fields)}
     columns = {name: [text.strip() for text in column] for name, column in columns.items()}
     texts = Texts([str(row) for row in counts], columns, [None] * len(counts))
     for size in (13, 14):
-        rows = Encoder(speller, plain_pattern(fields), size).encode(TokenizedTexts(speller, texts))
+        rows = Encoder(prompt_tokenizer, plain_pattern(fields), size).encode(TokenizedTexts(prompt_tokenizer, texts))
         for row, found in enumerate(apart(rows)):
             first, *rest = (column[row] for column in columns.values())
             pair = [[" ".join([rest[0], *filter(None, rest[1:])])]] if rest else []
-            assert found.ids == speller.tokenizer([first], *pair, truncation=True, max_length=size)["input_ids"][0]
+            assert (
+                found.ids
+                == prompt_tokenizer.tokenizer([first], *pair, truncation=True, max_length=size)["input_ids"][0]
+            )
 
 
-def test_special_tokens_written_in_a_text_are_only_characters(speller):
-    if speller.name == "unigram":  # a SentencePiece vocabulary holds them as pieces of its own: nothing to split
-        assert speller.mask_id in speller.spell(["soup <mask> bread"])[0]
+def test_special_tokens_written_in_a_text_are_only_characters(prompt_tokenizer):
+    if (
+        prompt_tokenizer.name == "unigram"
+    ):  # a SentencePiece vocabulary holds them as pieces of its own: nothing to split
+        assert prompt_tokenizer.mask_id in prompt_tokenizer.spell(["soup <mask> bread"])[0]
         return
-    for token in speller.tokenizer.all_special_tokens:
-        ids = speller.spell([f"soup {token} bread"])[0]
-        assert not set(ids.tolist()) & {speller.mask_id, speller.pad_id, *speller.frames[2].before}
+    for token in prompt_tokenizer.tokenizer.all_special_tokens:
+        ids = prompt_tokenizer.spell([f"soup {token} bread"])[0]
+        assert not set(ids.tolist()) & {
+            prompt_tokenizer.mask_id,
+            prompt_tokenizer.pad_id,
+            *prompt_tokenizer.frames[2].before,
+        }
 
 
 @pytest.mark.parametrize(("left_out", "word"), [("mask_token", "mask"), ("pad_token", "padding")])
@@ -298,7 +331,7 @@ def test_a_tokenizer_without_mask_or_padding_is_refused(left_out, word):
     specials = {"unk_token": "[UNK]", "mask_token": "[MASK]", "pad_token": "[PAD]"}
     del specials[left_out]
     with pytest.raises(ModelError, match=f"'left-to-right': its tokenizer has no {word} token"):
-        Speller(PreTrainedTokenizerFast(tokenizer_object=bare, **specials), "left-to-right")
+        PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=bare, **specials), "left-to-right")
 
 
 # ---- truncation ----------------------------------------------------------------------------------------------------
@@ -306,40 +339,47 @@ def test_a_tokenizer_without_mask_or_padding_is_refused(left_out, word):
 
 @pytest.mark.parametrize("truncation", CUTS)
 @pytest.mark.parametrize("number", range(len(SPACED + GLUED)))
-def test_rows_equal_those_of_a_reference_that_cuts_one_token_at_a_time(speller, truncation, number):
+def test_rows_equal_those_of_a_reference_that_cuts_one_token_at_a_time(prompt_tokenizer, truncation, number):
     pattern = parse_pattern((SPACED + GLUED)[number], FIELDS)
     texts = random_texts(number, 20)
     for max_length in (26, 33, 48):
-        rows = Encoder(speller, pattern, max_length, truncation).encode(TokenizedTexts(speller, texts))
+        rows = Encoder(prompt_tokenizer, pattern, max_length, truncation).encode(
+            TokenizedTexts(prompt_tokenizer, texts)
+        )
         for row, found in enumerate(apart(rows)):
             filled = {name: column[row] for name, column in texts.fields.items()}
-            assert found.ids == reference_row(speller, pattern, filled, max_length, CUTS[truncation])
+            assert found.ids == reference_row(prompt_tokenizer, pattern, filled, max_length, CUTS[truncation])
 
 
 @pytest.mark.parametrize("truncation", CUTS)
 @pytest.mark.parametrize("source", SPACED + GLUED)
-def test_truncation_never_loses_the_mask_or_a_word_of_the_pattern(speller, truncation, source):
+def test_truncation_never_loses_the_mask_or_a_word_of_the_pattern(prompt_tokenizer, truncation, source):
     pattern = parse_pattern(source, FIELDS)
-    bare = apart(encode(speller, source, texts_of(("", ""))))[0].ids
+    bare = apart(encode(prompt_tokenizer, source, texts_of(("", ""))))[0].ids
     for max_length in (len(bare) + 1, len(bare) + 7):
-        rows = encode(speller, source, random_texts(7, 30), max_length, truncation)
+        rows = encode(prompt_tokenizer, source, random_texts(7, 30), max_length, truncation)
         assert rows.lengths().max() == max_length, "room is used"
         for ids, types, position in apart(rows):
             assert len(ids) == len(types) <= max_length
-            assert ids[position] == speller.mask_id
-            assert ids.count(speller.mask_id) == 1
+            assert ids[position] == prompt_tokenizer.mask_id
+            assert ids.count(prompt_tokenizer.mask_id) == 1
             rest = iter(ids)
             assert all(one in rest for one in bare), f"{pattern.source}: the pattern's tokens, in their order"
 
 
 def test_a_long_text_gives_way_before_a_short_one():
-    speller = Speller(TOKENIZERS["wordpiece"](), "wordpiece")
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["wordpiece"](), "wordpiece")
     texts = texts_of(("soup bread", "good " * 40))
-    (longest,) = apart(encode(speller, "{a} {b} {mask}", texts, 12))
-    assert speller.tokenizer.decode(longest.ids) == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
+    (longest,) = apart(encode(prompt_tokenizer, "{a} {b} {mask}", texts, 12))
+    assert (
+        prompt_tokenizer.tokenizer.decode(longest.ids)
+        == "[CLS] soup bread good good good good good good good [MASK] [SEP]"
+    )
     texts = texts_of(("good " * 40, "soup bread"))
-    (last,) = apart(encode(speller, "{a} {b} {mask}", texts, 12, "last-part"))
-    assert speller.tokenizer.decode(last.ids) == "[CLS] good good good good good good good good good [MASK] [SEP]"
+    (last,) = apart(encode(prompt_tokenizer, "{a} {b} {mask}", texts, 12, "last-part"))
+    assert (
+        prompt_tokenizer.tokenizer.decode(last.ids) == "[CLS] good good good good good good good good good [MASK] [SEP]"
+    )
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -376,35 +416,37 @@ def test_shortening_the_longest_equals_cutting_token_by_token_whatever_the_exces
 
 
 @pytest.mark.parametrize("truncation", CUTS)
-def test_a_whole_text_keeps_every_token(speller, truncation):
+def test_a_whole_text_keeps_every_token(prompt_tokenizer, truncation):
     question = "was the soup warm"
-    rows = encode(speller, "{a|whole} ? {mask} . {b}", texts_of((question, "it was fine " * 30)), 32, truncation)
-    size = len(reference_ids(speller, question, True))
+    rows = encode(
+        prompt_tokenizer, "{a|whole} ? {mask} . {b}", texts_of((question, "it was fine " * 30)), 32, truncation
+    )
+    size = len(reference_ids(prompt_tokenizer, question, True))
     (found,) = apart(rows)
-    assert found.ids[1 : 1 + size] == reference_ids(speller, question, True)
+    assert found.ids[1 : 1 + size] == reference_ids(prompt_tokenizer, question, True)
     assert len(found.ids) == 32
 
 
-def test_a_whole_text_that_leaves_no_room_is_named(speller):
+def test_a_whole_text_that_leaves_no_room_is_named(prompt_tokenizer):
     texts = texts_of(("soup", "fine"), ("soup " * 40, "fine"))
     with pytest.raises(SettingsError) as raised:
-        encode(speller, "{a|whole} ? {mask} . {b}", texts, 24)
+        encode(prompt_tokenizer, "{a|whole} ? {mask} . {b}", texts, 24)
     assert "text 'text-1' does not fit pattern '{a|whole} ? {mask} . {b}'" in str(raised.value)
     assert "model.max_length 24" in str(raised.value)
 
 
-def test_a_pattern_that_does_not_fit_is_refused_before_any_text_is_read(speller):
+def test_a_pattern_that_does_not_fit_is_refused_before_any_text_is_read(prompt_tokenizer):
     source = "In summary, the restaurant is just {mask} . {a}"
-    size = int(encode(speller, source, texts_of(("", ""))).lengths()[0])
+    size = int(encode(prompt_tokenizer, source, texts_of(("", ""))).lengths()[0])
     with pytest.raises(SettingsError, match=rf"takes {size} tokens without its texts; model.max_length is {size}"):
-        Encoder(speller, parse_pattern(source, FIELDS), size)
-    Encoder(speller, parse_pattern(source, FIELDS), size + 1)
+        Encoder(prompt_tokenizer, parse_pattern(source, FIELDS), size)
+    Encoder(prompt_tokenizer, parse_pattern(source, FIELDS), size + 1)
 
 
 @pytest.mark.parametrize("empty", ["", " \t "])
-def test_an_empty_text_leaves_no_token(speller, empty):
-    with_empty = encode(speller, "{a} {mask} : {b}", texts_of((empty, "soup")))
-    without = encode(speller, "{mask} : {b}", texts_of(("", "soup")))
+def test_an_empty_text_leaves_no_token(prompt_tokenizer, empty):
+    with_empty = encode(prompt_tokenizer, "{a} {mask} : {b}", texts_of((empty, "soup")))
+    without = encode(prompt_tokenizer, "{mask} : {b}", texts_of(("", "soup")))
     assert apart(with_empty)[0].ids == apart(without)[0].ids
 
 
@@ -429,23 +471,23 @@ class Counting:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_is_tokenised_once_for_all_patterns_of_a_task(kind):
     counting = Counting(TOKENIZERS[kind]())
-    speller = Speller(counting, kind)
-    tokens = TokenizedTexts(speller, texts_of(("river bank", "soup"), ("goal team", "bread")))
+    prompt_tokenizer = PromptTokenizer(counting, kind)
+    tokens = TokenizedTexts(prompt_tokenizer, texts_of(("river bank", "soup"), ("goal team", "bread")))
     for source in ("{a} {mask} {b}", "{mask} News: {a} {b}", "{b} || {a} ? {mask}"):
-        Encoder(speller, parse_pattern(source, FIELDS), 64).encode(tokens)
+        Encoder(prompt_tokenizer, parse_pattern(source, FIELDS), 64).encode(tokens)
     for text in ("river bank", "soup", "goal team", "bread"):
         assert sum(text in one for one in counting.seen) == 1, text
 
 
 def test_a_text_without_its_punctuation_or_glued_is_another_text():
-    speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
-    tokens = TokenizedTexts(speller, texts_of(("soup .", "bread")))
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["byte-bpe"](), "byte-bpe")
+    tokens = TokenizedTexts(prompt_tokenizer, texts_of(("soup .", "bread")))
     full, bare, glued = (
-        apart(Encoder(speller, parse_pattern(source, FIELDS), 64).encode(tokens))[0].ids
+        apart(Encoder(prompt_tokenizer, parse_pattern(source, FIELDS), 64).encode(tokens))[0].ids
         for source in ("{mask} {a}", "{mask} {a|unpunctuated}", "{mask}{a}")
     )
     assert full[:-2] == bare[:-1]
-    assert speller.tokenizer.decode(glued) == "<s><mask>soup .</s>"
+    assert prompt_tokenizer.tokenizer.decode(glued) == "<s><mask>soup .</s>"
 
 
 # ---- label words ---------------------------------------------------------------------------------------------------
@@ -455,17 +497,17 @@ def pvp(source: str, **words: tuple[str, ...]) -> PVP:
     return PVP(0, parse_pattern(source, FIELDS), words)
 
 
-def test_the_score_of_a_label_is_the_mean_of_its_words(speller):
+def test_the_score_of_a_label_is_the_mean_of_its_words(prompt_tokenizer):
     words = {"yes": ("good", "great", "fine"), "no": ("bad",), "so": ("okay", "maybe")}
-    (found,) = encode_verbalizers(speller, [pvp("It was {mask} . {a}", **words)], "mood")
-    ids = [reference_ids(speller, word, True) for group in words.values() for word in group]
+    (found,) = encode_verbalizers(prompt_tokenizer, [pvp("It was {mask} . {a}", **words)], "mood")
+    ids = [reference_ids(prompt_tokenizer, word, True) for group in words.values() for word in group]
     assert found.words.tolist() == [one for (one,) in ids]
     scores = torch.arange(6, dtype=torch.float32) ** 2
     assert torch.allclose(scores @ found.averaging, torch.tensor([(0 + 1 + 4) / 3, 9.0, (16 + 25) / 2]))
 
 
-def test_label_words_can_be_moved_to_a_device(speller):
-    (found,) = encode_verbalizers(speller, [pvp("{a} {mask}", yes=("good", "great"), no=("bad",))], "mood")
+def test_label_words_can_be_moved_to_a_device(prompt_tokenizer):
+    (found,) = encode_verbalizers(prompt_tokenizer, [pvp("{a} {mask}", yes=("good", "great"), no=("bad",))], "mood")
     moved = found.to(torch.device("meta"))
     assert moved.words.device.type == moved.averaging.device.type == "meta"
     assert (moved.words.shape, moved.averaging.shape) == ((3,), (3, 2))
@@ -475,29 +517,33 @@ def test_label_words_can_be_moved_to_a_device(speller):
 
 
 def test_a_label_word_is_spelled_as_it_stands_at_the_mask():
-    speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["byte-bpe"](), "byte-bpe")
     words = {"one": ("a",), "two": ("it",)}
-    spaced, glued = encode_verbalizers(speller, [pvp("({a}) {mask}", **words), pvp("{a} ({mask})", **words)], "mood")
-    assert speller.tokenizer.convert_ids_to_tokens(spaced.words.tolist()) == ["\u0120a", "\u0120it"]
-    assert speller.tokenizer.convert_ids_to_tokens(glued.words.tolist()) == ["a", "it"]
+    spaced, glued = encode_verbalizers(
+        prompt_tokenizer, [pvp("({a}) {mask}", **words), pvp("{a} ({mask})", **words)], "mood"
+    )
+    assert prompt_tokenizer.tokenizer.convert_ids_to_tokens(spaced.words.tolist()) == ["\u0120a", "\u0120it"]
+    assert prompt_tokenizer.tokenizer.convert_ids_to_tokens(glued.words.tolist()) == ["a", "it"]
 
 
-def test_a_word_of_several_tokens_is_refused_with_task_label_word_tokenizer_and_pieces(speller):
+def test_a_word_of_several_tokens_is_refused_with_task_label_word_tokenizer_and_pieces(prompt_tokenizer):
     with pytest.raises(TaskError) as raised:
-        encode_verbalizers(speller, [pvp("{a} {mask}", good=("good",), bad=("qqwq",))], "mood")
-    shown = speller.tokenizer.convert_ids_to_tokens(reference_ids(speller, "qqwq", True))
-    assert len(shown) > 1 or speller.name == "wordpiece"
+        encode_verbalizers(prompt_tokenizer, [pvp("{a} {mask}", good=("good",), bad=("qqwq",))], "mood")
+    shown = prompt_tokenizer.tokenizer.convert_ids_to_tokens(reference_ids(prompt_tokenizer, "qqwq", True))
+    assert len(shown) > 1 or prompt_tokenizer.name == "wordpiece"
     problem = f"label 'bad', word 'qqwq' is {len(shown)} tokens {shown}"
-    assert str(raised.value) == f"task 'mood': label words must be one known token of {speller.name!r}: {problem}"
+    assert (
+        str(raised.value) == f"task 'mood': label words must be one known token of {prompt_tokenizer.name!r}: {problem}"
+    )
 
 
 def test_all_words_that_cannot_be_used_are_named_at_once_and_each_once():
-    speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["byte-bpe"](), "byte-bpe")
     bad = [f"{letter}qxz" for letter in "abcdefg"]
     first = pvp("{a} {mask}", one=("good", *bad[:3]), two=("bad",))
     second = pvp("{mask} {a}", one=("good", *bad[:3]), two=tuple(bad[3:]))
     with pytest.raises(TaskError) as raised:
-        encode_verbalizers(speller, [first, second], "mood")
+        encode_verbalizers(prompt_tokenizer, [first, second], "mood")
     problem = str(raised.value)
     assert all(problem.count(repr(word)) == 1 for word in bad[:SHOWN_PROBLEMS])
     assert problem.endswith(f"and {len(bad) - SHOWN_PROBLEMS} more")
@@ -505,9 +551,9 @@ def test_all_words_that_cannot_be_used_are_named_at_once_and_each_once():
 
 @pytest.mark.parametrize(("kind", "word"), [("wordpiece", "\u4e2d"), ("wordpiece", "[SEP]"), ("byte-bpe", "</s>")])
 def test_an_unknown_or_special_token_is_no_label_word(kind, word):
-    speller = Speller(TOKENIZERS[kind](), kind)
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS[kind](), kind)
     with pytest.raises(TaskError, match="must be one known token"):
-        encode_verbalizers(speller, [pvp("{a} {mask}", good=("good",), bad=(word,))], "mood")
+        encode_verbalizers(prompt_tokenizer, [pvp("{a} {mask}", good=("good",), bad=(word,))], "mood")
 
 
 # ---- columns of token ids ------------------------------------------------------------------------------------------
@@ -589,13 +635,13 @@ def test_a_column_leaves_nothing_behind(temporary):
     assert open_files() == before
 
 
-def test_texts_are_read_in_chunks_and_the_size_of_a_chunk_changes_nothing(speller, monkeypatch):
+def test_texts_are_read_in_chunks_and_the_size_of_a_chunk_changes_nothing(prompt_tokenizer, monkeypatch):
     source = "{a} ( {mask} ) || {b|unpunctuated}"
     texts = random_texts(5, 20)
-    expected = apart(encode(speller, source, texts, 33))
+    expected = apart(encode(prompt_tokenizer, source, texts, 33))
     monkeypatch.setattr(texts_module, "CHUNK", 3)
     assert [len(chunk) for chunk in texts.chunks()] == [3] * 6 + [2]
-    assert apart(encode(speller, source, texts, 33)) == expected
+    assert apart(encode(prompt_tokenizer, source, texts, 33)) == expected
 
 
 class Streamed:
@@ -617,26 +663,28 @@ class Streamed:
         return self._texts.ids[row]
 
 
-def test_texts_may_be_any_source_of_chunks_which_is_read_once_for_each_way_a_field_is_used(speller):
+def test_texts_may_be_any_source_of_chunks_which_is_read_once_for_each_way_a_field_is_used(prompt_tokenizer):
     texts = random_texts(6, 10)
     streamed = Streamed(texts)
-    tokens = TokenizedTexts(speller, streamed)
+    tokens = TokenizedTexts(prompt_tokenizer, streamed)
     for source in ("{a} {mask} || {b}", "{b} {mask} {a}", "{a|unpunctuated} {mask} {b}"):
-        found = Encoder(speller, parse_pattern(source, FIELDS), 33).encode(tokens)
-        assert apart(found) == apart(encode(speller, source, texts, 33))
+        found = Encoder(prompt_tokenizer, parse_pattern(source, FIELDS), 33).encode(tokens)
+        assert apart(found) == apart(encode(prompt_tokenizer, source, texts, 33))
     assert streamed.passes == 3
     with pytest.raises(SettingsError, match="text 'text-1' does not fit"):
         long = Streamed(texts_of(("soup", "fine"), ("soup " * 40, "fine")))
-        Encoder(speller, parse_pattern("{a|whole} {mask}", FIELDS), 24).encode(TokenizedTexts(speller, long))
+        Encoder(prompt_tokenizer, parse_pattern("{a|whole} {mask}", FIELDS), 24).encode(
+            TokenizedTexts(prompt_tokenizer, long)
+        )
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("truncation", CUTS)
-def test_rows_know_their_number_and_their_lengths_before_they_are_put_together(speller, truncation):
+def test_rows_know_their_number_and_their_lengths_before_they_are_put_together(prompt_tokenizer, truncation):
     for source in ("{a} ( {mask} ) || {b}", "{mask} {b}"):
-        rows = encode(speller, source, random_texts(8, 30), 33, truncation)
+        rows = encode(prompt_tokenizer, source, random_texts(8, 30), 33, truncation)
         sizes = [len(row.ids) for row in apart(rows)]
         assert max(sizes) == 33 > min(sizes), "some were cut, some not"
         assert len(rows) == 30
@@ -647,8 +695,8 @@ def test_rows_know_their_number_and_their_lengths_before_they_are_put_together(s
     assert rows.lengths(slice(0, 0)).shape == rows.lengths(np.empty(0, dtype=np.int64)).shape == (0,)
 
 
-def test_a_row_does_not_depend_on_which_others_are_put_together_with_it(speller):
-    rows = encode(speller, "{a} ( {mask} ) || {b}", random_texts(9, 15), 33)
+def test_a_row_does_not_depend_on_which_others_are_put_together_with_it(prompt_tokenizer):
+    rows = encode(prompt_tokenizer, "{a} ( {mask} ) || {b}", random_texts(9, 15), 33)
     all_of_them = apart(rows)
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -656,8 +704,8 @@ def test_a_row_does_not_depend_on_which_others_are_put_together_with_it(speller)
         assert apart(rows, chosen) == [all_of_them[row] for row in chosen]
 
 
-def test_no_texts_make_no_rows(speller):
-    rows = encode(speller, "{a} {mask}", Texts([], {"a": [], "b": []}, []))
+def test_no_texts_make_no_rows(prompt_tokenizer):
+    rows = encode(prompt_tokenizer, "{a} {mask}", Texts([], {"a": [], "b": []}, []))
     assert (len(rows), rows.lengths().tolist(), apart(rows)) == (0, [], [])
 
 
@@ -739,7 +787,7 @@ def plain(batch: Batch) -> dict[str, Any]:
     return {name: one.tolist() if isinstance(one, torch.Tensor) else one for name, one in found.items()}
 
 
-def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[str, Any]:
+def reference_batch(rows: list[Row], layout: Layout, prompt_tokenizer: PromptTokenizer) -> dict[str, Any]:
     """A token at a time; the last row, if there is one too many, is what fills the batch up."""
     longest = max(len(row.ids) for row in rows)
     width = layout.width or next(one for one in range(longest, 1000) if one % layout.width_multiple == 0)
@@ -747,7 +795,7 @@ def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[s
     for number, row in enumerate(rows):
         masks.append(len(ids) + row.mask)
         missing = width - len(row.ids) if layout.padded else 0
-        ids += row.ids + [speller.pad_id] * missing
+        ids += row.ids + [prompt_tokenizer.pad_id] * missing
         types += row.types + [0] * missing
         attention += [1] * len(row.ids) + [0] * missing
         places += range(len(row.ids) + missing)
@@ -761,7 +809,7 @@ def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[s
         starts.append(len(ids))
     return {
         "input_ids": ids,
-        "token_type_ids": types if speller.has_types else None,
+        "token_type_ids": types if prompt_tokenizer.has_types else None,
         "places": places,
         "rows": row_of,
         "starts": starts,
@@ -773,32 +821,36 @@ def reference_batch(rows: list[Row], layout: Layout, speller: Speller) -> dict[s
 
 
 @pytest.mark.parametrize("chosen", [[7, 2, 2, 11], [0], list(range(12))], ids=["repeated", "one", "all"])
-def test_a_batch_holds_the_chosen_rows_in_their_order_as_the_layout_says(speller, layout, chosen):
-    rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
+def test_a_batch_holds_the_chosen_rows_in_their_order_as_the_layout_says(prompt_tokenizer, layout, chosen):
+    rows = encode(prompt_tokenizer, "{a} {mask} || {b}", random_texts(3, 12), 40)
     batch = rows.batch(np.array(chosen), layout)
-    assert plain(batch) == reference_batch(apart(rows, chosen), layout, speller)
+    assert plain(batch) == reference_batch(apart(rows, chosen), layout, prompt_tokenizer)
     assert len(batch) == len(chosen)
     assert batch.starts.dtype == torch.int32, "what attention kernels ask for"
-    assert (batch.input_ids[batch.mask_positions] == speller.mask_id).all()
+    assert (batch.input_ids[batch.mask_positions] == prompt_tokenizer.mask_id).all()
 
 
-def test_a_batch_may_hold_rows_of_several_sources(speller, layout):
-    first, second = (encode(speller, source, random_texts(number, 9), 40) for number, source in enumerate(SPACED[:2]))
+def test_a_batch_may_hold_rows_of_several_sources(prompt_tokenizer, layout):
+    first, second = (
+        encode(prompt_tokenizer, source, random_texts(number, 9), 40) for number, source in enumerate(SPACED[:2])
+    )
     chosen = [np.array([3, 8]), np.array([0, 0, 5]), np.array([3])]
-    batch = lay_out([first, second, first], chosen, layout)
+    batch = collate([first, second, first], chosen, layout)
     alone = [row for rows, some in zip([first, second, first], chosen, strict=True) for row in apart(rows, some)]
-    assert plain(batch) == reference_batch(alone, layout, speller)
+    assert plain(batch) == reference_batch(alone, layout, prompt_tokenizer)
     none = np.empty(0, dtype=np.int64)
-    assert plain(lay_out([first, second], [chosen[0], none], layout)) == plain(first.batch(chosen[0], layout))
+    assert plain(collate([first, second], [chosen[0], none], layout)) == plain(first.batch(chosen[0], layout))
 
 
-def test_a_row_without_a_mask_has_no_mask_position(speller, layout):
-    rows = Encoder(speller, plain_pattern(FIELDS), 40).encode(TokenizedTexts(speller, random_texts(1, 5)))
+def test_a_row_without_a_mask_has_no_mask_position(prompt_tokenizer, layout):
+    rows = Encoder(prompt_tokenizer, plain_pattern(FIELDS), 40).encode(
+        TokenizedTexts(prompt_tokenizer, random_texts(1, 5))
+    )
     assert rows.batch(np.array([1, 4, 0]), layout).mask_positions.tolist() == [-1, -1, -1]
 
 
-def test_batches_one_after_another_are_the_batch_of_all_their_rows(speller):
-    rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
+def test_batches_one_after_another_are_the_batch_of_all_their_rows(prompt_tokenizer):
+    rows = encode(prompt_tokenizer, "{a} {mask} || {b}", random_texts(3, 12), 40)
     cuts = [[7, 2], [2], [11, 0, 5]]
     for layout in (Layout(False, width_multiple=8), Layout(True, 40)):
         parts = [rows.batch(np.array(cut), layout) for cut in cuts]
@@ -807,19 +859,21 @@ def test_batches_one_after_another_are_the_batch_of_all_their_rows(speller):
         assert join_batches(parts).starts.dtype == whole.starts.dtype
 
 
-def test_filling_up_a_batch_is_the_layout_s_last_step_and_none_where_rows_are_padded(speller):
-    rows = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40)
+def test_filling_up_a_batch_is_the_layout_s_last_step_and_none_where_rows_are_padded(prompt_tokenizer):
+    rows = encode(prompt_tokenizer, "{a} {mask} || {b}", random_texts(3, 12), 40)
     chosen = np.arange(5)
     bare = rows.batch(chosen, Layout(False, None, 128))
-    assert plain(fill(bare, LAYOUTS["packed, filled up"])) == plain(rows.batch(chosen, LAYOUTS["packed, filled up"]))
+    assert plain(pad_to_multiples(bare, LAYOUTS["packed, filled up"])) == plain(
+        rows.batch(chosen, LAYOUTS["packed, filled up"])
+    )
     padded = rows.batch(chosen, Layout(True))
-    assert fill(padded, Layout(True, token_multiple=64)) is padded
+    assert pad_to_multiples(padded, Layout(True, token_multiple=64)) is padded
 
 
-def test_a_batch_that_needs_no_filling_has_as_many_rows_as_one_that_does(speller):
+def test_a_batch_that_needs_no_filling_has_as_many_rows_as_one_that_does(prompt_tokenizer):
     """So that batches of equally many tokens have equal shapes."""
     texts = texts_of(("soup", ""), ("soup bread", ""))
-    rows = encode(speller, "{a} {mask}", texts)
+    rows = encode(prompt_tokenizer, "{a} {mask}", texts)
     one, other = rows.lengths().tolist()
     some, none = (rows.batch(np.array([row] * 4), Layout(False, None, 128, 4 * other)) for row in (0, 1))
     assert some.starts.tolist() == [0, one, 2 * one, 3 * one, 4 * one, 4 * other]
@@ -840,8 +894,8 @@ def test_a_number_is_rounded_up_to_a_multiple():
     assert round_up(5, 1) == 5
 
 
-def test_a_batch_moves_to_a_device_as_a_whole(speller, layout):
-    batch = encode(speller, "{a} {mask} || {b}", random_texts(3, 12), 40).batch(np.arange(4), layout)
+def test_a_batch_moves_to_a_device_as_a_whole(prompt_tokenizer, layout):
+    batch = encode(prompt_tokenizer, "{a} {mask} || {b}", random_texts(3, 12), 40).batch(np.arange(4), layout)
     assert plain(batch.to(torch.device("cpu"))) == plain(batch)
     moved = batch.to(torch.device("meta"))
     for name, value in vars(batch).items():

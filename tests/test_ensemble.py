@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pet.algorithms.ensemble import agreement, disagreement, even_shift, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import agreement, align_prior, disagreement, member_weights, pool_scores, soften
 
 MEMBERS, TEXTS, LABELS = 5, 17, 4
 
@@ -127,7 +127,7 @@ def test_a_single_member_agrees_with_itself(scores):
 def test_with_the_shift_all_labels_are_equally_probable_over_the_texts(labels, spread):
     rng = np.random.default_rng(labels)
     scores = rng.normal(rng.normal(0, 3, labels), spread, size=(500, labels))
-    shift = even_shift(scores)
+    shift = align_prior(scores)
     powers = np.exp(scores + shift)
     np.testing.assert_allclose((powers / powers.sum(1, keepdims=True)).mean(0), 1 / labels, atol=1e-5)
     assert shift.mean() == pytest.approx(0, abs=1e-12)
@@ -140,18 +140,18 @@ def test_the_shift_is_the_one_that_alternate_scaling_comes_to():
     for _ in range(2000):
         powers = np.exp(scores) * factors
         factors *= (1 / 3) / (powers / powers.sum(1, keepdims=True)).mean(0)
-    np.testing.assert_allclose(even_shift(scores), np.log(factors) - np.log(factors).mean(), atol=1e-4)
+    np.testing.assert_allclose(align_prior(scores), np.log(factors) - np.log(factors).mean(), atol=1e-4)
 
 
 def test_scores_that_are_even_already_are_not_shifted():
     scores = np.random.default_rng(4).normal(size=(100, 3))
     turned = np.concatenate([np.roll(scores, turn, axis=1) for turn in range(3)])
-    np.testing.assert_allclose(even_shift(turned), 0, atol=1e-6)
+    np.testing.assert_allclose(align_prior(turned), 0, atol=1e-6)
 
 
 def test_a_label_nobody_gives_is_shifted_up_as_far_as_it_takes():
     scores = np.random.default_rng(5).normal([0, -40], 1, size=(200, 2))
-    assert even_shift(scores) == pytest.approx([-20, 20], abs=0.3)
+    assert align_prior(scores) == pytest.approx([-20, 20], abs=0.3)
 
 
 # ---- disagreement --------------------------------------------------------------------------------------------------

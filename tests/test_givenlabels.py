@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from hub import patch_hub
-from rows import CARD, LABELS, Ground, finish_run, lay_ground, lively_model, open_work, pet, pet_run
+from rows import CARD, LABELS, Ground, finish_run, lay_ground, lively_model, open_context, pet, pet_run
 
 from pet.errors import TaskError
 from pet.tasks.annotations import COLUMNS, field_columns
@@ -62,9 +62,9 @@ def write_labels(path: Path, rows, encoding: str = "utf-8") -> Path:
 
 def labels_of(ground: Ground, *paths: Path):
     """Headline -> label, as a run has them."""
-    work = open_work(ground, ground.folder / "store", data={"train_files": [str(path) for path in paths]})
-    headline = dict(zip(work.train_side.ids, work.train_side.fields["headline"], strict=True))
-    return {headline[name]: label for name, label in work.given_labels.labels.items()}
+    ctx = open_context(ground, ground.folder / "store", data={"train_files": [str(path) for path in paths]})
+    headline = dict(zip(ctx.train_side.ids, ctx.train_side.fields["headline"], strict=True))
+    return {headline[name]: label for name, label in ctx.given_labels.labels.items()}
 
 
 def refusal(ground: Ground, *paths: Path) -> str:
@@ -75,7 +75,7 @@ def refusal(ground: Ground, *paths: Path) -> str:
 
 def given(ground: Ground, rows=TEXTS[1:4]) -> list[dict[str, str]]:
     """Rows of a labels file for some of the task's texts, as `pet suggest` writes them: id, text and label."""
-    texts = open_work(ground, ground.folder / "store").train_side
+    texts = open_context(ground, ground.folder / "store").train_side
     names = dict(zip(texts.fields["headline"], texts.ids, strict=True))
     return [
         {"id": names[row["headline"]], **row, "label": LABELS[number % 3], "suggested_label": "tech"}
@@ -188,8 +188,10 @@ def test_every_label_whose_text_is_gone_or_not_the_only_one_is_named_with_its_li
 def test_a_text_that_stands_twice_is_labelled_where_its_id_says(ground, tmp_path):
     write_source(ground, [*TEXTS, TEXTS[2]])
     labels = [{**TEXTS[2], "id": f"train.csv:{line}", "label": label} for line, label in ((4, "tech"), (9, "sports"))]
-    work = open_work(ground, tmp_path / "store", data={"train_files": [str(write_labels(tmp_path / "a.csv", labels))]})
-    assert work.given_labels.labels == {"train.csv:4": "tech", "train.csv:9": "sports"}
+    ctx = open_context(
+        ground, tmp_path / "store", data={"train_files": [str(write_labels(tmp_path / "a.csv", labels))]}
+    )
+    assert ctx.given_labels.labels == {"train.csv:4": "tech", "train.csv:9": "sports"}
 
 
 def test_a_text_that_a_person_rewrote_is_not_taken_for_another(ground, tmp_path):

@@ -12,7 +12,7 @@ import yaml
 
 from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.runner import plan_steps
 from pet.pipeline.stages import draw, finetune
 from pet.pipeline.stages.finetune import Members, Plan
@@ -37,29 +37,29 @@ WALKS = {
 def plan(card, **sections):
     """A walk that needs no text and no model to be planned."""
     settings = resolve_settings(None, {"task": {"name": str(card)}, "runtime": MACHINE, **sections})
-    work = Work(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
-    work.source_digests = {"train": "train", "test": "test"}
-    work._fingerprints[settings.model.name] = "weights"
-    return work
+    ctx = RunContext(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
+    ctx.source_digests = {"train": "train", "test": "test"}
+    ctx._fingerprints[settings.model.name] = "weights"
+    return ctx
 
 
 def short_digest(content):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-def plans_of(work):
-    return [Plan(*one, generation) for generation in range(3) for one in finetune.members_of(work)]
+def plans_of(ctx):
+    return [Plan(*one, generation) for generation in range(3) for one in finetune.members_of(ctx)]
 
 
-def seeds_of(work):
+def seeds_of(ctx):
     return [
-        [finetune.member_seed(work, one), draw.stream(work, "teachers", one), draw.stream(work, "draw", one)]
-        for one in plans_of(work)
+        [finetune.member_seed(ctx, one), draw.stream(ctx, "teachers", one), draw.stream(ctx, "draw", one)]
+        for one in plans_of(ctx)
     ]
 
 
-def steps_of(work, *stages):
-    return [[one.stage, one.name, one.identity] for one in plan_steps(work, 2) if one.stage in stages]
+def steps_of(ctx, *stages):
+    return [[one.stage, one.name, one.identity] for one in plan_steps(ctx, 2) if one.stage in stages]
 
 
 STAGES = ("prepare", "adapt", "finetune", "label", "draw")
@@ -78,7 +78,7 @@ STAGES = ("prepare", "adapt", "finetune", "label", "draw")
 def test_where_no_pattern_is_repeated_identities_seeds_and_streams_are_what_they_always_were(card, expected):
     """Digests made at commit 8ea40e8."""
     works = [plan(card, **sections) for sections in WALKS.values()]
-    assert short_digest([[steps_of(work, *STAGES), seeds_of(work)] for work in works]) == expected
+    assert short_digest([[steps_of(ctx, *STAGES), seeds_of(ctx)] for ctx in works]) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,24 +103,24 @@ def test_an_untuned_pattern_has_nothing_random_and_keeps_its_identity(card, expe
     ("card", "members"), [("mnli", 12), ("mnli-mm", 12), ("xstance", 18), ("xstance-de", 12), ("xstance-fr", 12)]
 )
 def test_every_member_has_a_training_set_and_a_stream_of_its_own(card, members, recipe, seed):
-    work = plan(card, data={"train_examples": 100}, recipe=recipe, seed=seed)
-    sets = Counter(name.split("-")[0] for stage, name, _ in steps_of(work, "draw") if stage == "draw")
+    ctx = plan(card, data={"train_examples": 100}, recipe=recipe, seed=seed)
+    sets = Counter(name.split("-")[0] for stage, name, _ in steps_of(ctx, "draw") if stage == "draw")
     assert sets == {"g1": members, "g2": members}
-    assert len({identity for *_, identity in steps_of(work, "draw")}) == 2 * members
-    assert len({identity for *_, identity in steps_of(work, "finetune")}) == 3 * members + len(work.pvps)
-    for column in zip(*seeds_of(work), strict=True):
+    assert len({identity for *_, identity in steps_of(ctx, "draw")}) == 2 * members
+    assert len({identity for *_, identity in steps_of(ctx, "finetune")}) == 3 * members + len(ctx.pvps)
+    for column in zip(*seeds_of(ctx), strict=True):
         assert len(set(column)) == 3 * members
 
 
 def test_the_training_sets_of_one_pattern_with_other_words_are_labelled_by_others_too():
     """Of two lists that differ in one place, one stream names mostly the same: not any more."""
-    work = plan("mnli", data={"train_examples": 100})
-    plans = [Plan(*one) for one in finetune.members_of(work)]
+    ctx = plan("mnli", data={"train_examples": 100})
+    plans = [Plan(*one) for one in finetune.members_of(ctx)]
     before = Members({}, plans, [Artifact(Path(), {"identity": one.label}) for one in plans])
     same = 0
     for first, second in ((one, two) for one in plans for two in plans if one.pvp.number + 2 == two.pvp.number):
         if first.repetition == second.repetition:
-            asked = [{one.label for one in draw.teachers_of(work, each, before).plans} for each in (first, second)]
+            asked = [{one.label for one in draw.teachers_of(ctx, each, before).plans} for each in (first, second)]
             same += asked[0] == asked[1]
     assert same < 3, "of 6"
 
@@ -163,7 +163,7 @@ def test_a_name_does_not_depend_on_where_the_pattern_stands_or_what_its_words_ar
 def test_what_a_member_is_does_not_depend_on_which_others_are_run(tmp_path):
     card = write_card(tmp_path, [(TEXTS[0], "good"), (TEXTS[1], "good"), (TEXTS[0], "fine")])
     every, alone = (plan(card, data={"train_examples": 4}, finetune=one) for one in ({}, {"patterns": [2]}))
-    found = [{finetune.key(work, PREPARED, one).identity for one in finetune.plans(work)[1]} for work in (every, alone)]
+    found = [{finetune.key(ctx, PREPARED, one).identity for one in finetune.plans(ctx)[1]} for ctx in (every, alone)]
     assert len(found[1]) == 3 and found[1] < found[0]
     assert set(map(tuple, seeds_of(alone))) < set(map(tuple, seeds_of(every)))
 

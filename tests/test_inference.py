@@ -14,8 +14,8 @@ from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.packing import PACKED
-from pet.modeling.prompts import Encoder, Rows
-from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.prompts import EncodedTexts, Encoder
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.texts import Texts
@@ -43,8 +43,8 @@ def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 
 @pytest.fixture(scope="module")
-def speller() -> Speller:
-    return Speller(TOKENIZERS["wordpiece"](), "wordpiece")
+def prompt_tokenizer() -> PromptTokenizer:
+    return PromptTokenizer(TOKENIZERS["wordpiece"](), "wordpiece")
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +53,18 @@ def pvp() -> PVP:
 
 
 @pytest.fixture(scope="module")
-def rows(speller: Speller, pvp: PVP) -> Rows:
+def rows(prompt_tokenizer: PromptTokenizer, pvp: PVP) -> EncodedTexts:
     rng = np.random.default_rng(0)
     column = [" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(0, 50, size=COUNT)]
     texts = Texts([str(number) for number in range(COUNT)], {"a": column}, [None] * COUNT)
-    return Encoder(speller, pvp.pattern, 56).encode(TokenizedTexts(speller, texts))
+    return Encoder(prompt_tokenizer, pvp.pattern, 56).encode(TokenizedTexts(prompt_tokenizer, texts))
 
 
 @pytest.fixture(scope="module")
-def score(speller: Speller, pvp: PVP):
+def score(prompt_tokenizer: PromptTokenizer, pvp: PVP):
     """Label scores of a tiny BERT."""
-    cloze = ClozeModel(tiny_model("bert", speller.tokenizer, **LIVELY))
-    (verbalizers,) = encode_verbalizers(speller, [pvp], "mood")
+    cloze = ClozeModel(tiny_model("bert", prompt_tokenizer.tokenizer, **LIVELY))
+    (verbalizers,) = encode_verbalizers(prompt_tokenizer, [pvp], "mood")
     return lambda batch: cloze.label_scores(batch, verbalizers)
 
 
@@ -129,14 +129,14 @@ def test_a_batch_keeps_to_its_budget_of_tokens_and_is_no_smaller_than_it_must_be
 
 def test_no_more_rows_are_looked_at_than_those_of_a_window(rows, layout, window, monkeypatch):
     """Memory does not grow with the pool."""
-    asked, lengths = [], Rows.lengths
+    asked, lengths = [], EncodedTexts.lengths
 
-    def watched(self: Rows, chosen: slice) -> np.ndarray:
+    def watched(self: EncodedTexts, chosen: slice) -> np.ndarray:
         found = lengths(self, chosen)
         asked.append(len(found))
         return found
 
-    monkeypatch.setattr(Rows, "lengths", watched)
+    monkeypatch.setattr(EncodedTexts, "lengths", watched)
     score_rows(checksum, rows, layout, runtime_of(200), "test")
     assert sum(asked) == COUNT
     assert max(asked) == window
@@ -156,11 +156,11 @@ def test_every_row_is_in_exactly_one_batch(layout):
         assert all(len(one) * round_up(int(lengths[one].max()), 8) <= budget or len(one) == 1 for one in found)
 
 
-def test_no_rows_have_no_scores_and_ask_no_model(speller, pvp, layout):
+def test_no_rows_have_no_scores_and_ask_no_model(prompt_tokenizer, pvp, layout):
     def never(batch: Batch) -> torch.Tensor:
         raise AssertionError("asked")
 
-    none = Encoder(speller, pvp.pattern, 56).encode(TokenizedTexts(speller, Texts([], {"a": []}, [])))
+    none = Encoder(prompt_tokenizer, pvp.pattern, 56).encode(TokenizedTexts(prompt_tokenizer, Texts([], {"a": []}, [])))
     found = score_rows(never, none, layout, runtime_of(64), "test")
     assert (found.shape, found.dtype) == ((0, 0), np.float32)
     assert list(token_batches(np.zeros(0, dtype=np.int64), 64, layout)) == []
@@ -231,11 +231,11 @@ def test_in_full_precision_the_model_itself_scores(make):
 def test_in_a_lower_one_a_copy_scores_nearly_the_same_and_the_model_keeps_its_own(make, family):
     model = MAKERS[make](family, TOKENIZERS[kind(family)]()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = computing_copy(model, runtime_of(64, dtype=LOW))
-    assert {one.dtype for one in twin.transformer.base_model.parameters()} == {LOW}
-    assert twin.training and model.training
-    twin.eval()
-    found = answers(twin, family).float()
+    compute_model = computing_copy(model, runtime_of(64, dtype=LOW))
+    assert {one.dtype for one in compute_model.transformer.base_model.parameters()} == {LOW}
+    assert compute_model.training and model.training
+    compute_model.eval()
+    found = answers(compute_model, family).float()
     assert not torch.equal(found, answers(model.eval(), family))
     assert_near(found, answers(model, family), 0.1)
     assert set(before) == set(model.state_dict())
@@ -249,17 +249,19 @@ def test_in_a_lower_one_a_copy_scores_nearly_the_same_and_the_model_keeps_its_ow
 def test_a_copy_has_the_weights_of_its_model_when_it_is_brought_up_to_date(make):
     """To the bit those of a copy made then, in place, so that what was captured or compiled stays of use."""
     model = MAKERS[make]("bert", TOKENIZERS["wordpiece"]())
-    twin = computing_copy(model, runtime_of(64, dtype=LOW))
-    places = [one.data_ptr() for one in twin.parameters()]
-    old = answers(twin, "bert")
+    compute_model = computing_copy(model, runtime_of(64, dtype=LOW))
+    places = [one.data_ptr() for one in compute_model.parameters()]
+    old = answers(compute_model, "bert")
     with torch.no_grad():
         for one in model.parameters():
             one.add_(0.05 * torch.randn_like(one))
-    assert torch.equal(answers(twin, "bert"), old)
-    refresh(twin, model)
-    assert not torch.allclose(answers(twin, "bert"), old, atol=1e-2)
-    assert torch.equal(answers(twin, "bert"), answers(computing_copy(model, runtime_of(64, dtype=LOW)), "bert"))
-    assert [one.data_ptr() for one in twin.parameters()] == places
+    assert torch.equal(answers(compute_model, "bert"), old)
+    refresh(compute_model, model)
+    assert not torch.allclose(answers(compute_model, "bert"), old, atol=1e-2)
+    assert torch.equal(
+        answers(compute_model, "bert"), answers(computing_copy(model, runtime_of(64, dtype=LOW)), "bert")
+    )
+    assert [one.data_ptr() for one in compute_model.parameters()] == places
 
 
 # ---- scores that are no numbers ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from rows import LABELS, Finished, find_all, find_one, finish_run, lay_ground, lively_model, pet, pet_run, read_json
 from safetensors.numpy import load_file
 
-from pet.algorithms.ensemble import even_shift
+from pet.algorithms.ensemble import align_prior
 from pet.pipeline.summary import flag_generations
 from pet.tasks.texts import read_texts
 
@@ -193,8 +193,8 @@ def test_drawn_labels_are_those_of_the_teachers_pooled_opinion(done, tmp_path, s
             [one["weight"] for one in report["teachers"]], accuracies / accuracies.sum(), atol=1e-6
         )
         if shares == "even":
-            assert (scores.argmax(1) != (scores + even_shift(scores)).argmax(1)).any(), "else this test sees nothing"
-            scores = scores + even_shift(scores)
+            assert (scores.argmax(1) != (scores + align_prior(scores)).argmax(1)).any(), "else this test sees nothing"
+            scores = scores + align_prior(scores)
         given = dict(zip(pool.ids, scores.argmax(1), strict=True))
         texts = read_texts(folder / "train.parquet")
         for number, name in enumerate(LABELS):

@@ -40,7 +40,14 @@ from pet.modeling.lora import (
 from pet.modeling.packing import PACKED
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.verbalizers import VerbalizerIds
-from pet.pipeline.members.batches import KEY_STEP, ClozeBatch, Sources, cloze_losses, combine, draw_shares
+from pet.pipeline.members.batches import (
+    KEY_STEP,
+    ClozeBatch,
+    MemberSources,
+    cloze_losses,
+    collate_members,
+    draw_member_batches,
+)
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime
 from pet.training.reporter import Silent
@@ -481,14 +488,14 @@ def test_dropout_is_where_hidden_states_are_dropped_and_nowhere_drops_alike(fami
     batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family, **rate))
     adapters, masks = grown(cloze.lm), []
 
-    def watch(module: torch.nn.Module, inputs: tuple[torch.Tensor], found: torch.Tensor) -> None:
+    def meter(module: torch.nn.Module, inputs: tuple[torch.Tensor], found: torch.Tensor) -> None:
         if found is not inputs[0]:
             masks.append(found.flatten(0, -2) == 0)
 
     with torch.no_grad(), adapters.installed():
         for one in cloze.lm.modules():
             if isinstance(one, KeyedDropout):
-                one.register_forward_hook(watch)
+                one.register_forward_hook(meter)
         assert not any(isinstance(one, torch.nn.Dropout) and one.p for one in cloze.lm.base_model.modules())
         adapters.open_gate(members_of(batch), torch.float32, keys_of(77, len(batch.input_ids)))
         cloze.states(batch)
@@ -875,7 +882,7 @@ TRAINING = TRAINING.model_copy(
 ANSWERS = ("good", "bad", "okay")
 
 
-def sources_of(member: int) -> Sources:
+def sources_of(member: int) -> MemberSources:
     """Each member with a pattern and label words of its own."""
     source = ("{mask} news : {a}", "{a} ? || It was {mask} . {a}", "{a} ( {mask} )")[member]
     rows, tokenizer = some_rows("bert", source, 40), TOKENIZERS["wordpiece"]()
@@ -883,14 +890,14 @@ def sources_of(member: int) -> Sources:
     averaging = torch.zeros(4, 3)
     averaging[range(4), [0, 1, 2, 2]] = torch.tensor([1.0, 1.0, 0.5, 0.5])
     never = np.asarray(tokenizer.all_special_ids)
-    return Sources(rows, np.asarray([0, 1, 2, 0, 1, 2, member]), rows, VerbalizerIds(words, averaging), never)
+    return MemberSources(rows, np.asarray([0, 1, 2, 0, 1, 2, member]), rows, VerbalizerIds(words, averaging), never)
 
 
 def batches_of(members: Sequence[int], layout: Layout = FILLED) -> Iterator[ClozeBatch]:
     """Micro-batches of these members for ever, each with its own random stream."""
-    shares = [draw_shares(sources_of(one), TRAINING, layout, np.random.default_rng(one)) for one in members]
+    shares = [draw_member_batches(sources_of(one), TRAINING, layout, np.random.default_rng(one)) for one in members]
     while True:
-        yield combine([next(one) for one in shares], TRAINING, layout)
+        yield collate_members([next(one) for one in shares], TRAINING, layout)
 
 
 @cache

@@ -60,11 +60,18 @@ from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.errors import TaskError
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.packing import training_layout
-from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.pipeline.members.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
+from pet.pipeline.members.batches import (
+    ClozeBatch,
+    MemberSources,
+    cloze_losses,
+    collate_members,
+    draw_member_batches,
+    never_masked,
+)
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP, parse_pattern
 from pet.tasks.splits import draw_first
@@ -112,12 +119,12 @@ def encoded(name: str, kind: str, recipe: str, length: int, columns: list[list[s
     card = card_of(name)
     fields = dict(zip(card.fields, columns, strict=False))
     size = len(columns[0])
-    speller = Speller(FOUR_TOKENIZERS[kind](), kind)
-    tokens = TokenizedTexts(speller, Texts([str(number) for number in range(size)], fields, [None] * size))
+    prompt_tokenizer = PromptTokenizer(FOUR_TOKENIZERS[kind](), kind)
+    tokens = TokenizedTexts(prompt_tokenizer, Texts([str(number) for number in range(size)], fields, [None] * size))
     truncation = settings_of(recipe).finetune.truncation
     found = []
     for pvp in card.pvps():
-        joined = Encoder(speller, pvp.pattern, length, truncation).encode(tokens)
+        joined = Encoder(prompt_tokenizer, pvp.pattern, length, truncation).encode(tokens)
         parts = joined.encoder.join(joined, np.arange(size))
         ends = np.cumsum(parts.lengths)[:-1]
         ids, types = np.split(parts.ids, ends), np.split(parts.types, ends)
@@ -165,7 +172,7 @@ def test_segments_are_told_apart_by_the_token_types_of_bert_and_albert_alone():
     for kind in FOUR_TOKENIZERS:
         types = {one for row in encoded("mnli", kind, "paper", 64, [["rain ."], ["soup"]])[1] for one in row.types}
         assert types == ({0, 1} if HAS_TYPES[kind] else {0})
-        assert Speller(FOUR_TOKENIZERS[kind](), kind).has_types == HAS_TYPES[kind]
+        assert PromptTokenizer(FOUR_TOKENIZERS[kind](), kind).has_types == HAS_TYPES[kind]
 
 
 # ---- label words ---------------------------------------------------------------------------------------------------
@@ -177,7 +184,7 @@ def test_a_label_word_is_its_one_token_after_a_blank_or_is_refused(name, kind):
     """pvp.py:51-72: exactly one token, none of the special ones; Yelp's and a few more are known here, others not."""
     tokenizer = FOUR_TOKENIZERS[kind]()
     card = card_of(name)
-    speller = Speller(tokenizer, kind)
+    prompt_tokenizer = PromptTokenizer(tokenizer, kind)
     for pvp in card.pvps():
         single: dict[str, tuple[str, ...]] = {}
         for words in (*pvp.words.values(), ("good",), ("unheard",), ("\u6f22",)):
@@ -187,8 +194,8 @@ def test_a_label_word_is_its_one_token_after_a_blank_or_is_refused(name, kind):
                     single[word] = (word,)
                     continue
                 with pytest.raises(TaskError, match=f"word '{word}'"):
-                    encode_verbalizers(speller, [PVP(0, pvp.pattern, {"one": (word,)})], name)
-        (found,) = encode_verbalizers(speller, [PVP(0, pvp.pattern, single)], name)
+                    encode_verbalizers(prompt_tokenizer, [PVP(0, pvp.pattern, {"one": (word,)})], name)
+        (found,) = encode_verbalizers(prompt_tokenizer, [PVP(0, pvp.pattern, single)], name)
         assert found.words.tolist() == [ids_of(kind, word)[0] for word in single]
         assert torch.equal(found.averaging, torch.eye(len(single)))
 
@@ -211,20 +218,22 @@ def cloze_of(family: str) -> ClozeModel:
 
 def micro_batches(cloze: ClozeModel, family: str, pattern: str, settings: FinetuneSettings) -> Iterator[ClozeBatch]:
     """What a member is trained on, for ever."""
-    speller = Speller(tokenizer_of(family), family)
+    prompt_tokenizer = PromptTokenizer(tokenizer_of(family), family)
     parsed = parse_pattern(pattern, ["a", "b"])
 
-    def rows(seed: int, count: int) -> Rows:
+    def rows(seed: int, count: int) -> EncodedTexts:
         fields = {"a": sentences(seed, count), "b": sentences(-seed, count)}
         texts = Texts([str(one) for one in range(count)], fields, [None] * count)
-        return Encoder(speller, parsed, LENGTH, settings.truncation).encode(TokenizedTexts(speller, texts))
+        return Encoder(prompt_tokenizer, parsed, LENGTH, settings.truncation).encode(
+            TokenizedTexts(prompt_tokenizer, texts)
+        )
 
-    (words,) = encode_verbalizers(speller, [PVP(0, parsed, LABEL_WORDS)], "mood")
-    never = never_masked(speller, settings.mask_targets)
-    sources = Sources(rows(5, 9), np.arange(9) % 3, rows(6, 14), words, never)
+    (words,) = encode_verbalizers(prompt_tokenizer, [PVP(0, parsed, LABEL_WORDS)], "mood")
+    never = never_masked(prompt_tokenizer, settings.mask_targets)
+    sources = MemberSources(rows(5, 9), np.arange(9) % 3, rows(6, 14), words, never)
     layout = training_layout(cloze.transformer, SILENT, LENGTH if settings.mask_targets == "any" else None)
-    shares = draw_shares(sources, settings, layout, np.random.default_rng(0))
-    return (combine([share], settings, layout) for share in shares)
+    shares = draw_member_batches(sources, settings, layout, np.random.default_rng(0))
+    return (collate_members([share], settings, layout) for share in shares)
 
 
 def as_published(given: ClozeBatch, family: str) -> tuple[dict[str, Any], dict[str, Any]]:

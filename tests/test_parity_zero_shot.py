@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rows import find_all, lay_ground, lively_model, open_work, read_json
+from rows import find_all, lay_ground, lively_model, open_context, read_json
 
 from pet.pipeline.stages import draw, finetune, prepare
 
@@ -20,9 +20,9 @@ def teachers_of_generation_1(folder: Path, base: Path, patterns: int, **ipet: ob
     ground = lay_ground(folder / "ground", lively_model(base))
     ground.change_card(patterns=[f"{{mask}} {word} : {{headline}} {{body}}" for word in WORDS[:patterns]])
     sections = {"data": {"train_examples": 0}, "finetune": {"repetitions": REPETITIONS}, "ipet": ipet}
-    work = open_work(ground, folder / "store", **sections)
-    prepared = prepare.run(work)
-    draw.run(work, prepared, finetune.run(work, prepared), 1)
+    ctx = open_context(ground, folder / "store", **sections)
+    prepared = prepare.run(ctx)
+    draw.run(ctx, prepared, finetune.run(ctx, prepared), 1)
     found = []
     for one in find_all(folder / "store", "draw", "g1-"):
         shares: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from rows import (
     find_one,
     finish_run,
     hidden_in,
-    open_work,
+    open_context,
     pet,
     pet_run,
     read_json,
@@ -108,12 +108,12 @@ def test_a_stage_whose_predecessor_is_missing_names_the_command_that_makes_it(do
 
 
 def test_a_walk_in_python_is_the_same_as_on_the_command_line(done):
-    work = open_work(done.ground, done.store)
-    artifact = run_stage(work, "all")
+    ctx = open_context(done.ground, done.store)
+    artifact = run_stage(ctx, "all")
     assert artifact is not None
     assert artifact.path == done.one("run")
-    assert [step.found is not None for step in plan(work)] == [True] * 11
-    assert [run_stage(work, stage) for stage in WALKED[:-1]] == [None] * 4
+    assert [step.found is not None for step in plan(ctx)] == [True] * 11
+    assert [run_stage(ctx, stage) for stage in WALKED[:-1]] == [None] * 4
 
 
 # ---- what is reused, and what is made again ------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_the_settings_of_a_run_can_be_run_again(done):
     """settings.yaml is a pipeline: with it, everything is there already."""
     settings = done.one("run") / "settings.yaml"
     resolved = yaml.safe_load(settings.read_text())
-    assert resolved == open_work(done.ground, done.store).settings.model_dump(mode="json")
+    assert resolved == open_context(done.ground, done.store).settings.model_dump(mode="json")
     result = pet("run", settings, "--store", done.store)
     assert result.stderr.splitlines()[-1] == f"run: reused {done.one('run')}"
 
@@ -288,7 +288,7 @@ def test_weights_are_hashed_once_a_walk_however_many_members_there_are(done, mon
         return digest(path)
 
     monkeypatch.setattr(loading, "digest_file", note)
-    assert len(plan(open_work(done.ground, done.store))) > 5
+    assert len(plan(open_context(done.ground, done.store))) > 5
     assert hashed.count("model.safetensors") == 1
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.training.device import open_runtime
-from pet.training.distributed import ALONE, Ranks, buckets_of, deal, join_ranks
+from pet.training.distributed import ALONE, Ranks, buckets_of, join_ranks, shard
 
 TESTS = Path(__file__).parent
 SIZE = 2
@@ -255,7 +255,7 @@ def test_random_numbers_are_each_ranks_own_in_training_only(found):
     ],
 )
 def test_rows_are_dealt_out_one_by_one_and_a_filler_counts_for_nothing(count, size, expected):
-    assert [some.tolist() for some in deal(count, size)] == expected
+    assert [some.tolist() for some in shard(count, size)] == expected
     shares = [Ranks(rank, size).share(count) for rank in range(size)] if count else []
     assert shares == [len(range(rank, count, size)) / count for rank in range(size if count else 0)]
     assert not count or sum(shares) == pytest.approx(1)

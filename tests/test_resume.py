@@ -8,7 +8,7 @@ import pytest
 from killing import differences
 from rows import killable, pet
 
-from pet.training.checkpoint import Saver
+from pet.training.checkpoint import CheckpointManager
 
 SAVED = "--set=runtime.checkpoint_minutes=5"
 """Nothing is saved but when a signal comes."""
@@ -31,14 +31,14 @@ def whole(commands, tmp_path_factory) -> list[Path]:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, title: str, step: int, number: signal.Signals) -> None:
     """Send the process a signal while a step of a training is computed."""
-    after = Saver.after
+    after = CheckpointManager.after
 
-    def stop(self: Saver, done: int, state: object, stopping: bool) -> None:
+    def stop(self: CheckpointManager, done: int, state: object, stopping: bool) -> None:
         after(self, done, state, stopping)  # type: ignore[arg-type]
         if self.title == title and done == step - 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Saver, "after", stop)
+    monkeypatch.setattr(CheckpointManager, "after", stop)
 
 
 @pytest.mark.parametrize(

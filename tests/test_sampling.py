@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pet.errors import TaskError
-from pet.tasks.near_duplicates import DUPLICATE_JACCARD, Known, count_near_duplicates, shingles
+from pet.tasks.near_duplicates import DUPLICATE_JACCARD, NearDuplicateIndex, count_near_duplicates, shingles
 from pet.tasks.splits import Draw, derive_seed, divide_evenly, draw_by_seed, draw_first, take_per_label
 
 NAMES = ("sun", "rain", "snow")
@@ -235,7 +235,7 @@ def reference_jaccard(one: str, other: str) -> float:
 
 def find_near_duplicates(left: list[str], right: list[str]) -> list[tuple[int, int]]:
     """Pairs (row of `left`, row of `right`), in the order of `right`."""
-    known = Known(left)
+    known = NearDuplicateIndex(left)
     return [(row, other) for other, text in enumerate(right) for row in known.like(shingles(text))]
 
 

@@ -17,7 +17,7 @@ from pet.pipeline.runs import open_run
 from pet.store.store import Store
 from pet.tasks.annotations import FORMULA, read_given_labels
 from pet.tasks.card import Source, TaskCard
-from pet.tasks.near_duplicates import Known, shingles
+from pet.tasks.near_duplicates import NearDuplicateIndex, shingles
 from pet.tasks.texts import TextFile, Texts, read_texts, write_texts
 from pet.tools.inference.suggest import Suggestions, first_different, spread, write_suggestions
 
@@ -104,7 +104,7 @@ def test_what_nearly_repeats_a_labelled_text_or_one_before_it_is_not_taken(tmp_p
     rows, texts = first_different(pool, np.array([3, 0, 5, 4, 1, 2]), 4, labelled)
     assert rows.tolist() == [3, 5, 2], "0 is 3 in capitals, 4 is labelled, 1 is 5"
     assert texts.ids == ["3", "5", "2"]
-    seen = Known([long])
+    seen = NearDuplicateIndex([long])
     assert seen.like(shingles(long.upper()))
     assert first_different(pool, np.array([3, 0, 5]), 1, labelled)[0].tolist() == [3]
 

@@ -222,10 +222,10 @@ def test_a_run_that_failed_is_a_hole_that_is_shown_and_filled_by_the_next_call(m
     shutil.copytree(folder / "store", tmp_path / "store")
     with monkeypatch.context() as patch:
 
-        def fail(work):
-            if (work.settings.seed, work.settings.data.train_examples) == (1, 6):
+        def fail(ctx):
+            if (ctx.settings.seed, ctx.settings.data.train_examples) == (1, 6):
                 raise StoreError("the disk is on fire")
-            return runner(work)
+            return runner(ctx)
 
         runner = table.RUNNERS["pet"]
         patch.setitem(table.RUNNERS, "pet", fail)
@@ -265,10 +265,10 @@ def test_whatever_ends_one_run_ends_no_other(problem, said, made, tmp_path, monk
     few = ("--sizes", "6", "--methods", "supervised,pet")
     runner = table.RUNNERS["supervised"]
 
-    def fail(work):
-        if work.settings.seed == 0:
+    def fail(ctx):
+        if ctx.settings.seed == 0:
             raise problem
-        return runner(work)
+        return runner(ctx)
 
     monkeypatch.setitem(table.RUNNERS, "supervised", fail)
     done = pet_table(ground, tmp_path, *few, code=1)
@@ -290,12 +290,12 @@ def test_whatever_ends_one_run_ends_no_other(problem, said, made, tmp_path, monk
     assert (events[-1]["event"], "cell" in events[-1]) == ("done", False)
 
 
-def full(work):
+def full(ctx):
     raise StoreError("the store cannot be written") from OSError(errno.ENOSPC, "No space left on device")
 
 
-def take_away(work):
-    root = work.store.root
+def take_away(ctx):
+    root = ctx.store.root
     root.rename(root.with_name("gone"))
     root.write_text("no folder any more")
     raise KeyError("whatever")

@@ -17,7 +17,7 @@ from torch import nn
 
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.modeling.batch import Batch, Layout, fill, map_tensors, parts_of, plain_values_of, tensors_of
+from pet.modeling.batch import Batch, Layout, map_tensors, pad_to_multiples, parts_of, plain_values_of, tensors_of
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses
@@ -550,7 +550,7 @@ def cloze_batches(seed: int, device: str, has_types: bool = True) -> Iterator[Cl
         places = torch.arange(size) - starts[row_of]
         types = (places > 8).long() if has_types else None
         bare = Batch(draw(5, 150, size), types, places, row_of, starts.int(), starts[:-1] + draw(0, 9, count), 128)
-        batch = fill(bare, FILLED)
+        batch = pad_to_multiples(bare, FILLED)
         assert size < len(batch.input_ids) == tokens
         targets = draw(5, 150, 64)
         targets[40 + labelled :] = IGNORED

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rows import LABELS, PATTERNS, TOPICS, Ground, files_of, lay_ground, lively_model, open_work, pet, pet_run
+from rows import LABELS, PATTERNS, TOPICS, Ground, files_of, lay_ground, lively_model, open_context, pet, pet_run
 from tiny import TOKENIZERS, WORDS
 
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.modeling import loading
-from pet.modeling.tokenization import Speller, whole_words
+from pet.modeling.tokenization import PromptTokenizer, whole_words
 from pet.pipeline.stages import prepare
 from pet.tasks.card import load_card
 from pet.tools.authoring.verbalize import count_words, propose
@@ -33,8 +33,8 @@ def verbalize(ground: Ground, *arguments: object, code: int = 0):
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_whole_words_are_those_of_letters_that_are_one_token_where_a_word_begins(kind):
-    speller = Speller(TOKENIZERS[kind](), kind)
-    words, ids = whole_words(speller, [None])
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS[kind](), kind)
+    words, ids = whole_words(prompt_tokenizer, [None])
     lower = {word.lower() for word in words}
     assert lower >= set(WORDS) - {"a"}
     if kind != "byte-bpe":  # there the beginnings of words that merges lead over are words like any other
@@ -42,28 +42,28 @@ def test_whole_words_are_those_of_letters_that_are_one_token_where_a_word_begins
     assert all(word.isalpha() and len(word) > 1 for word in words)
     assert len(set(words)) == len(words) == len(ids[None])
     for word, token in zip(words, ids[None], strict=True):
-        assert speller.word_id(word, None) == token
+        assert prompt_tokenizer.word_id(word, None) == token
 
 
 def test_words_are_spelled_as_they_stand_at_every_mask():
     """Glued to a bracket, byte-level BPE has one token without a space for `it` only."""
-    speller = Speller(TOKENIZERS["byte-bpe"](), "byte-bpe")
-    words, ids = whole_words(speller, [None, "("])
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["byte-bpe"](), "byte-bpe")
+    words, ids = whole_words(prompt_tokenizer, [None, "("])
     assert words == ["it"]
     assert ids[None] != ids["("]
 
 
 def test_what_is_counted_is_what_the_model_says_of_whole_rows_one_by_one(ground, tmp_path):
     """Against transformers' own logits over the whole vocabulary, the pattern filled in and tokenised as one text."""
-    work = open_work(ground, tmp_path / "store", finetune={"patterns": [0]}, label={})
-    train = prepare.draw_splits(work)[0].train
-    words, tally = count_words(work, train)
-    lm, tokenizer = loading.load_masked_lm(work.settings.model).eval(), work.speller.tokenizer
+    ctx = open_context(ground, tmp_path / "store", finetune={"patterns": [0]}, label={})
+    train = prepare.draw_splits(ctx)[0].train
+    words, tally = count_words(ctx, train)
+    lm, tokenizer = loading.load_masked_lm(ctx.settings.model).eval(), ctx.prompt_tokenizer.tokenizer
     known = tokenizer.convert_tokens_to_ids(words)
     expected = Tally.empty(len(LABELS), len(words))
     for row in range(len(train)):
         texts = {name: column[row] for name, column in train.fields.items()}
-        text = work.pvps[0].pattern.fill(texts, tokenizer.mask_token)
+        text = ctx.pvps[0].pattern.fill(texts, tokenizer.mask_token)
         inputs = tokenizer(text, return_tensors="pt")
         place = (inputs["input_ids"][0] == tokenizer.mask_token_id).nonzero().item()
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_what_is_counted_is_what_the_model_says_of_whole_rows_one_by_one(ground,
     np.testing.assert_allclose(tally.unsaid, expected.unsaid, rtol=1e-3, atol=1e-4)
     assert tally.rows.tolist() == [4, 4, 4]
     found, _ = words_of_labels(expected, 2)
-    assert [[word for word, _ in one] for one in propose(work, 2).words.values()] == [
+    assert [[word for word, _ in one] for one in propose(ctx, 2).words.values()] == [
         [words[word] for word in one] for one in found
     ]
 
@@ -82,8 +82,8 @@ def test_all_patterns_are_counted_together_and_texts_in_chunks(ground, tmp_path,
     tallies = []
     for chunk, patterns in ((256, [0, 1]), (5, [0, 1]), (256, [0]), (256, [1])):
         monkeypatch.setattr("pet.tools.authoring.verbalize.CHUNK", chunk)
-        work = open_work(ground, tmp_path / "store", finetune={"patterns": patterns})
-        tallies.append(count_words(work, prepare.draw_splits(work)[0].train)[1])
+        ctx = open_context(ground, tmp_path / "store", finetune={"patterns": patterns})
+        tallies.append(count_words(ctx, prepare.draw_splits(ctx)[0].train)[1])
     both, parts, first, second = tallies
     np.testing.assert_allclose(parts.said, both.said, rtol=1e-5)
     np.testing.assert_allclose(first.said + second.said, both.said, rtol=1e-5)

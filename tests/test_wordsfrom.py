@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rows import LABELS, TOPICS, Ground, find_one, lay_ground, lively_model, open_work, pet, pet_run, read_json
+from rows import LABELS, TOPICS, Ground, find_one, lay_ground, lively_model, open_context, pet, pet_run, read_json
 
 from pet.config.resolve import resolve_settings
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.runs import open_run
 from pet.pipeline.stages import prepare
 from pet.store.store import Store
@@ -68,8 +68,8 @@ def texts_tested(card: Path, *sizes: int | None, seeds=SEEDS, train: int = 2) ->
     for size in sizes:
         for seed in seeds:
             more = {"task": {"name": str(card)}, "data": {"train_examples": train, "test": size}, "seed": seed}
-            work = Work(resolve_settings("quick", more), None, None)  # type: ignore[arg-type]  # no stage is run
-            test = prepare.draw_splits(work)[0].test
+            ctx = RunContext(resolve_settings("quick", more), None, None)  # type: ignore[arg-type]  # no stage is run
+            test = prepare.draw_splits(ctx)[0].test
             assert len(test)
             found |= {test.joined(row) for row in range(len(test))}
     return found
@@ -201,7 +201,7 @@ def test_with_a_test_file_of_its_own_nothing_has_to_be_kept_from_it(ground, read
 
 
 def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
-    texts = open_work(ground, tmp_path / "store").train_side
+    texts = open_context(ground, tmp_path / "store").train_side
     first = [row for row, label in enumerate(texts.labels) if label is not None][:5]
     ground.change_card(words_from=[*sorted(marks(texts.take(first))), "0" * 16])
     done = pet_run(ground, tmp_path / "store")
@@ -214,20 +214,20 @@ def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
     assert read_json(run / "summary.json")["word_texts"] == more
     card = " ".join(limits(open_run(str(run), Store(tmp_path / "store"))))
     assert f"chosen by the labels of {more} texts beside those that it was trained on" in card
-    assert describe_task(open_work(ground, tmp_path / "store").settings, [])["words_from"] == 6
+    assert describe_task(open_context(ground, tmp_path / "store").settings, [])["words_from"] == 6
     assert "6 texts chose the card's label words; no run tests on them" in said
     assert "1 of the 6 texts that chose the card's label words (words_from) are not among the task's texts" in said
 
 
 def test_without_such_texts_identities_and_summaries_are_what_they_were(ground, tmp_path):
-    work = open_work(ground, tmp_path / "store")
-    before = prepare.key(work)
+    ctx = open_context(ground, tmp_path / "store")
+    before = prepare.key(ctx)
     assert "words_from" not in before.settings
-    texts = work.train_side
+    texts = ctx.train_side
     ground.change_card(words_from=marks(texts.take([0, 1])))
-    assert prepare.key(open_work(ground, tmp_path / "store")).settings["words_from"]
+    assert prepare.key(open_context(ground, tmp_path / "store")).settings["words_from"]
     ground.change_card(words_from=[])
-    assert prepare.key(open_work(ground, tmp_path / "store")) == before
+    assert prepare.key(open_context(ground, tmp_path / "store")) == before
 
 
 def test_a_check_says_where_its_accuracy_is_of_texts_that_a_run_may_test_on(ground):

@@ -18,22 +18,22 @@ from unittest import mock
 
 import numpy as np
 import torch
-from rows import Ground, lay_ground, open_work, save_lively
+from rows import Ground, lay_ground, open_context, save_lively
 from tiny import TOKENIZERS, WORDS
 
 from pet.config.schema import Optimisation, RuntimeSettings
 from pet.errors import NotFinite
 from pet.modeling import packing
 from pet.modeling.batch import Layout, plain_values_of, tensors_of
-from pet.modeling.prompts import Encoder, Rows
-from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.prompts import EncodedTexts, Encoder
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.pipeline import runner
 from pet.pipeline.stages import baseline, prepare
 from pet.store.draft import Draft
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
 from pet.training import distributed, scoring
-from pet.training.checkpoint import Checkpoint, Saver, train_saved
+from pet.training.checkpoint import Checkpoint, CheckpointManager, train_saved
 from pet.training.device import Runtime, open_runtime
 from pet.training.distributed import Ranks
 from pet.training.reporter import Silent
@@ -172,11 +172,11 @@ def failures(machine: Runtime, folder: Path) -> dict[str, Any]:
 
     machine = replace(machine, capture=False)
     trainer = Trainer(model, Optimisation(steps=50, learning_rate=0.1), losses, machine)
-    saver = Saver(Checkpoint(folder, model, trainer.optimizer, machine, ["it"]), 0, "it", print)
+    checkpoints = CheckpointManager(Checkpoint(folder, model, trainer.optimizer, machine, ["it"]), 0, "it", print)
     batches = itertools.repeat(torch.ones(2, 3, device=machine.device))
     found: dict[str, Any] = {}
     try:
-        train_saved(trainer, saver, lambda done: batches, "it", restored=lambda: None)
+        train_saved(trainer, checkpoints, lambda done: batches, "it", restored=lambda: None)
     except NotFinite as problem:
         found["training failed"] = str(problem)
     try:
@@ -186,12 +186,14 @@ def failures(machine: Runtime, folder: Path) -> dict[str, Any]:
     return found
 
 
-def some_rows(count: int) -> Rows:
+def some_rows(count: int) -> EncodedTexts:
     """Rows of many lengths, no two alike."""
-    speller = Speller(TOKENIZERS["wordpiece"](), "test")
+    prompt_tokenizer = PromptTokenizer(TOKENIZERS["wordpiece"](), "test")
     columns = {"a": [" ".join(WORDS[number : number + 1 + number * 7 % 11]) for number in range(count)]}
     texts = Texts([str(number) for number in range(count)], columns, [None] * count)
-    return Encoder(speller, parse_pattern("{a} {mask}", ["a"]), 40).encode(TokenizedTexts(speller, texts))
+    return Encoder(prompt_tokenizer, parse_pattern("{a} {mask}", ["a"]), 40).encode(
+        TokenizedTexts(prompt_tokenizer, texts)
+    )
 
 
 def checksum(batch: Any) -> torch.Tensor:
@@ -203,9 +205,9 @@ def checksum(batch: Any) -> torch.Tensor:
 @contextmanager
 def watch_rows(asked: list[int]) -> Iterator[None]:
     """The numbers of all rows that are put into a batch."""
-    batch = Rows.batch
+    batch = EncodedTexts.batch
     with mock.patch.object(
-        Rows, "batch", lambda rows, chosen, layout: asked.extend(chosen) or batch(rows, chosen, layout)
+        EncodedTexts, "batch", lambda rows, chosen, layout: asked.extend(chosen) or batch(rows, chosen, layout)
     ):
         yield
 
@@ -216,12 +218,12 @@ def watch_rows(asked: list[int]) -> Iterator[None]:
 def walk(ground: Path, store: Path, device: str, model: str, last: str, sections: dict[str, Any]) -> None:
     """The stages up to `last`."""
     machine = {"device": device, "precision": "fp32"}
-    work = open_work(Ground(ground), store, runtime=machine, model={"name": str(ground / model)}, **sections)
+    ctx = open_context(Ground(ground), store, runtime=machine, model={"name": str(ground / model)}, **sections)
     stages = ("prepare", "finetune", "label", "distill") if last == "distill" else ("prepare", last)
     for stage in stages:
-        runner.run_stage(work, stage)
+        runner.run_stage(ctx, stage)
     if last == "distill":
-        baseline.run(work, prepare.need(work))
+        baseline.run(ctx, prepare.need(ctx))
 
 
 @contextmanager

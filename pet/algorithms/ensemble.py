@@ -50,7 +50,7 @@ def disagreement(scores: Array, weights: Array) -> Array:
     return np.asarray(np.maximum(apart, 0.0))  # rounding may leave it just below
 
 
-def even_shift(scores: Array) -> Array:
+def align_prior(scores: Array) -> Array:
     """Constants [L], 0 in the mean, that added to scores [N, L] make all labels equally probable over the texts.
 
     They are where the convex function mean(logsumexp(scores + shift)) - mean(shift) is least: its gradient is the

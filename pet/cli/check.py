@@ -43,7 +43,7 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     """
     from pet.cli.screen import Screen
     from pet.config.resolve import resolve_settings
-    from pet.pipeline.context import Work
+    from pet.pipeline.context import RunContext
     from pet.store.store import Store
     from pet.tools.authoring.lint import check as look
     from pet.training.device import open_runtime
@@ -55,9 +55,9 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     screen = Screen()
     settings = resolve_settings("quick", *overrides)
     warn_of_code(screen, settings.model)
-    work = Work(settings, Store("runs"), open_runtime(settings.runtime, screen))
-    found = look(work, sample)
-    show(screen, found, work.card.name, settings.model.name)
+    ctx = RunContext(settings, Store("runs"), open_runtime(settings.runtime, screen))
+    found = look(ctx, sample)
+    show(screen, found, ctx.card.name, settings.model.name)
     click.get_current_context().exit(1 if found.problems else 0)
 
 

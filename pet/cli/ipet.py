@@ -7,7 +7,6 @@ import click
 from pet.cli.run import walk, walk_options
 
 if TYPE_CHECKING:
-    from pet.pipeline.context import Work
     from pet.pipeline.runner import Step
 
 
@@ -30,9 +29,9 @@ def ipet(**given: Any) -> None:
     from pet.pipeline.runner import plan
     from pet.pipeline.stages.draw import generations as generations_of
 
-    def steps(work: "Work") -> "list[Step]":
-        for line in describe_schedule(work):
-            work.runtime.reporter.say(line)
-        return plan(work, generations_of(work))
+    def steps(ctx: "Work") -> "list[Step]":
+        for line in describe_schedule(ctx):
+            ctx.runtime.reporter.say(line)
+        return plan(ctx, generations_of(ctx))
 
     walk(run_ipet, steps, **given)

@@ -12,12 +12,12 @@ from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.config.schema import ModelSettings
-    from pet.pipeline.context import Work
+    from pet.pipeline.context import RunContext
     from pet.pipeline.event_log import Log
     from pet.pipeline.runner import Step
     from pet.store.store import Artifact, Store
 
-    Go = Callable[[Work], Artifact | None]
+    Go = Callable[[RunContext], Artifact | None]
 
 STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
 
@@ -81,10 +81,10 @@ def run(stage: str, **given: Any) -> None:
     """
     from pet.pipeline.runner import plan, run_stage
 
-    def steps(work: "Work") -> "list[Step]":
-        return [step for step in plan(work) if stage in ("all", step.stage)]
+    def steps(ctx: "Work") -> "list[Step]":
+        return [step for step in plan(ctx) if stage in ("all", step.stage)]
 
-    walk(lambda work: run_stage(work, stage), steps, **given)
+    walk(lambda ctx: run_stage(ctx, stage), steps, **given)
 
 
 def walk(
@@ -116,10 +116,10 @@ def walk(
         pipeline = "demo" if flags["task"] is None else "quick"
     screen = Screen(verbose)
     wanted = require_different(seeds) or (None,)
-    works = [open_work(screen, pipeline, overrides, seed, Store(store, verify)) for seed in wanted]
+    works = [open_context(screen, pipeline, overrides, seed, Store(store, verify)) for seed in wanted]
     if dry_run:
-        for work in works:
-            screen.show_plan(steps(work))
+        for ctx in works:
+            screen.show_plan(steps(ctx))
         return
     if (size := works[0].runtime.ranks.size) > 1:
         works[0].runtime.reporter.say(f"{size} processes share each batch; what they train is an artifact of its own")
@@ -130,7 +130,7 @@ def walk(
     works[0].runtime.ranks.leave()
 
 
-def open_work(
+def open_context(
     screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: "Store"
 ) -> "Work":
     """What the stages are given.
@@ -139,7 +139,7 @@ def open_work(
         SettingsError: the pipeline is a table's, of several tasks, and none of them is named; or as `resolve_settings`.
     """
     from pet.config.resolve import resolve_settings
-    from pet.pipeline.context import Work
+    from pet.pipeline.context import RunContext
     from pet.training.device import open_runtime
 
     settings = resolve_settings(pipeline, {} if seed is None else {"seed": seed}, *overrides)
@@ -147,7 +147,7 @@ def open_work(
         tasks = ", ".join(settings.table.tasks)
         raise SettingsError(f"{pipeline} is for `pet table`, over {tasks}; name one of them with --task")
     warn_of_code(screen, settings.model, settings.distill.model, settings.baseline.model)
-    return Work(settings, store, open_runtime(settings.runtime, screen), typed_options())
+    return RunContext(settings, store, open_runtime(settings.runtime, screen), typed_options())
 
 
 def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> None:
@@ -162,27 +162,27 @@ def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> No
 
 def run_here(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """One walk after another; the summaries of those that came to that."""
-    for work in works:
-        with logged(screen, work) as log, tracked(screen, tracker, work, log.warn):
-            artifact = go(work)
+    for ctx in works:
+        with logged(screen, ctx) as log, tracked(screen, tracker, ctx, log.warn):
+            artifact = go(ctx)
             if artifact is not None:
                 yield show(screen, artifact)
 
 
 def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """All walks at a time, as tasks of a cluster; as `run_here`."""
-    from pet.pipeline.executors.ray import order_of, raised
+    from pet.pipeline.executors.ray import raised, task_spec
     from pet.pipeline.executors.ray_cluster import open_cluster
 
     with (
         tracked(screen, tracker, works[0], screen.warn),
-        open_cluster(works[0].settings.runtime, works[0].store) as crew,
+        open_cluster(works[0].settings.runtime, works[0].store) as executor,
     ):
-        crew.get_ready(works[0])
+        executor.get_ready(works[0])
         several = len(works) > 1
-        names = [f"seed {work.settings.seed}" if several else "" for work in works]
-        orders = [order_of(work, go, walks=True, name=name) for work, name in zip(works, names, strict=True)]
-        with crew.run(orders, screen) as results:
+        names = [f"seed {ctx.settings.seed}" if several else "" for ctx in works]
+        orders = [task_spec(ctx, go, walks=True, name=name) for ctx, name in zip(works, names, strict=True)]
+        with executor.run(orders, screen) as results:
             found = {number: raised(artifact) for number, artifact in results}
         yield from (show(screen, found[number]) for number in sorted(found) if found[number] is not None)
 
@@ -196,25 +196,25 @@ def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
     return summary
 
 
-def logged(screen: Any, work: "Work") -> "Log":
+def logged(screen: Any, ctx: "Work") -> "Log":
     """A context in which what the walk says is also written to the store's logs."""
     from pet.pipeline.event_log import open_log
 
-    settings = work.settings.model_dump(mode="json")
-    log = open_log(work.store.root, work.draw_label, screen, settings, seed=work.settings.seed)
-    if not work.runtime.ranks.is_main:
+    settings = ctx.settings.model_dump(mode="json")
+    log = open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
+    if not ctx.runtime.ranks.is_main:
         return log  # nothing is told to it, so it is never begun
-    work.runtime = replace(work.runtime, reporter=log)
+    ctx.runtime = replace(ctx.runtime, reporter=log)
     return log
 
 
-def tracked(screen: Any, kind: str, work: Any, warn: "Callable[[str], None]") -> Any:
+def tracked(screen: Any, kind: str, ctx: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.pipeline.trackers import open_tracker
 
-    name = f"{work.draw_label}-{work.model_label}"
-    kind = kind if work.runtime.ranks.is_main else "none"
-    screen.tracker = open_tracker(kind, name, work.settings.model_dump(mode="json"), work.store.root, warn)
+    name = f"{ctx.draw_label}-{ctx.model_label}"
+    kind = kind if ctx.runtime.ranks.is_main else "none"
+    screen.tracker = open_tracker(kind, name, ctx.settings.model_dump(mode="json"), ctx.store.root, warn)
     return screen.tracker
 
 

@@ -66,13 +66,13 @@ def show(default: str, run: str, store: str | None) -> None:
         pet runs show last
     """
     from pet.cli.screen import Screen
-    from pet.store.gc import name_of, read_shelf
+    from pet.store.gc import name_of, read_graph
 
     found = find(run, store or default)
     Screen().show_summary(found.summary, str(found.path))
     rows = [
         (name_of(one), show_size([one]), ", ".join(map(name_of, users)))
-        for one, users in read_shelf(found.store).belonging(found.artifact.identity)
+        for one, users in read_graph(found.store).belonging(found.artifact.identity)
     ]
     click.echo("\n" + align([("artifact", "size", "needed by others"), *rows]))
 
@@ -93,15 +93,15 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
         pet runs rm last --dry-run
         pet runs rm bbc-n10-s0-mini-f0b1ce6464a739b1 --yes
     """
-    from pet.store.gc import name_of, read_shelf, removable, remove, sweep
+    from pet.store.gc import name_of, read_graph, removable, remove, sweep
     from pet.store.store import Store
 
     if not dry_run:
         sweep(Store(store or default))
     found = find(run, store or default)
-    shelf = read_shelf(found.store)
-    gone = removable(shelf, found.artifact.identity)
-    kept = len(shelf.closure(found.artifact.identity)) - len(gone)
+    graph = read_graph(found.store)
+    gone = removable(graph, found.artifact.identity)
+    kept = len(graph.closure(found.artifact.identity)) - len(gone)
     rows = [(name_of(one), show_size([one])) for one in gone]
     total = show_size(gone)
     click.echo(align([("artifact", "size"), *rows]))
@@ -176,13 +176,13 @@ def verify(default: str, run: str | None, store: str | None) -> None:
 
     found = None if run is None else find(run, store or default)
     place = Store(store or default) if found is None else found.store
-    shelf = gc_module.read_shelf(place)
-    damaged = shelf.damaged if found is None else []
-    chosen = shelf.artifacts if found is None else shelf.closure(found.artifact.identity)
+    graph = gc_module.read_graph(place)
+    damaged = graph.damaged if found is None else []
+    chosen = graph.artifacts if found is None else graph.closure(found.artifact.identity)
     for problem in damaged:
         click.echo(problem)
-    checked, wrong = shelf.sort(chosen), len(damaged)
-    for artifact, problems in gc_module.verify(shelf, checked):
+    checked, wrong = graph.sort(chosen), len(damaged)
+    for artifact, problems in gc_module.verify(graph, checked):
         wrong += len(problems)
         for problem in problems:
             click.echo(f"{gc_module.name_of(artifact)}: {problem}")

@@ -58,7 +58,7 @@ def verbalize(
         pet verbalize bbc --train-examples 50 --pattern 2 --output bbc-auto.yaml
         pet run --task bbc-auto.yaml --train-examples 50
     """
-    from pet.cli.run import PLACES, flag_overrides, open_work, refuse_again
+    from pet.cli.run import PLACES, flag_overrides, open_context, refuse_again
     from pet.cli.screen import Screen
     from pet.config.resolve import nest
     from pet.store.store import Store
@@ -76,13 +76,13 @@ def verbalize(
             )
         refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
         overrides.append(nest("finetune.patterns", [int(pattern)]))
-    work = open_work(Screen(), "quick", overrides, seed, Store("runs"))
-    found = propose(work, words)
+    ctx = open_context(Screen(), "quick", overrides, seed, Store("runs"))
+    found = propose(ctx, words)
     for line in describe(found):
         click.echo(line)
     if output:
-        write_card(output, work, found)
-        data = data_folder(work, output)
+        write_card(output, ctx, found)
+        data = data_folder(ctx, output)
         sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": seed}
         given = [word for flag, value in sizes.items() if value is not None for word in (flag, str(value))]
         given += [word for one in assignments for word in ("--set", one)]

@@ -47,20 +47,20 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class Concern(BaseModel):
+class Section(BaseModel):
     """One group of settings: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TaskSettings(Concern):
+class TaskSettings(Section):
     """Which task card, and where its texts are."""
 
     name: Name = Field("bbc", description="a shipped task card (`bbc`, `agnews`, ...) or the path of a task.yaml")
     data: Name | None = Field(None, description="folder with the card's files; default: the card's own source")
 
 
-class ModelSettings(Concern):
+class ModelSettings(Section):
     """Which masked language model, and how much text it sees."""
 
     name: Name = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
@@ -74,7 +74,7 @@ class ModelSettings(Concern):
     )
 
 
-class DataSettings(Concern):
+class DataSettings(Section):
     """Sizes of the three splits and how they are drawn."""
 
     train_examples: Annotated[int, Field(ge=0, le=10**9)] = Field(
@@ -97,7 +97,7 @@ class DataSettings(Concern):
     )
 
 
-class Optimisation(Concern):
+class Optimisation(Section):
     """What every training loop shares: AdamW, linear decay, clipping (P1 Tab 5)."""
 
     steps: Count = Field(1000, description="optimizer steps, counted after accumulation")
@@ -120,7 +120,7 @@ ALL_LINEAR = "all-linear"
 """As peft calls it."""
 
 
-class LoraSettings(Concern):
+class LoraSettings(Section):
     """Adapters of `finetune.method: lora`. Dropout is the model's, of hidden states only, from a member's own random
     stream: a member does not depend on which others it is trained with."""
 
@@ -167,7 +167,7 @@ class FinetuneSettings(Optimisation):
     )
 
 
-class LabelSettings(Concern):
+class LabelSettings(Section):
     """Pooling of the members' scores into soft labels."""
 
     weighting: Literal["accuracy", "uniform"] = Field(
@@ -183,7 +183,7 @@ class LabelSettings(Concern):
     )
 
 
-class IpetSettings(Concern):
+class IpetSettings(Section):
     """Generations of ensembles, each trained on larger sets that the one before it labelled (P1 section 3.4)."""
 
     generations: Annotated[int, Field(ge=1, le=100)] | None = Field(
@@ -238,7 +238,7 @@ class BaselineSettings(Optimisation):
     probe_c: Positive = Field(1.0, description="inverse L2 strength of the linear probe (scikit-learn's default)")
 
 
-class CorpusSettings(Concern):
+class CorpusSettings(Section):
     """Texts without a task, to train a masked language model on."""
 
     files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
@@ -307,7 +307,7 @@ def require_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class TableSettings(Concern):
+class TableSettings(Section):
     """Which runs `pet table` compares."""
 
     tasks: dict[str, dict[str, Any]] = Field(
@@ -343,7 +343,7 @@ class AdaptSettings(PretrainSettings):
     )
 
 
-class RuntimeSettings(Concern):
+class RuntimeSettings(Section):
     """Where and how fast: changes no result beyond rounding, so it is part of no identity.
 
     All but `precision`: the one asked for enters the identity of what is trained with it; `auto` is one value there,
@@ -381,7 +381,7 @@ class RuntimeSettings(Concern):
     )
 
 
-class Settings(Concern):
+class Settings(Section):
     """Everything that describes one run."""
 
     recipe: Literal["fixed", "paper"] = Field(
@@ -401,7 +401,7 @@ class Settings(Concern):
     runtime: RuntimeSettings = RuntimeSettings()
 
 
-class Pretraining(Concern):
+class Pretraining(Section):
     """Everything that describes one masked-language-model training."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the order of the blocks and what is masked")

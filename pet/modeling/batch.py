@@ -115,7 +115,7 @@ def take_rows(batch: Batch, chosen: NDArray[np.int64]) -> tuple[Batch, NDArray[n
     return part, tokens
 
 
-def fill(batch: Batch, layout: Layout) -> Batch:
+def pad_to_multiples(batch: Batch, layout: Layout) -> Batch:
     """The batch with more rows, of token 0 and at most FILLER of them, that bring N to a multiple of
     `layout.token_multiple`; where it is to have `least_tokens`, with two more of at most its width for each of its own,
     which is enough where another rank has at most twice as many. Their number does not vary; most are of length 0."""

@@ -63,7 +63,7 @@ class ClassifierModel(nn.Module):
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, L]."""
         if not self.shortcut:
-            packing.settle(self.model, batch)
+            packing.warm_up(self.model, batch)
             return torch.as_tensor(self.model(**packing.inputs_of(self.model, batch)).logits)
         first = packing.states_at(self.model, batch, batch.starts[: len(batch)], most=1)
         return HEADS[self.family](self.model, first)

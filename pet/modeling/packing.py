@@ -160,12 +160,12 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
 
 def run_body(model: Any, batch: Batch, reads: Reads | None = None) -> torch.Tensor:
     """Last hidden states of a transformers model's body, of all tokens [N, H] or of some [Q, H]."""
-    settle(model, batch, reads)
+    warm_up(model, batch, reads)
     asked = {} if reads is None else {"reads": reads}
     return torch.as_tensor(model.base_model(**inputs_of(model, batch), **asked).last_hidden_state).flatten(0, 1)
 
 
-def settle(model: Any, batch: Batch, reads: Reads | None = None) -> None:
+def warm_up(model: Any, batch: Batch, reads: Reads | None = None) -> None:
     """Show compiled layers `first_batch` before this one, if they have seen no batch of this kind yet.
 
     What is compiled for any number of tokens is still fitted to the one that comes first, down to the order of its
@@ -209,7 +209,7 @@ def first_batch(like: Batch) -> Batch:
 
 def full_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] of a transformers masked LM."""
-    settle(model, batch)
+    warm_up(model, batch)
     return torch.as_tensor(model(**inputs_of(model, batch)).logits).flatten(0, 1)
 
 

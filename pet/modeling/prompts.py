@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from pet.errors import SettingsError
-from pet.modeling.batch import Batch, Ids, Layout, fill, ragged, spread
-from pet.modeling.tokenization import Speller, TokenColumn, TokenizedTexts, glued_parts
+from pet.modeling.batch import Batch, Ids, Layout, pad_to_multiples, ragged, spread
+from pet.modeling.tokenization import PromptTokenizer, TokenColumn, TokenizedTexts, glued_parts
 from pet.tasks.patterns import Mask, Part, Pattern, Slot
 from pet.tasks.texts import TextSource
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedTexts:
     """All texts of a split in one pattern. Nothing is put together before it is asked for.
 
     `columns`: per part of the pattern its ids, the same for every text, or a column of them; `encoder`: how they are
@@ -55,29 +55,29 @@ class Rows:
 
     def batch(self, chosen: NDArray[np.int64], layout: Layout) -> Batch:
         """The chosen rows as one batch."""
-        return lay_out([self], [chosen], layout)
+        return collate([self], [chosen], layout)
 
 
-def lay_out(sources: Sequence[Rows], chosen: Sequence[NDArray[np.int64]], layout: Layout) -> Batch:
+def collate(sources: Sequence[EncodedTexts], chosen: Sequence[NDArray[np.int64]], layout: Layout) -> Batch:
     """Rows of several sources of one tokenizer, those of the first one first, as one batch."""
     joined = [rows.encoder.join(rows, some) for rows, some in zip(sources, chosen, strict=True)]
     lengths = np.concatenate([one.lengths for one in joined])
     flat = np.concatenate([one.ids for one in joined])
     types = np.concatenate([one.types for one in joined])
     masks = np.concatenate([one.mask_places for one in joined])
-    speller = sources[0].encoder.speller
+    prompt_tokenizer = sources[0].encoder.prompt_tokenizer
     width = layout.width_of(lengths)
     attention = None
     sizes = lengths
     if layout.padded:
         attention = (np.arange(width)[None] < lengths[:, None]).astype(np.int64).ravel()
-        flat, types = spread(flat, attention, speller.pad_id), spread(types, attention, 0)
+        flat, types = spread(flat, attention, prompt_tokenizer.pad_id), spread(types, attention, 0)
         sizes = np.full(len(lengths), width)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     row_of, places = ragged(sizes)
     batch = Batch(
         torch.from_numpy(flat.astype(np.int64)),
-        torch.from_numpy(types.astype(np.int64)) if speller.has_types else None,
+        torch.from_numpy(types.astype(np.int64)) if prompt_tokenizer.has_types else None,
         torch.from_numpy(places),
         torch.from_numpy(row_of),
         torch.from_numpy(starts.astype(np.int32)),
@@ -85,7 +85,7 @@ def lay_out(sources: Sequence[Rows], chosen: Sequence[NDArray[np.int64]], layout
         width,
         None if attention is None else torch.from_numpy(attention),
     )
-    return fill(batch, layout)
+    return pad_to_multiples(batch, layout)
 
 
 # ---- patterns ------------------------------------------------------------------------------------------------------
@@ -94,18 +94,20 @@ def lay_out(sources: Sequence[Rows], chosen: Sequence[NDArray[np.int64]], layout
 class Encoder:
     """One pattern and one tokenizer: fills texts into the pattern so that every row fits and keeps its mask."""
 
-    def __init__(self, speller: Speller, pattern: Pattern, max_length: int, truncation: str = "longest-first") -> None:
+    def __init__(
+        self, prompt_tokenizer: PromptTokenizer, pattern: Pattern, max_length: int, truncation: str = "longest-first"
+    ) -> None:
         """
         Raises:
             SettingsError: the pattern alone does not fit into `max_length`.
         """
-        self.speller = speller
+        self.prompt_tokenizer = prompt_tokenizer
         self.pattern = pattern
         self.max_length = max_length
         masked = any(isinstance(part, Mask) for segment in pattern.segments for part in segment)
         by_name = shorten_longest if truncation == "longest-first" else shorten_last_part
         self.shorten = by_name if masked else shorten_pair
-        self.frame = speller.frames[len(pattern.segments)]
+        self.frame = prompt_tokenizer.frames[len(pattern.segments)]
         self.parts = [(number, part, after) for number, part, after in glued_parts(pattern)]
         self.fixed = [self._fixed_ids(part, after) for _, part, after in self.parts]
         self.shortenable = [isinstance(part, Slot) and part.shortenable for _, part, _ in self.parts]
@@ -119,10 +121,10 @@ class Encoder:
     def _fixed_ids(self, part: Part, after: str | None) -> Ids | None:
         """Ids of a literal or the mask; `None` for a text."""
         if isinstance(part, Mask):
-            return np.asarray([self.speller.mask_id], dtype=np.int32)
-        return None if isinstance(part, Slot) else self.speller.spell([part.text], after)[0]
+            return np.asarray([self.prompt_tokenizer.mask_id], dtype=np.int32)
+        return None if isinstance(part, Slot) else self.prompt_tokenizer.spell([part.text], after)[0]
 
-    def encode(self, tokens: TokenizedTexts) -> Rows:
+    def encode(self, tokens: TokenizedTexts) -> EncodedTexts:
         """All texts, filled in; truncated and framed when they are asked for.
 
         Raises:
@@ -132,12 +134,12 @@ class Encoder:
             fixed if fixed is not None else tokens.column(part, after)  # type: ignore[arg-type]
             for (_, part, after), fixed in zip(self.parts, self.fixed, strict=True)
         ]
-        rows = Rows(self, columns, len(tokens.texts))
+        rows = EncodedTexts(self, columns, len(tokens.texts))
         if any(isinstance(part, Slot) and not part.shortenable for _, part, _ in self.parts):
             self._check_room(rows, tokens.texts)
         return rows
 
-    def _check_room(self, rows: Rows, texts: TextSource) -> None:
+    def _check_room(self, rows: EncodedTexts, texts: TextSource) -> None:
         """Refuse a text of which too much may not be cut."""
         kept = rows.part_sizes(slice(None))[:, ~np.asarray(self.shortenable)].sum(1) + self.frame.size
         if (kept > self.max_length).any():
@@ -147,7 +149,7 @@ class Encoder:
                 f"truncated needs more than model.max_length {self.max_length} tokens; raise it or drop `whole`"
             )
 
-    def kept_sizes(self, rows: Rows, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    def kept_sizes(self, rows: EncodedTexts, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens [B, parts] of the chosen rows' parts, once they are shortened to fit."""
         sizes = rows.part_sizes(chosen)
         excess = sizes.sum(1) + self.frame.size - self.max_length
@@ -158,7 +160,7 @@ class Encoder:
             sizes[row] = np.where(self.shortenable, kept, sizes[row])
         return sizes
 
-    def join(self, rows: Rows, chosen: NDArray[np.int64]) -> "Joined":
+    def join(self, rows: EncodedTexts, chosen: NDArray[np.int64]) -> "Joined":
         """The chosen rows: parts and special tokens in order."""
         sizes = self.kept_sizes(rows, chosen)
         frame, mask_places = self.frame, np.full(len(chosen), -1, dtype=np.int64)

@@ -19,7 +19,7 @@ from pet.tasks.texts import TextSource
 
 
 @dataclass(frozen=True)
-class Frame:
+class SpecialTokens:
     """Special tokens around one or two segments, as the tokenizer puts them; each list with its token types."""
 
     before: list[int]
@@ -36,7 +36,7 @@ class Frame:
         return len(self.before) + len(self.between) + len(self.after)
 
 
-class Speller:
+class PromptTokenizer:
     """A tokenizer, asked only for what parts of a pattern need."""
 
     def __init__(self, tokenizer: Any, name: str) -> None:
@@ -85,7 +85,7 @@ class Speller:
             found[number] = ids
         return found
 
-    def _probe_frame(self, num_segments: int) -> Frame:
+    def _probe_frame(self, num_segments: int) -> SpecialTokens:
         """Encode one or two known words and read off what was put around them."""
         size = len(self._tokens(["a"])[0])
         texts = ["a"] * num_segments
@@ -98,7 +98,7 @@ class Speller:
         second = stop - size  # start of the second one
         if num_segments == 1:
             second = end
-        return Frame(
+        return SpecialTokens(
             before=ids[:start],
             between=ids[end:second],
             after=ids[stop:],
@@ -116,13 +116,15 @@ class Speller:
         return ids[0] if len(ids) == 1 and ids[0] not in unusable else list(pieces)
 
 
-def whole_words(speller: Speller, glue: Iterable[str | None]) -> tuple[list[str], dict[str | None, list[int]]]:
+def whole_words(
+    prompt_tokenizer: PromptTokenizer, glue: Iterable[str | None]
+) -> tuple[list[str], dict[str | None, list[int]]]:
     """All words of two and more letters, and nothing else, that are one known token after each of `glue` (as
     `Speller.spell`'s `after`), in the order of the alphabet; and their token ids after each of them."""
-    decoded = speller.tokenizer.batch_decode([[number] for number in range(len(speller.tokenizer))])
+    decoded = prompt_tokenizer.tokenizer.batch_decode([[number] for number in range(len(prompt_tokenizer.tokenizer))])
     words = sorted({word for word in map(str.strip, decoded) if len(word) > 1 and word.isalpha()})
-    spelled = {after: speller.spell(words, after) for after in glue}
-    unusable = set(speller.tokenizer.all_special_ids)
+    spelled = {after: prompt_tokenizer.spell(words, after) for after in glue}
+    unusable = set(prompt_tokenizer.tokenizer.all_special_ids)
     usable: dict[tuple[int, ...], int] = {}  # tokens -> the first of the words that they spell
     for place in range(len(words)):
         tokens = [found[place].tolist() for found in spelled.values()]
@@ -171,8 +173,8 @@ class TokenizedTexts:
     """`Texts`, or any source of them in chunks, each field tokenised at most once per way it is used; shared by all
     patterns of a task."""
 
-    def __init__(self, speller: Speller, texts: TextSource) -> None:
-        self.speller = speller
+    def __init__(self, prompt_tokenizer: PromptTokenizer, texts: TextSource) -> None:
+        self.prompt_tokenizer = prompt_tokenizer
         self.texts = texts
         self._found: dict[tuple[str, bool, str | None], TokenColumn] = {}
 
@@ -181,7 +183,7 @@ class TokenizedTexts:
         key = (slot.field, slot.unpunctuated, after)
         if key not in self._found:
             spelled = (
-                self.speller.spell([slot.read(text) for text in chunk.fields[slot.field]], after)
+                self.prompt_tokenizer.spell([slot.read(text) for text in chunk.fields[slot.field]], after)
                 for chunk in self.texts.chunks()
             )
             self._found[key] = TokenColumn(spelled, len(self.texts))

@@ -7,7 +7,7 @@ import torch
 
 from pet.errors import TaskError, raise_problems
 from pet.modeling.batch import send
-from pet.modeling.tokenization import Speller, mask_glue
+from pet.modeling.tokenization import PromptTokenizer, mask_glue
 from pet.tasks.patterns import PVP
 
 # ---- verbalizers ---------------------------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ class VerbalizerIds:
         return send(self, device)
 
 
-def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list[VerbalizerIds]:
+def encode_verbalizers(prompt_tokenizer: PromptTokenizer, pvps: Sequence[PVP], task: str) -> list[VerbalizerIds]:
     """The label words of every PVP as token ids, spelled as they stand at the pattern's mask.
 
     Raises:
@@ -38,7 +38,7 @@ def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list
         ids, labels = [], []
         for number, (label, words) in enumerate(pvp.words.items()):
             for word in words:
-                token = speller.word_id(word, after)
+                token = prompt_tokenizer.word_id(word, after)
                 if isinstance(token, int):
                     ids.append(token)
                     labels.append(number)
@@ -49,5 +49,7 @@ def encode_verbalizers(speller: Speller, pvps: Sequence[PVP], task: str) -> list
         for place, number in enumerate(labels):
             averaging[place, number] = 1 / labels.count(number)
         found.append(VerbalizerIds(torch.tensor(ids, dtype=torch.long), averaging))
-    raise_problems(TaskError, f"task {task!r}: label words must be one known token of {speller.name!r}", list(problems))
+    raise_problems(
+        TaskError, f"task {task!r}: label words must be one known token of {prompt_tokenizer.name!r}", list(problems)
+    )
     return found

@@ -14,7 +14,7 @@ from torch.nn import Module
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import loading, quiet
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
@@ -24,7 +24,7 @@ from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP
 from pet.tasks.sources import choose_source, load_texts
 from pet.tasks.texts import Texts, concatenate
-from pet.training.checkpoint import Checkpoint, Saver
+from pet.training.checkpoint import Checkpoint, CheckpointManager
 from pet.training.device import Runtime
 from pet.training.distributed import Ranks
 from pet.training.memory import peak_memory, reset_peak_memory
@@ -34,14 +34,14 @@ from pet.training.optim import Optimizer
 class Executor(Protocol):
     """Who makes trainings elsewhere, as many at a time as there is room for."""
 
-    def call(self, work: "Work", what: Callable[..., Any], *arguments: Any) -> Any:
-        """What `what(work, *arguments)` returns, or raises, there."""
+    def call(self, ctx: "Work", what: Callable[..., Any], *arguments: Any) -> Any:
+        """What `what(ctx, *arguments)` returns, or raises, there."""
 
-    def members(self, work: "Work", prepared: Artifact, plans: Sequence[Any]) -> None:
+    def members(self, ctx: "Work", prepared: Artifact, plans: Sequence[Any]) -> None:
         """Make members, those of `finetune.Plan`s."""
 
 
-class Work:
+class RunContext:
     """One walk through the stages. `invocation`: what was typed after `pet run`, without --stage, for messages."""
 
     def __init__(self, settings: Settings, store: Store, runtime: Runtime, invocation: str = "") -> None:
@@ -121,14 +121,14 @@ class Work:
         return [pvps[number] for number in chosen]
 
     @cached_property
-    def speller(self) -> Speller:
+    def prompt_tokenizer(self) -> PromptTokenizer:
         """The tokenizer of the members."""
-        return self.speller_of(None)
+        return self.prompt_tokenizer_of(None)
 
-    def speller_of(self, model: str | None) -> Speller:
+    def prompt_tokenizer_of(self, model: str | None) -> PromptTokenizer:
         """The tokenizer of another model (`None`: model.name)."""
         settings = self.model_settings(model)
-        return Speller(loading.load_tokenizer(settings), settings.name)
+        return PromptTokenizer(loading.load_tokenizer(settings), settings.name)
 
     def model_settings(self, model: str | None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""
@@ -192,10 +192,12 @@ class Work:
         """As the function `make`."""
         return make(self.store, self.runtime, key, label, what, fill, seed)
 
-    def saver(self, draft: Draft, weights: Module, optimizer: Optimizer, title: str, names: Sequence[str]) -> Saver:
+    def checkpoints(
+        self, draft: Draft, weights: Module, optimizer: Optimizer, title: str, names: Sequence[str]
+    ) -> CheckpointManager:
         """Who saves a training in a draft. `title`: for what is said; else as of `Checkpoint`."""
         checkpoint = Checkpoint(draft.checkpoint, weights, optimizer, self.runtime, names)
-        return Saver(checkpoint, self.settings.runtime.checkpoint_minutes, title, self.runtime.reporter.say)
+        return CheckpointManager(checkpoint, self.settings.runtime.checkpoint_minutes, title, self.runtime.reporter.say)
 
 
 def make(
@@ -296,17 +298,17 @@ def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
             times[damage.folder] += 1
             if times[damage.folder] > MENDED:
                 raise
-            aside = store.set_aside(damage) if runtime.ranks.is_main else None
+            writer = store.set_aside(damage) if runtime.ranks.is_main else None
             runtime.ranks.barrier()
-            where = f"; set aside as {aside.name}, which `pet runs gc` removes" if aside else ""
+            where = f"; set aside as {writer.name}, which `pet runs gc` removes" if writer else ""
             name = f"{damage.folder.parent.name}/{damage.folder.name}"
             runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
 
 
-def training_settings(work: Work, section: BaseModel, *left_out: str) -> dict[str, Any]:
+def training_settings(ctx: RunContext, section: BaseModel, *left_out: str) -> dict[str, Any]:
     """Settings of a training stage as they enter its identity: all but `left_out`, the precision asked for, and how
     many ranks share it, if several do."""
-    return {**section.model_dump(mode="json", exclude=set(left_out)), **shared_by(work.runtime, work.settings.runtime)}
+    return {**section.model_dump(mode="json", exclude=set(left_out)), **shared_by(ctx.runtime, ctx.settings.runtime)}
 
 
 def shared_by(runtime: Runtime, settings: RuntimeSettings) -> dict[str, Any]:
@@ -316,12 +318,12 @@ def shared_by(runtime: Runtime, settings: RuntimeSettings) -> dict[str, Any]:
     return {"precision": settings.precision, **({"ranks": size} if size > 1 else {})}
 
 
-def begin(work: Work, what: str) -> None:
+def begin(ctx: RunContext, what: str) -> None:
     """Say that something is being made, and start measuring its memory."""
-    work.runtime.reporter.say(what)
+    ctx.runtime.reporter.say(what)
     reset_peak_memory()
 
 
-def finish(work: Work, draft: Draft) -> None:
+def finish(ctx: RunContext, draft: Draft) -> None:
     """Note device, precision and peak memory in the manifest."""
-    draft.note(**work.runtime.facts(), **peak_memory())
+    draft.note(**ctx.runtime.facts(), **peak_memory())

@@ -13,14 +13,14 @@ from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
 from pet.modeling import loading, packing
 from pet.modeling.batch import Batch, Layout, send
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.prompts import Encoder, Rows, plain_pattern
-from pet.modeling.tokenization import Speller, TokenizedTexts
-from pet.pipeline.context import Work
+from pet.modeling.prompts import EncodedTexts, Encoder, plain_pattern
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
+from pet.pipeline.context import RunContext
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
 from pet.training.checkpoint import train_saved
 from pet.training.device import Runtime, seed_everything
-from pet.training.distributed import Ranks, deal
+from pet.training.distributed import Ranks, shard
 from pet.training.finite import Origin
 from pet.training.schedule import endless_order
 from pet.training.scoring import computing_copy, refresh, score_rows
@@ -37,32 +37,32 @@ class Classifier:
     of the order of the batches. `seen`: which rows it was trained on [N], once it is.
     """
 
-    def __init__(self, work: Work, model: str | None, seed: int) -> None:
+    def __init__(self, ctx: RunContext, model: str | None, seed: int) -> None:
         """
         Raises:
             ModelError: the model cannot be loaded or has no classification head.
         """
-        self.work = work
+        self.ctx = ctx
         self.seed = seed
         self.seen = np.zeros(0, dtype=np.bool_)
-        self.speller = work.speller_of(model)
-        self.origin = Origin(work.model_settings(model).name)
+        self.prompt_tokenizer = ctx.prompt_tokenizer_of(model)
+        self.origin = Origin(ctx.model_settings(model).name)
         """What is to blame where a loss or a score is not finite."""
         seed_everything(seed)
-        self.model = (
-            loading.load_classifier(work.model_settings(model), work.card.labels).to(work.runtime.device).eval()
-        )
+        self.model = loading.load_classifier(ctx.model_settings(model), ctx.card.labels).to(ctx.runtime.device).eval()
         self.classifier = ClassifierModel(self.model)
-        self.twin = computing_copy(self.classifier, work.runtime)
+        self.compute_model = computing_copy(self.classifier, ctx.runtime)
 
-    def encode(self, texts: TextSource) -> Rows:
+    def encode(self, texts: TextSource) -> EncodedTexts:
         """Texts as rows."""
-        encoder = Encoder(self.speller, plain_pattern(self.work.card.fields), self.work.settings.model.max_length)
-        return encoder.encode(TokenizedTexts(self.speller, texts))
+        encoder = Encoder(
+            self.prompt_tokenizer, plain_pattern(self.ctx.card.fields), self.ctx.settings.model.max_length
+        )
+        return encoder.encode(TokenizedTexts(self.prompt_tokenizer, texts))
 
     def train(
         self,
-        rows: Rows,
+        rows: EncodedTexts,
         targets: torch.Tensor,
         loss: Loss,
         settings: DistillSettings | BaselineSettings,
@@ -78,8 +78,8 @@ class Classifier:
         """
         setting = f"{draft.key.stage}.learning_rate"
         self.origin = dataclasses.replace(self.origin, setting=setting, rate=settings.learning_rate)
-        runtime, ranks = self.work.runtime, self.work.runtime.ranks
-        for model in (self.model, self.twin.model):
+        runtime, ranks = self.ctx.runtime, self.ctx.runtime.ranks
+        for model in (self.model, self.compute_model.model):
             loading.freeze_lower(model, settings.frozen_layers)
         layout = packing.training_layout(self.model, runtime.captures)
 
@@ -97,32 +97,34 @@ class Classifier:
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given
-            found = loss(self.twin.logits(batch), wanted)
+            found = loss(self.compute_model.logits(batch), wanted)
             return {"loss": found if ranks.size == 1 else found * ranks.share(settings.batch)}
 
-        master = None if self.twin is self.classifier else self.classifier
-        trainer = Trainer(self.twin, settings, losses, runtime, master=master, origin=self.origin)
-        saver = self.work.saver(draft, self.classifier, trainer.optimizer, name, [name])
-        (report,) = train_saved(trainer, saver, draw, name, restored=lambda: refresh(self.twin, self.classifier))
-        draft.count_from(draft.seconds + saver.before)
+        master = None if self.compute_model is self.classifier else self.classifier
+        trainer = Trainer(self.compute_model, settings, losses, runtime, master=master, origin=self.origin)
+        checkpoints = self.ctx.checkpoints(draft, self.classifier, trainer.optimizer, name, [name])
+        (report,) = train_saved(
+            trainer, checkpoints, draw, name, restored=lambda: refresh(self.compute_model, self.classifier)
+        )
+        draft.count_from(draft.seconds + checkpoints.before)
         return report
 
-    def score(self, rows: Rows, name: str) -> NDArray[np.float32]:
+    def score(self, rows: EncodedTexts, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
-        return self._score(self.twin.logits, rows, name)
+        return self._score(self.compute_model.logits, rows, name)
 
-    def features(self, rows: Rows, name: str) -> NDArray[np.float32]:
+    def features(self, rows: EncodedTexts, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `classification`."""
-        return self._score(self.twin.features, rows, name)
+        return self._score(self.compute_model.features, rows, name)
 
-    def _score(self, score: Callable[[Batch], torch.Tensor], rows: Rows, name: str) -> NDArray[np.float32]:
+    def _score(self, score: Callable[[Batch], torch.Tensor], rows: EncodedTexts, name: str) -> NDArray[np.float32]:
         layout = packing.scoring_layout(self.model)
-        return score_rows(score, rows, layout, self.work.runtime, name, self.origin)
+        return score_rows(score, rows, layout, self.ctx.runtime, name, self.origin)
 
 
 def layout_of_all(lengths: NDArray[np.int64], layout: Layout, ranks: Ranks) -> Layout:
     """The layout that makes all ranks' parts of a batch of rows of these lengths one shape."""
-    most = max(int(lengths[some].sum()) for some in deal(len(lengths), ranks.size))
+    most = max(int(lengths[some].sum()) for some in shard(len(lengths), ranks.size))
     return dataclasses.replace(layout, width=layout.width_of(lengths), least_tokens=most)
 
 
@@ -138,14 +140,14 @@ class Checkpoint:
         """
         settings = ModelSettings(name=str(folder.resolve()), max_length=max_length)
         self.runtime = runtime
-        self.speller = Speller(loading.load_tokenizer(settings), settings.name)
-        self.encoder = Encoder(self.speller, plain_pattern(fields), max_length)
+        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        self.encoder = Encoder(self.prompt_tokenizer, plain_pattern(fields), max_length)
         self.origin = Origin(settings.name, remedy="use another run, or make it anew")
         model = loading.load_classifier(settings, labels).to(runtime.device).eval()
-        self.twin = computing_copy(ClassifierModel(model), runtime)
+        self.compute_model = computing_copy(ClassifierModel(model), runtime)
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
-        rows = self.encoder.encode(TokenizedTexts(self.speller, texts))
-        layout = packing.steady_layout(self.twin.model)
-        return score_rows(self.twin.logits, rows, layout, self.runtime, name, self.origin)
+        rows = self.encoder.encode(TokenizedTexts(self.prompt_tokenizer, texts))
+        layout = packing.steady_layout(self.compute_model.model)
+        return score_rows(self.compute_model.logits, rows, layout, self.runtime, name, self.origin)

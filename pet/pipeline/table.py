@@ -13,8 +13,8 @@ from typing import Any
 from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
 from pet.pipeline import drawn_texts, event_log
-from pet.pipeline.context import Work, mending
-from pet.pipeline.executors.ray import order_of
+from pet.pipeline.context import RunContext, mending
+from pet.pipeline.executors.ray import task_spec
 from pet.pipeline.executors.ray_cluster import open_cluster
 from pet.pipeline.ipet import run_ipet
 from pet.pipeline.runner import adapt_model, check, run_stage
@@ -102,12 +102,12 @@ def applies(method: Method, size: int, settings: Settings) -> bool:
     return (size == 0) == (method == "zero-shot")
 
 
-def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Work:
+def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> RunContext:
     """The walk of one run."""
     chosen = settings[cell.task]
     data = chosen.data.model_copy(update={"train_examples": cell.size})
     light = chosen.runtime.model_copy(update={"keep_members": False})  # hundreds of them
-    return Work(chosen.model_copy(update={"seed": cell.seed, "data": data, "runtime": light}), store, runtime)
+    return RunContext(chosen.model_copy(update={"seed": cell.seed, "data": data, "runtime": light}), store, runtime)
 
 
 def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> None:
@@ -118,9 +118,9 @@ def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) 
     """
     wanted = cells(settings)
     for task in settings:
-        work = open_cell(next(one for one in wanted if one.task == task), settings, store, runtime)
-        check(work)
-        assert work.source  # that it can be read
+        ctx = open_cell(next(one for one in wanted if one.task == task), settings, store, runtime)
+        check(ctx)
+        assert ctx.source  # that it can be read
 
 
 def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:
@@ -155,12 +155,12 @@ def make_by_tasks(
     """As `make`, all runs at a time, as tasks of a cluster; `chosen`: which."""
     table, reporter = Table(), runtime.reporter
     works = [open_cell(cell, settings, store, runtime) for cell in wanted]
-    with open_cluster(chosen, store) as crew:
-        crew.get_ready(works[0])
+    with open_cluster(chosen, store) as executor:
+        executor.get_ready(works[0])
         both = zip(wanted, works, strict=True)
-        orders = [order_of(work, run_cell, cell.method, walks=True, name=str(cell)) for cell, work in both]
+        orders = [task_spec(ctx, run_cell, cell.method, walks=True, name=str(cell)) for cell, ctx in both]
         results: dict[int, Any] = {}
-        with crew.run(orders, reporter) as coming:
+        with executor.run(orders, reporter) as coming:
             for number, found in coming:
                 results[number] = found
                 how = f"failed: {tell(found)}" if isinstance(found, Exception) else "done"
@@ -173,20 +173,20 @@ def make_by_tasks(
     return table
 
 
-def attempt(table: Table, cell: Cell, work: Work) -> Exception | None:
+def attempt(table: Table, cell: Cell, ctx: RunContext) -> Exception | None:
     """Run one cell and put it down. What went wrong is returned: whatever it is, hundreds of others must not be lost
     to it."""
     try:
-        found = run_cell(work, cell.method)
+        found = run_cell(ctx, cell.method)
     except Exception as problem:
         return problem
     put(table, cell, *found)
     return None
 
 
-def run_cell(work: Work, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, Any]]:
+def run_cell(ctx: RunContext, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, Any]]:
     """Scores of a cell by row of the table, what was made for them, the sizes of its splits and `untested` labels."""
-    scores, made = mending(work.store, work.runtime, lambda: RUNNERS[method](work))
+    scores, made = mending(ctx.store, ctx.runtime, lambda: RUNNERS[method](ctx))
     return scores, made, {**drawn_texts.sizes(made[0]), "untested": prepare.untested(made[0])}
 
 
@@ -223,50 +223,50 @@ def is_lost(store: Store, problem: BaseException | None) -> bool:
 # ---- one run -------------------------------------------------------------------------------------------------------
 
 
-def begin(work: Work) -> tuple[Artifact, list[Artifact]]:
+def begin(ctx: RunContext) -> tuple[Artifact, list[Artifact]]:
     """The splits, and what has been made so far; the walk starts from the adapted model if it is to."""
-    prepared = prepare.run(work)
-    adapted = adapt_model(work, prepared, here=True)
+    prepared = prepare.run(ctx)
+    adapted = adapt_model(ctx, prepared, here=True)
     return prepared, [prepared, *([adapted] if adapted else [])]
 
 
-def run_zero_shot(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
+def run_zero_shot(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """The untuned patterns."""
-    prepared, made = begin(work)
-    members = finetune.run(work, prepared)
-    return {"zero-shot": evaluate.score_untuned(work, prepared, members)}, [*made, *members.tuned]
+    prepared, made = begin(ctx)
+    members = finetune.run(ctx, prepared)
+    return {"zero-shot": evaluate.score_untuned(ctx, prepared, members)}, [*made, *members.tuned]
 
 
-def run_supervised(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
+def run_supervised(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """Both baselines."""
-    prepared, made = begin(work)
-    base = work.train(baseline, prepared)
-    scores = evaluate.score_baseline(work, prepared, base)
+    prepared, made = begin(ctx)
+    base = ctx.train(baseline, prepared)
+    scores = evaluate.score_baseline(ctx, prepared, base)
     return {name.replace("_", "-"): one for name, one in scores.items()}, [*made, base]
 
 
-def run_pet(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
+def run_pet(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """The ensemble and its student."""
-    done = run_stage(work, "all")
+    done = run_stage(ctx, "all")
     assert done is not None
-    return collect(work, done, "pet")
+    return collect(ctx, done, "pet")
 
 
-def run_generations(work: Work) -> tuple[dict[str, Score], list[Artifact]]:
+def run_generations(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """The last generation's ensemble and its student."""
-    return collect(work, run_ipet(work), "ipet")
+    return collect(ctx, run_ipet(ctx), "ipet")
 
 
-def collect(work: Work, done: Artifact, method: str) -> tuple[dict[str, Score], list[Artifact]]:
+def collect(ctx: RunContext, done: Artifact, method: str) -> tuple[dict[str, Score], list[Artifact]]:
     """Scores and artifacts of a run, whose store may have been moved since: the last two parts of a path are good."""
     summary = done.read_json("summary.json")
     paths = [Path(path) for of_stage in summary["artifacts"].values() for path in of_stage]
-    made = [work.store.open(work.store.root / path.parent.name / path.name) for path in paths]
+    made = [ctx.store.open(ctx.store.root / path.parent.name / path.name) for path in paths]
     scores = summary["scores"]
     return {f"{method}-ensemble": scores["ensemble"], method: scores["student"]}, [*made, done]
 
 
-RUNNERS: dict[Method, Callable[[Work], tuple[dict[str, Score], list[Artifact]]]] = {
+RUNNERS: dict[Method, Callable[[RunContext], tuple[dict[str, Score], list[Artifact]]]] = {
     "zero-shot": run_zero_shot,
     "supervised": run_supervised,
     "pet": run_pet,

@@ -81,7 +81,7 @@ class Draft:
         with interrupts.deferred():
             self.seal()
             if not self.published:
-                settle(self.path, self.final)
+                rename_into_place(self.path, self.final)
                 self.published = True
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ def open_draft(root: Path, key: Key, label: str, seed: int | None, lock: FileLoc
     draft = Draft(root, key, label, seed, lock)
     manifest = sealed_manifest(draft.path, key)
     if manifest is not None and is_free(draft, root):
-        settle(draft.path, root / key.stage / f"{manifest['label']}-{key.identity}")
+        rename_into_place(draft.path, root / key.stage / f"{manifest['label']}-{key.identity}")
         return None
     clear(draft.path)
     draft.path.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def settle(folder: Path, final: Path) -> None:
+def rename_into_place(folder: Path, final: Path) -> None:
     """Give a sealed draft its name; keep what is there already if it is complete."""
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
     (folder / AFTER).unlink(missing_ok=True)

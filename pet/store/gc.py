@@ -13,7 +13,7 @@ from typing import Any
 
 from pet.errors import Busy, StoreError, raise_problems
 from pet.store.key import IDENTITY_LENGTH, Key
-from pet.store.lock import LOCKS, PREFIX, is_locked, take
+from pet.store.lock import LOCKS, PREFIX, acquire, is_locked
 from pet.store.manifest import CHECKPOINT, MANIFEST, content_of, facts_of, read_manifest, wrong_files
 from pet.store.store import DAMAGED, Artifact, Store
 
@@ -38,7 +38,7 @@ def name_of(artifact: Artifact) -> str:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ProvenanceGraph:
     """The artifacts of a store by identity, and a sentence for each folder whose manifest is of no use."""
 
     artifacts: Mapping[str, Artifact]
@@ -114,7 +114,7 @@ def pool_of(artifact: Artifact) -> tuple[Any, ...]:
     return artifact.manifest["inputs"].get("prepare"), settings.get("model"), held_out
 
 
-def read_shelf(store: Store) -> Shelf:
+def read_graph(store: Store) -> ProvenanceGraph:
     """Every artifact of a store.
 
     Raises:
@@ -135,7 +135,7 @@ def read_shelf(store: Store) -> Shelf:
             artifacts[artifact.identity] = artifact
         else:
             damaged.append(f"{path / MANIFEST} is no manifest; remove {path} and run its stage again")
-    return Shelf(artifacts, damaged)
+    return ProvenanceGraph(artifacts, damaged)
 
 
 def looks_published(path: Path) -> bool:
@@ -156,14 +156,14 @@ def is_manifest(content: Any) -> bool:
 # ---- removal -------------------------------------------------------------------------------------------------------
 
 
-def removable(shelf: Shelf, run: str) -> list[Artifact]:
+def removable(graph: ProvenanceGraph, run: str) -> list[Artifact]:
     """A run and what no other run, and nothing else that stays, was made from; each before what it was made from.
 
     Raises:
         StoreError: a manifest of the store cannot be read, so that nobody knows what its artifact needs.
     """
-    raise_problems(StoreError, "nothing can be removed while it is not known what every artifact needs", shelf.damaged)
-    return [one for one, users in shelf.belonging(run) if not users]
+    raise_problems(StoreError, "nothing can be removed while it is not known what every artifact needs", graph.damaged)
+    return [one for one, users in graph.belonging(run) if not users]
 
 
 def remove(store: Store, artifacts: Iterable[Artifact]) -> None:
@@ -279,7 +279,7 @@ def at(store: Store, path: Path) -> Iterator[None]:
     if not path.name.startswith(PREFIX):
         yield
         return
-    lock = take(store.root, path.parent.name, path.name.removeprefix(PREFIX), None)
+    lock = acquire(store.root, path.parent.name, path.name.removeprefix(PREFIX), None)
     try:
         yield
     finally:
@@ -289,11 +289,11 @@ def at(store: Store, path: Path) -> Iterator[None]:
 # ---- verification --------------------------------------------------------------------------------------------------
 
 
-def verify(shelf: Shelf, artifacts: Iterable[Artifact]) -> Iterator[tuple[Artifact, list[str]]]:
+def verify(graph: ProvenanceGraph, artifacts: Iterable[Artifact]) -> Iterator[tuple[Artifact, list[str]]]:
     """Each artifact with what is wrong with it: files that are damaged, missing or not its own, a manifest that is not
     as it was written, inputs that are gone. Every file is read."""
     for one in artifacts:
-        yield one, [*check_files(one), *check_manifest(one, shelf)]
+        yield one, [*check_files(one), *check_manifest(one, graph)]
 
 
 def check_files(artifact: Artifact) -> Iterator[str]:
@@ -304,12 +304,12 @@ def check_files(artifact: Artifact) -> Iterator[str]:
         yield f"{name} is not in the manifest"
 
 
-def check_manifest(artifact: Artifact, shelf: Shelf) -> Iterator[str]:
+def check_manifest(artifact: Artifact, graph: ProvenanceGraph) -> Iterator[str]:
     """The manifest against the identity, and its inputs against what is in the store."""
     manifest = artifact.manifest
     key = Key(manifest["stage"], manifest["version"], manifest["settings"], manifest["inputs"])
     if not key.identity == artifact.identity == artifact.path.name.rpartition("-")[2]:
         yield f"{MANIFEST} is damaged: its identity is not that of its content and its folder"
     for name, identity in manifest["inputs"].items():
-        if identity not in shelf.artifacts:
+        if identity not in graph.artifacts:
             yield f"its input {name} ({identity}) is not in the store"

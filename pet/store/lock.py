@@ -23,7 +23,7 @@ def folder_of(root: Path, key: Key) -> Path:
     return root / key.stage / f"{PREFIX}{key.identity}"
 
 
-def take(root: Path, stage: str, identity: str, waiting: Callable[[str], None] | None) -> FileLock:
+def acquire(root: Path, stage: str, identity: str, waiting: Callable[[str], None] | None) -> FileLock:
     """The lock of an identity of a stage, locked. `waiting`: is told once who holds it, before that is waited for;
     `None`: nobody waits.
 

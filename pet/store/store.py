@@ -22,7 +22,7 @@ from pet.errors import DamagedArtifact, MissingArtifact, StoreError
 from pet.store.draft import Draft, open_draft
 from pet.store.files import read_json
 from pet.store.key import Key
-from pet.store.lock import take
+from pet.store.lock import acquire
 from pet.store.manifest import MANIFEST, read_manifest, wrong_file, wrong_files
 
 DAMAGED = ".damaged-"
@@ -165,7 +165,7 @@ class Store:
         self, key: Key, label: str, seed: int | None, waiting: Callable[[str], None] | None
     ) -> Iterator[Draft | None]:
         """As `publish`, but for publishing."""
-        lock = take(self.root, key.stage, key.identity, waiting)
+        lock = acquire(self.root, key.stage, key.identity, waiting)
         try:
             draft = None if self.find(key) else open_draft(self.root, key, label, seed, lock)
         except BaseException:
@@ -231,13 +231,13 @@ class Store:
         folder = damage.folder
         identity = folder.name.rpartition("-")[2]
         with self.writable():
-            lock = take(self.root, folder.parent.name, identity, lambda who: None)
+            lock = acquire(self.root, folder.parent.name, identity, lambda who: None)
             try:
                 if not is_damaged(folder, damage.written):
                     return None
-                aside = folder.with_name(f"{DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}")
-                folder.rename(aside)
-                return aside
+                writer = folder.with_name(f"{DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}")
+                folder.rename(writer)
+                return writer
             finally:
                 lock.release()
 

@@ -19,7 +19,7 @@ from pet.config.limits import (
 )
 from pet.config.messages import parse_model
 from pet.config.resolve import read_extended
-from pet.config.schema import Concern, Revision, spelled
+from pet.config.schema import Revision, Section, spelled
 from pet.config.shipped import find_file
 from pet.errors import TaskError, raise_problems
 from pet.tasks.patterns import PVP, parse_pattern
@@ -42,7 +42,7 @@ ConfigName = Annotated[str, spelled(r"[\w(][\w ().,+=@-]*", "the name of a confi
 Mark = Annotated[str, spelled(r"[0-9a-f]{16}", "digests of 16 hexadecimal digits")]
 
 
-class Source(Concern):
+class Source(Section):
     """What every source says: how its columns become the card's fields and labels."""
 
     label: str | None = Field("label", description="column with the label; null: the source has none")
@@ -87,7 +87,7 @@ class HubSource(Source):
     unlabelled: str | None = None
 
 
-class PatternEntry(Concern):
+class PatternEntry(Section):
     """A pattern that names its verbalizer."""
 
     pattern: str
@@ -105,7 +105,7 @@ MAX_WORDS_FROM = 30_000
 Verbalizer = dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
 
 
-class TaskCard(Concern):
+class TaskCard(Section):
     """`task.yaml`, checked: see `load_card` for what is refused."""
 
     # What is compared with each other is counted: a card of a thousand patterns would be checked for minutes.

@@ -22,7 +22,7 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(zlib.crc32(" ".join(words[start : start + SHINGLE_WORDS]).encode()) for start in starts)
 
 
-class Known:
+class NearDuplicateIndex:
     """Texts, to ask which of them say nearly the same as another (Jaccard of 5-word sequences >= 0.8)."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -45,7 +45,7 @@ class Known:
 
 def count_near_duplicates(train: Iterable[str], pool: Iterable[str], test: Iterable[str]) -> dict[str, int]:
     """How many texts of one split say nearly the same as one of another. Of the pool nothing is held in memory."""
-    labelled, tested = Known(train), Known(test)
+    labelled, tested = NearDuplicateIndex(train), NearDuplicateIndex(test)
     repeated: set[int] = set()
     of_train = 0
     for text in pool:

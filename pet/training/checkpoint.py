@@ -26,7 +26,7 @@ from pet.store.files import digest_file, readable_json, sync
 from pet.store.manifest import STATE
 from pet.training.device import Runtime
 from pet.training.optim import Optimizer
-from pet.training.trainer import Course, State, Trainer, TrainingReport
+from pet.training.trainer import ResumePoint, State, Trainer, TrainingReport
 
 B = TypeVar("B")
 
@@ -176,7 +176,7 @@ def recent_of(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
     return list(found.values())
 
 
-class Saver:
+class CheckpointManager:
     """Begins a training from its checkpoint, and saves it on its way. `minutes`: of training between two checkpoints,
     0: after every step; `title`: of the training, for what is said.
 
@@ -193,7 +193,7 @@ class Saver:
         self.begun = self.last = time.perf_counter()
         self.cost = 0.0
         self.fails = False
-        self.aside = checkpoint.device.type == "cuda"
+        self.writer = checkpoint.device.type == "cuda"
         self._writer = ThreadPoolExecutor(1)
         self._job: Future[None] | None = None
 
@@ -251,7 +251,7 @@ class Saver:
         found = state()
         if found is None or not self.checkpoint.is_sound(found):
             return False
-        if self.aside:
+        if self.writer:
             self._job = self._writer.submit(self.checkpoint.write, self.checkpoint.take(found, self.spent()))
         else:
             self.attempt(lambda: self.checkpoint.save(found, self.spent()))
@@ -279,7 +279,7 @@ class Saver:
 
 def train_saved(
     trainer: Trainer[B],
-    saver: Saver,
+    checkpoints: CheckpointManager,
     batches: Callable[[int], Iterator[B]],
     *names: str,
     steps: int | None = None,
@@ -291,9 +291,9 @@ def train_saved(
     Raises:
         Stopped: a signal came; what was learnt is saved.
     """
-    start = saver.begin()
+    start = checkpoints.begin()
     if start is not None:
         restored()
-    course = Course(start, after=saver.after)
-    with saver:
-        return trainer.run(batches(start.step if start else 0), *names, steps=steps, course=course)
+    resume = ResumePoint(start, after=checkpoints.after)
+    with checkpoints:
+        return trainer.run(batches(start.step if start else 0), *names, steps=steps, resume=resume)

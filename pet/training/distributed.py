@@ -51,7 +51,7 @@ class Ranks:
 
     def own(self, count: int) -> NDArray[np.int64]:
         """Which of `count` rows are this rank's, as of `deal`."""
-        return deal(count, self.size)[self.rank]
+        return shard(count, self.size)[self.rank]
 
     def share(self, count: int) -> float:
         """The share of `count` rows that is this rank's; 0 where `own` is a filler."""
@@ -133,7 +133,7 @@ ALONE = Ranks()
 """One process, as ever."""
 
 
-def deal(count: int, size: int) -> list[NDArray[np.int64]]:
+def shard(count: int, size: int) -> list[NDArray[np.int64]]:
     """Which of `count` rows each of `size` ranks gets: every size-th. A rank that would get none gets row 0, as filler:
     it must count for nothing (`Ranks.share`), but all ranks then run the same program."""
     return [np.arange(rank, count, size) if rank < count else np.arange(min(count, 1)) for rank in range(size)]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pet.config.limits import MAX_LINE, is_file, is_folder, path_of
 from pet.errors import CorpusError, raise_problems
 from pet.modeling.batch import Batch, send
-from pet.modeling.tokenization import Frame, Speller
+from pet.modeling.tokenization import PromptTokenizer, SpecialTokens
 
 CHUNK = 1024
 """Documents that are in memory at a time."""
@@ -86,24 +86,26 @@ def is_held_out(document: str, share: float) -> bool:
     return number < share * 2**64
 
 
-def stream_type(speller: Speller) -> np.dtype[Any]:
+def stream_type(prompt_tokenizer: PromptTokenizer) -> np.dtype[Any]:
     """What a token id is written as."""
-    return np.dtype("<u2" if len(speller.tokenizer) <= 1 << 16 else "<i4")
+    return np.dtype("<u2" if len(prompt_tokenizer.tokenizer) <= 1 << 16 else "<i4")
 
 
-def write_streams(folder: Path, documents: Iterator[str], speller: Speller, share: float) -> dict[str, dict[str, int]]:
+def write_streams(
+    folder: Path, documents: Iterator[str], prompt_tokenizer: PromptTokenizer, share: float
+) -> dict[str, dict[str, int]]:
     """Write `train.tokens` and `held_out.tokens`: ids of each document and a separator, end to end. Returns the number
     of documents and tokens of each.
 
     Raises:
         CorpusError: one of the two came out empty.
     """
-    separator, dtype = np.asarray(speller.frames[1].after[:1]), stream_type(speller)
+    separator, dtype = np.asarray(prompt_tokenizer.frames[1].after[:1]), stream_type(prompt_tokenizer)
     counts = {name: {"documents": 0, "tokens": 0} for name in (TRAIN, HELD_OUT)}
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / f"{name}.tokens").open("wb")) for name in counts}
         while chunk := list(itertools.islice(documents, CHUNK)):
-            for document, ids in zip(chunk, speller.spell(chunk), strict=True):
+            for document, ids in zip(chunk, prompt_tokenizer.spell(chunk), strict=True):
                 name = HELD_OUT if is_held_out(document, share) else TRAIN
                 counts[name]["documents"] += 1
                 counts[name]["tokens"] += files[name].write(np.concatenate([ids, separator]).astype(dtype).tobytes())
@@ -125,7 +127,7 @@ class Blocks:
     """A stream cut into blocks. `tokens`: all of it [n]; `frame`: special tokens around each block; `length`: T."""
 
     tokens: NDArray[Any]
-    frame: Frame
+    frame: SpecialTokens
     length: int
 
     @property
@@ -146,13 +148,15 @@ class Blocks:
         return found
 
 
-def open_blocks(folder: Path, name: str, speller: Speller, length: int) -> Blocks:
+def open_blocks(folder: Path, name: str, prompt_tokenizer: PromptTokenizer, length: int) -> Blocks:
     """The blocks of a stream that `write_streams` wrote; read from its file when they are asked for.
 
     Raises:
         CorpusError: it has less than one block.
     """
-    blocks = Blocks(np.memmap(folder / f"{name}.tokens", stream_type(speller), "r"), speller.frames[1], length)
+    blocks = Blocks(
+        np.memmap(folder / f"{name}.tokens", stream_type(prompt_tokenizer), "r"), prompt_tokenizer.frames[1], length
+    )
     if not len(blocks):
         kind = name.replace("_", " ")
         change = "lower" if name == TRAIN else "raise"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pet.modeling.batch import Batch, round_up, send
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.training import mlm_corpus
 from pet.training.distributed import ALONE, Ranks
 from pet.training.losses import KEPT, MASKED
@@ -36,7 +36,7 @@ class MaskedBatch:
 def hide(
     ids: NDArray[np.int64],
     probability: float,
-    speller: Speller,
+    prompt_tokenizer: PromptTokenizer,
     packed: bool,
     rng: np.random.Generator,
     device: torch.device,
@@ -47,7 +47,7 @@ def hide(
     that no block has more targets than tokens; of those in excess nothing is asked. Of R ranks each keeps every R-th
     block."""
     flat = ids.ravel()
-    hideable = np.isin(flat, speller.tokenizer.all_special_ids, invert=True)
+    hideable = np.isin(flat, prompt_tokenizer.tokenizer.all_special_ids, invert=True)
     wanted = max(1, round(probability * flat.size))
     count = min(round_up(wanted, TARGETS), flat.size)
     wanted = min(wanted, int(np.count_nonzero(hideable)))
@@ -56,14 +56,14 @@ def hide(
     hidden = places[:wanted]
     targets, changed = np.full(len(places), IGNORED), flat.copy()
     targets[: len(hidden)] = flat[hidden]
-    random_tokens = rng.integers(0, len(speller.tokenizer), len(hidden))
-    changed[hidden] = disguise(flat[hidden], rng.random(len(hidden)), random_tokens, speller.mask_id)
+    random_tokens = rng.integers(0, len(prompt_tokenizer.tokenizer), len(hidden))
+    changed[hidden] = apply_mlm_mask(flat[hidden], rng.random(len(hidden)), random_tokens, prompt_tokenizer.mask_id)
     shown, weight = changed.reshape(ids.shape), None
     if ranks.size > 1:
         shown, places, targets, share = part_of(shown, hidden, flat[hidden], ranks)
         weight = send(torch.tensor([share]), device)
     return MaskedBatch(
-        mlm_corpus.lay_blocks(shown, speller.has_types, not packed, device),
+        mlm_corpus.lay_blocks(shown, prompt_tokenizer.has_types, not packed, device),
         send(torch.from_numpy(places), device),
         send(torch.from_numpy(targets), device),
         weight,
@@ -107,11 +107,11 @@ def mask_tokens(
     chosen = maskable & (rng.random(input_ids.shape) < probability)
     fate = rng.random(input_ids.shape)
     random_tokens = rng.integers(0, vocabulary_size, size=input_ids.shape)
-    changed = np.where(chosen, disguise(input_ids, fate, random_tokens, mask_id), input_ids)
+    changed = np.where(chosen, apply_mlm_mask(input_ids, fate, random_tokens, mask_id), input_ids)
     return changed, np.where(chosen, input_ids, IGNORED)
 
 
-def disguise(
+def apply_mlm_mask(
     tokens: NDArray[np.int64], fate: NDArray[np.float64], random_tokens: NDArray[np.int64], mask_id: int
 ) -> NDArray[np.int64]:
     """MLM targets [K] as the model gets to see them: the mask, a random token or themselves, by `fate` in [0, 1)."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Rows
+from pet.modeling.prompts import EncodedTexts
 from pet.training import compile
 from pet.training.device import Runtime
 from pet.training.distributed import ALONE, Ranks
@@ -32,7 +32,7 @@ WINDOW = 65_536
 
 def score_rows(
     score: Callable[[Batch], torch.Tensor],
-    rows: Rows,
+    rows: EncodedTexts,
     layout: Layout,
     runtime: Runtime,
     name: str,
@@ -64,7 +64,7 @@ def score_rows(
 
 def score_window(
     score: Callable[[Batch], torch.Tensor],
-    rows: Rows,
+    rows: EncodedTexts,
     window: slice,
     layout: Layout,
     runtime: Runtime,
@@ -111,18 +111,20 @@ def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
 
     `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
     """
-    twin = model
+    compute_model = model
     if runtime.dtype is not None:
-        twin = copy.deepcopy(model)
-        (twin.transformer.base_model if twin.shortcut else twin.transformer).to(runtime.dtype)
-    compiled = compile.compile_layers(twin.transformer, runtime, alike)
-    if compiled and isinstance(twin, ClozeModel):
-        twin.token_losses = compiled_token_losses(alike)
-    return twin
+        compute_model = copy.deepcopy(model)
+        (compute_model.transformer.base_model if compute_model.shortcut else compute_model.transformer).to(
+            runtime.dtype
+        )
+    compiled = compile.compile_layers(compute_model.transformer, runtime, alike)
+    if compiled and isinstance(compute_model, ClozeModel):
+        compute_model.token_losses = compiled_token_losses(alike)
+    return compute_model
 
 
 @torch.no_grad()
-def refresh(twin: M, model: M) -> None:
+def refresh(compute_model: M, model: M) -> None:
     """Give a scoring copy the weights that its model has now."""
-    if twin is not model:
-        torch._foreach_copy_(list(twin.parameters()), list(model.parameters()))
+    if compute_model is not model:
+        torch._foreach_copy_(list(compute_model.parameters()), list(model.parameters()))

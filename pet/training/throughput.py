@@ -11,35 +11,35 @@ from torch import nn
 from pet.config.schema import PretrainSettings
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
-from pet.training.checkpoint import Saver
+from pet.training.checkpoint import CheckpointManager
 from pet.training.device import Runtime, matmul_rate
 from pet.training.trainer import LOG_EVERY, State
 
 
-class Watch:
+class ThroughputMeter:
     """Tells a training by the clock how far it is, and hands on what the saver is to be told."""
 
-    def __init__(self, settings: PretrainSettings, saver: Saver) -> None:
+    def __init__(self, settings: PretrainSettings, checkpoints: CheckpointManager) -> None:
         self.settings = settings
-        self.saver = saver
+        self.checkpoints = checkpoints
         self.marks: list[tuple[int, float]] = []
         self.seconds = 0.0
 
     def stop(self) -> None:
         """Training is over; `seconds` is what it took."""
-        self.seconds = self.saver.spent()
+        self.seconds = self.checkpoints.spent()
 
     def way(self, step: int) -> float:
         """Steps done, or what the time that is gone comes to in steps, if that is more."""
         if self.settings.minutes is None:
             return step
-        return max(step, self.settings.steps * self.saver.spent() / (60 * self.settings.minutes))
+        return max(step, self.settings.steps * self.checkpoints.spent() / (60 * self.settings.minutes))
 
     def after(self, step: int, state: Callable[[], State | None], stopping: bool) -> None:
         """As of `Course`."""
         if step % LOG_EVERY == 0:
             self.marks.append((step, time.perf_counter()))
-        self.saver.after(step, state, stopping)
+        self.checkpoints.after(step, state, stopping)
 
     def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:
         """Tokens a second, FLOP/s and their share of the matmul rate, all of the median stretch between two reports: to

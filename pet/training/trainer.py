@@ -66,7 +66,7 @@ class Lost:
 
 
 @dataclass
-class Course:
+class ResumePoint:
     """A training that may go on from an earlier one, be saved on its way, or end before its last step. `start`: where
     it is already, weights and optimizer too (`None`: at its beginning); `way`: how many steps it counts as to have done
     so many, for the learning rate, and to end when it is all; `after`: called after every step with the number of steps
@@ -112,13 +112,13 @@ class Trainer(Generic[B]):
             self.run_step = CapturedSteps(self.step, runtime.device)
 
     def run(
-        self, batches: Iterator[B], *names: str, steps: int | None = None, course: Course | None = None
+        self, batches: Iterator[B], *names: str, steps: int | None = None, resume: ResumePoint | None = None
     ) -> list[TrainingReport]:
         """Train in place for exactly `steps` optimizer steps (default: those of the settings) and leave the model in
         eval mode.
 
         Every run starts with a fresh optimizer; the model's weights are the caller's to reset. `batches` must not end,
-        and begins where the course does. `names`: of the members, for the tracker; one report each. `course`: where it
+        and begins where the course does. `names`: of the members, for the tracker; one report each. `resume`: where it
         starts and ends, if not so.
 
         Raises:
@@ -126,10 +126,10 @@ class Trainer(Generic[B]):
             NotFinite: a loss is NaN or infinite; names the first step and whose it is. All ranks raise it at the same
                 step, as they have the same losses, at most two reports after it.
         """
-        settings, course = self.settings, course or Course()
+        settings, resume = self.settings, resume or ResumePoint()
         if steps is not None:
             settings = settings.model_copy(update={"steps": steps})
-        start = course.start or State(0, [TrainingReport([], {}) for _ in names], [])
+        start = resume.start or State(0, [TrainingReport([], {}) for _ in names], [])
         if not start.step:
             self.optimizer.reset()
         reports, recent = copy.deepcopy(start.reports), list(start.recent)
@@ -159,10 +159,10 @@ class Trainer(Generic[B]):
             ):
                 advance(start.step)
                 for step in range(start.step + 1, settings.steps + 1):
-                    self.optimizer.set_rate(settings.learning_rate * rate_factor(course.way(step - 1), settings))
+                    self.optimizer.set_rate(settings.learning_rate * rate_factor(resume.way(step - 1), settings))
                     recent.append(self.run_step([next(batches) for _ in range(settings.accumulation)]))
                     advance(1)
-                    last = course.way(step) >= settings.steps
+                    last = resume.way(step) >= settings.steps
                     if step % LOG_EVERY == 0 or last:
                         means = receive(means_of(recent, len(names)), self.runtime.device)
                         tell()  # of the steps before these, which are still being computed
@@ -170,7 +170,7 @@ class Trainer(Generic[B]):
                         untold.append(functools.partial(record, reports, names, step, means, recent, self.runtime))
                         recent = []
                     stopping = self.is_stopping(step)
-                    course.after(step, state, stopping)
+                    resume.after(step, state, stopping)
                     if last or stopping:
                         break
             tell()

@@ -305,9 +305,9 @@ def test_a_damaged_artifact_is_said_set_aside_and_made_anew_by_a_run(done, tmp_p
     folder = find_one(store, "prepare")
     harm(folder / name)
     told = pet_run(done.ground, store).stderr
-    (aside,) = hidden_in(store)
-    assert aside.name.startswith(f".damaged-{folder.name}-")
-    check(told, f"prepare/{folder.name} is damaged ({problem}", f"set aside as {aside.name}")
+    (writer,) = hidden_in(store)
+    assert writer.name.startswith(f".damaged-{folder.name}-")
+    check(told, f"prepare/{folder.name} is damaged ({problem}", f"set aside as {writer.name}")
     assert digest(folder / "pool.parquet") == digest(done.one("prepare") / "pool.parquet")
     assert told.count(": reused ") >= 11, "and nothing else"
     assert told.splitlines()[-1] == f"run: reused {find_one(store, 'run')}"
@@ -321,8 +321,8 @@ def test_a_file_whose_content_has_changed_is_seen_when_a_run_reads_it_not_before
     assert pet_run(done.ground, store).stderr.count(": reused ") == 12
     assert hidden_in(store) == []
     told = pet_run(done.ground, store, "--set", "distill.steps=4").stderr
-    (aside,) = hidden_in(store)
-    check(told, "pool.parquet is damaged: its content has changed (sha256)", f"set aside as {aside.name}")
+    (writer,) = hidden_in(store)
+    check(told, "pool.parquet is damaged: its content has changed (sha256)", f"set aside as {writer.name}")
     assert digest(find_one(store, "prepare") / "pool.parquet") == digest(done.one("prepare") / "pool.parquet")
 
 

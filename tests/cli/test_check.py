@@ -13,7 +13,7 @@ from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.store.store import Store
 from pet.tools.authoring.lint import Check, check
 from pet.training.device import open_runtime
@@ -28,7 +28,7 @@ def ground(tmp_path, tmp_path_factory) -> Ground:
 def look(ground: Ground, sample: int = 200, **sections) -> Check:
     """What is found with the ground's own settings."""
     settings = resolve_settings(ground.pipeline, sections)
-    return check(Work(settings, Store(ground.folder / "none"), open_runtime(settings.runtime)), sample)
+    return check(RunContext(settings, Store(ground.folder / "none"), open_runtime(settings.runtime)), sample)
 
 
 def texts_of(found: Check, kind: str) -> list[str]:

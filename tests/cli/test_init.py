@@ -14,7 +14,7 @@ import yaml
 from rows import FILLERS, TOPICS, files_of, lively_model, pet
 from tiny import TOKENIZERS, wordpiece_tokenizer
 
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.tasks.card import load_card
 from pet.tasks.sources import load_texts
 from pet.tasks.splits import draw_by_seed
@@ -173,8 +173,10 @@ def test_words_are_single_tokens_of_the_model_and_no_two_labels_share_one(model,
     rows = [{"text": f"{FILLERS[number]} river", "label": label} for number, label in enumerate(HOSTILE)]
     init(model, write(tmp_path / "a.csv", rows))
     card, _ = read_card(tmp_path / "a.csv")
-    speller = Speller(wordpiece_tokenizer(), "tiny")
-    tokens = {label: {speller.word_id(word, None) for word in words} for label, words in card.pvps()[0].words.items()}
+    prompt_tokenizer = PromptTokenizer(wordpiece_tokenizer(), "tiny")
+    tokens = {
+        label: {prompt_tokenizer.word_id(word, None) for word in words} for label, words in card.pvps()[0].words.items()
+    }
     assert all(isinstance(one, int) for words in tokens.values() for one in words)
     assert sum(map(len, tokens.values())) == len(set.union(*tokens.values()))
 

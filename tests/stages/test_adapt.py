@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from pet.config.schema import ModelSettings
 from pet.modeling.loading import load_tokenizer
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.tasks.texts import read_texts
 from pet.training import mlm_corpus
 
@@ -33,15 +33,17 @@ NAME = "bert.encoder.layer.1.output.dense.weight"
 
 def test_the_pool_and_nothing_else_is_trained_on(adapted, tmp_path_factory):
     _, store, _ = adapted
-    speller = Speller(load_tokenizer(ModelSettings(name=str(lively_model(tmp_path_factory.getbasetemp())))), "lively")
+    prompt_tokenizer = PromptTokenizer(
+        load_tokenizer(ModelSettings(name=str(lively_model(tmp_path_factory.getbasetemp())))), "lively"
+    )
     pool = read_texts(find_one(store, "prepare") / "pool.parquet")
     documents = [" ".join(fields) for fields in zip(*pool.fields.values(), strict=True)]
     kept = [one for one in documents if not mlm_corpus.is_held_out(one, 0.2)]
     assert 0 < len(kept) < len(documents)
     folder = find_one(store, "corpus")
     found = np.fromfile(folder / "train.tokens", "<u2").tolist()
-    separator = speller.frames[1].after[0]
-    assert found == [token for ids in speller.spell(kept) for token in [*ids.tolist(), separator]]
+    separator = prompt_tokenizer.frames[1].after[0]
+    assert found == [token for ids in prompt_tokenizer.spell(kept) for token in [*ids.tolist(), separator]]
 
 
 def test_it_publishes_a_model_and_how_training_went(adapted):

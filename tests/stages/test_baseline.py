@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from rows import LABELS, digest, files_of, lay_ground, lively_model, open_work, read_json
+from rows import LABELS, digest, files_of, lay_ground, lively_model, open_context, read_json
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer
@@ -14,7 +14,9 @@ from pet.tasks.texts import read_texts
 
 def rebase(done, folder, **sections):
     """The baselines in another store, on the finished run's splits, with other settings."""
-    return baseline.run(open_work(done.ground, folder, **sections), prepare.need(open_work(done.ground, done.store)))
+    return baseline.run(
+        open_context(done.ground, folder, **sections), prepare.need(open_context(done.ground, done.store))
+    )
 
 
 def test_the_artifact_holds_both_baselines_scores_and_how_one_was_trained(done):
@@ -61,16 +63,16 @@ def test_the_same_settings_give_the_same_baselines_in_another_store(done, tmp_pa
 
 def test_the_supervised_classifier_learns_its_labelled_texts(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
-    work = open_work(ground, tmp_path, baseline={"steps": 60, "learning_rate": 4e-3, "batch": 12})
-    losses = baseline.run(work, prepare.run(work)).read_json("training.json")["losses"]["loss"]
+    ctx = open_context(ground, tmp_path, baseline={"steps": 60, "learning_rate": 4e-3, "batch": 12})
+    losses = baseline.run(ctx, prepare.run(ctx)).read_json("training.json")["losses"]["loss"]
     assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize("examples", [1, 2])
 def test_labels_without_a_labelled_text_are_never_predicted_by_the_probe(done, tmp_path, examples):
     """One text, so only one label: nothing to learn, and no reason to fail after the members were trained."""
-    work = open_work(done.ground, tmp_path, data={"train_examples": examples})
-    artifact = baseline.run(work, prepare.run(work))
+    ctx = open_context(done.ground, tmp_path, data={"train_examples": examples})
+    artifact = baseline.run(ctx, prepare.run(ctx))
     scores = load_file(artifact.path / "scores.safetensors")["probe"]
     assert set(scores.argmax(1).tolist()) <= set(range(examples))
     assert np.isneginf(scores[:, examples:]).all()

@@ -11,7 +11,7 @@ from rows import (
     files_of,
     lay_ground,
     lively_model,
-    open_work,
+    open_context,
     pet_run,
     read_json,
     save_lively,
@@ -21,7 +21,7 @@ from rows import (
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pet.modeling.prompts import Rows
+from pet.modeling.prompts import EncodedTexts
 from pet.pipeline import drawn_texts
 from pet.pipeline.drawn_texts import Splits
 from pet.pipeline.stages import distill, finetune, label, prepare
@@ -43,9 +43,9 @@ def classify(folder, texts):
 
 def redistill(done, folder, **sections):
     """A student of the finished run's soft labels in another store, with other settings."""
-    work, there = open_work(done.ground, folder, **sections), open_work(done.ground, done.store)
+    ctx, there = open_context(done.ground, folder, **sections), open_context(done.ground, done.store)
     prepared = prepare.need(there)
-    return distill.run(work, prepared, label.need(there, prepared, finetune.need(there, prepared)))
+    return distill.run(ctx, prepared, label.need(there, prepared, finetune.need(there, prepared)))
 
 
 def test_the_artifact_holds_the_student_its_scores_and_how_it_was_trained(done):
@@ -69,14 +69,14 @@ def test_the_artifact_holds_the_student_its_scores_and_how_it_was_trained(done):
 def watch_rows(monkeypatch, size):
     """The rows that are put into batches, of as many rows as the pool has."""
     asked = []
-    batch = Rows.batch
+    batch = EncodedTexts.batch
 
     def watched(rows, chosen, layout):
         if len(rows) == size:
             asked.extend(np.asarray(chosen).tolist())
         return batch(rows, chosen, layout)
 
-    monkeypatch.setattr(Rows, "batch", watched)
+    monkeypatch.setattr(EncodedTexts, "batch", watched)
     return asked
 
 
@@ -129,8 +129,8 @@ def test_the_same_settings_give_the_same_student_in_another_store(done, tmp_path
 
 def test_its_identity_holds_every_setting_of_its_training_and_none_of_the_members(done):
     settings = read_json(done.one("distill") / "manifest.json")["settings"]
-    work = open_work(done.ground, done.store)
-    assert settings["distill"] == work.settings.distill.model_dump(mode="json", exclude={"model"}) | {
+    ctx = open_context(done.ground, done.store)
+    assert settings["distill"] == ctx.settings.distill.model_dump(mode="json", exclude={"model"}) | {
         "precision": "auto"
     }
     assert set(settings) == {"model", "distill", "seed"}
@@ -138,13 +138,13 @@ def test_its_identity_holds_every_setting_of_its_training_and_none_of_the_member
 
 def test_only_the_pool_teaches_the_student(done, tmp_path):
     """Labelled texts that say something else leave the student as it is."""
-    work = open_work(done.ground, tmp_path)
-    there = prepare.need(open_work(done.ground, done.store))
+    ctx = open_context(done.ground, tmp_path)
+    there = prepare.need(open_context(done.ground, done.store))
     splits = drawn_texts.load(there)
     teacher = np.random.default_rng(0).normal(size=(len(splits.pool), 3))
     other = Splits(splits.test, splits.pool, splits.test)
-    one, _ = distill.train_student(work, splits, teacher, spare_draft(tmp_path))
-    two, _ = distill.train_student(work, other, teacher, spare_draft(tmp_path))
+    one, _ = distill.train_student(ctx, splits, teacher, spare_draft(tmp_path))
+    two, _ = distill.train_student(ctx, other, teacher, spare_draft(tmp_path))
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name]), name
 
@@ -153,15 +153,15 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
     """One step on the whole pool, against a reference in float64 from the student's own first scores."""
     temperature = 3.0
     settings = {"steps": 1, "batch": 30, "temperature": temperature}
-    work = open_work(done.ground, tmp_path, distill=settings)
-    splits = drawn_texts.load(prepare.need(open_work(done.ground, done.store)))
+    ctx = open_context(done.ground, tmp_path, distill=settings)
+    splits = drawn_texts.load(prepare.need(open_context(done.ground, done.store)))
     teacher = np.random.default_rng(0).normal(size=(30, 3)) * 2
     switch = torch.nn.Module.train
     monkeypatch.setattr(torch.nn.Module, "train", lambda model, mode=True: switch(model, False))  # no dropout
-    seed = distill.derive_seed("distill", work.settings.seed)
-    fresh = Classifier(work, None, seed)
+    seed = distill.derive_seed("distill", ctx.settings.seed)
+    fresh = Classifier(ctx, None, seed)
     student = fresh.score(fresh.encode(splits.pool), "fresh").astype(float)
-    _, report = distill.train_student(work, splits, teacher, spare_draft(tmp_path))
+    _, report = distill.train_student(ctx, splits, teacher, spare_draft(tmp_path))
 
     def soften(scores):
         powers = np.exp(scores / temperature)
@@ -173,11 +173,11 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
 
 def test_a_student_of_clear_soft_labels_learns_them(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
-    work = open_work(ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 4e-3})
-    splits = drawn_texts.load(prepare.run(work))
+    ctx = open_context(ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 4e-3})
+    splits = drawn_texts.load(prepare.run(ctx))
     (pool,) = splits.pool.chunks()
     wanted = np.asarray([topic_of(pool.joined(row)) for row in range(30)])
-    student, report = distill.train_student(work, splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path))
+    student, report = distill.train_student(ctx, splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path))
     losses = report.losses["loss"]
     assert report.steps == list(range(10, 90, 10))
     assert losses[-1] < 0.7 * losses[0]
@@ -223,11 +223,11 @@ def test_frozen_layers_of_the_student_keep_their_weights(done, tmp_path, tmp_pat
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_features_do_not_depend_on_which_rows_share_a_batch(done, tmp_path, family):
     """The second family needs short rows padded next to long ones; the padding counts for nothing."""
-    splits = drawn_texts.load(prepare.need(open_work(done.ground, done.store)))
+    splits = drawn_texts.load(prepare.need(open_context(done.ground, done.store)))
     model = {"name": str(save_lively(tmp_path / family, family))}
     found = []
     for budget in (64, 2048):
-        work = open_work(done.ground, tmp_path, model=model, runtime={"batch_tokens": budget})
-        encoder = Classifier(work, None, 0)
+        ctx = open_context(done.ground, tmp_path, model=model, runtime={"batch_tokens": budget})
+        encoder = Classifier(ctx, None, 0)
         found.append(encoder.features(encoder.encode(splits.test), "test"))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from pet.algorithms.ensemble import soften
 from pet.config.resolve import resolve_settings
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.stages import draw, finetune
 from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.store import Artifact, Store
@@ -23,16 +23,16 @@ from pet.training.device import open_runtime
 def plan(card, **sections):
     """A walk without labelled texts, and its generation 0: the patterns, untuned."""
     settings = resolve_settings(None, {"task": {"name": card}, "data": {"train_examples": 0}, **sections})
-    work = Work(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
-    plans = [Plan(pvp, None) for pvp in work.pvps]
-    return work, Members({}, plans, [Artifact(Path(), {"identity": one.label}) for one in plans])
+    ctx = RunContext(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
+    plans = [Plan(pvp, None) for pvp in ctx.pvps]
+    return ctx, Members({}, plans, [Artifact(Path(), {"identity": one.label}) for one in plans])
 
 
-def drawn_by(work, before, seed):
+def drawn_by(ctx, before, seed):
     """Who labels for each member of generation 1."""
-    work.settings = work.settings.model_copy(update={"seed": seed})
-    later = [Plan(*one, generation=1) for one in finetune.members_of(work)]
-    return {one.label: [plan.pvp.number for plan in draw.teachers_of(work, one, before).plans] for one in later}
+    ctx.settings = ctx.settings.model_copy(update={"seed": seed})
+    later = [Plan(*one, generation=1) for one in finetune.members_of(ctx)]
+    return {one.label: [plan.pvp.number for plan in draw.teachers_of(ctx, one, before).plans] for one in later}
 
 
 def published(patterns, repetitions, share, rng):
@@ -50,8 +50,8 @@ def published(patterns, repetitions, share, rng):
     ("card", "patterns", "count", "different"), [("agnews", 6, 4, 3.33), ("yelp-full", 4, 3, 2.47)]
 )
 def test_untuned_patterns_are_drawn_as_often_as_their_copies_in_the_published_code(card, patterns, count, different):
-    work, before = plan(card)
-    ours = [(label, one) for seed in range(120) for label, one in drawn_by(work, before, seed).items()]
+    ctx, before = plan(card)
+    ours = [(label, one) for seed in range(120) for label, one in drawn_by(ctx, before, seed).items()]
     rng = random.Random(0)
     theirs = [one for _ in range(120) for one in published(patterns, 3, 0.25, rng)]
     assert {len(one) for _, one in ours} == {len(one) for one in theirs} == {count}
@@ -69,8 +69,8 @@ def test_untuned_patterns_are_drawn_as_often_as_their_copies_in_the_published_co
 
 
 def test_a_pattern_is_never_drawn_more_often_than_it_has_copies_nor_its_own_for_the_member_itself():
-    work, before = plan("yelp-full", ipet={"teachers": 0.99})
-    for label, found in drawn_by(work, before, 0).items():
+    ctx, before = plan("yelp-full", ipet={"teachers": 0.99})
+    for label, found in drawn_by(ctx, before, 0).items():
         counts = Counter(found)
         assert sum(counts.values()) == 11
         assert counts == {number: 2 if number == int(label[4]) else 3 for number in range(4)}
@@ -79,23 +79,23 @@ def test_a_pattern_is_never_drawn_more_often_than_it_has_copies_nor_its_own_for_
 @pytest.mark.parametrize("sections", [{"ipet": {"teachers": 1}}, {"finetune": {"repetitions": 1}}])
 def test_where_all_label_or_there_is_one_repetition_each_other_pattern_counts_once_as_before(sections):
     """The choice of old, in its own words."""
-    work, before = plan("agnews", **sections)
+    ctx, before = plan("agnews", **sections)
     for seed in range(5):
-        for label, found in drawn_by(work, before, seed).items():
+        for label, found in drawn_by(ctx, before, seed).items():
             pattern, repetition = int(label[4]), int(label[7])
             others = sorted(
                 (one for one in before.plans if one.pvp.number != pattern), key=lambda one: one.pvp.pattern.source
             )
             (own,) = (one for one in before.plans if one.pvp.number == pattern)
             rng = np.random.default_rng(draw.derive_seed("teachers", seed, 1, own.pvp.pattern.source, repetition))
-            count = max(1, round(work.settings.ipet.teachers * len(others)))
+            count = max(1, round(ctx.settings.ipet.teachers * len(others)))
             expected = [others[place].pvp.number for place in sorted(rng.choice(len(others), count, replace=False))]
             assert found == expected
 
 
 def test_one_pattern_alone_is_labelled_for_by_its_other_copies():
-    work, before = plan("agnews", finetune={"patterns": [2]})
-    assert set(map(tuple, drawn_by(work, before, 0).values())) == {(2,)}
+    ctx, before = plan("agnews", finetune={"patterns": [2]})
+    assert set(map(tuple, drawn_by(ctx, before, 0).values())) == {(2,)}
 
 
 # ---- what comes of it ----------------------------------------------------------------------------------------------

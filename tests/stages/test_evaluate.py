@@ -15,7 +15,7 @@ from rows import (
     find_one,
     lay_ground,
     lively_model,
-    open_work,
+    open_context,
     pet_run,
     read_json,
 )
@@ -24,7 +24,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pet.algorithms.calibration import Calibration, fit_temperature
-from pet.algorithms.ensemble import even_shift
+from pet.algorithms.ensemble import align_prior
 from pet.pipeline import drawn_texts
 from pet.pipeline.runner import run_stage
 from pet.pipeline.stages import calibrate, distill, evaluate, finetune, label, prepare
@@ -54,11 +54,11 @@ def scored(request, done, tmp_path_factory):
 
 def walk(done, ground, store, **sections):
     """Evaluate the finished run's artifacts into another store."""
-    work, there = open_work(ground, store, **sections), open_work(done.ground, done.store, **sections)
+    ctx, there = open_context(ground, store, **sections), open_context(done.ground, done.store, **sections)
     prepared = prepare.need(there)
     members = finetune.need(there, prepared)
     labelled = label.need(there, prepared, members)
-    return evaluate.run(work, prepared, members, labelled, distill.need(there, prepared, labelled))
+    return evaluate.run(ctx, prepared, members, labelled, distill.need(there, prepared, labelled))
 
 
 def scores_of(done, stage, part, name="test"):
@@ -106,19 +106,19 @@ def test_the_ensemble_is_weighted_as_the_soft_labels_were(done, scored):
 
 def test_where_shares_are_even_the_ensemble_and_the_fine_tuned_baseline_are_scored_so(done, tmp_path):
     shutil.copytree(done.store, tmp_path / "store")
-    work = open_work(done.ground, tmp_path / "store", label={"shares": "even"})
-    prepared = prepare.need(work)
-    members = finetune.need(work, prepared)
-    labelled = label.run(work, prepared, members)
-    student = distill.run(work, prepared, labelled)
-    scores = evaluate.run(work, prepared, members, labelled, student).read_json("scores.json")
+    ctx = open_context(done.ground, tmp_path / "store", label={"shares": "even"})
+    prepared = prepare.need(ctx)
+    members = finetune.need(ctx, prepared)
+    labelled = label.run(ctx, prepared, members)
+    student = distill.run(ctx, prepared, labelled)
+    scores = evaluate.run(ctx, prepared, members, labelled, student).read_json("scores.json")
     shift = labelled.read_json("ensemble.json")["shift"]
     assert any(shift.values())
     ensemble = ensemble_scores(done) + [shift[name] for name in LABELS]
     assert scores["ensemble"]["value"] == expected(done, "accuracy", ensemble)
     base = scores_of(done, "baseline", "", "supervised")
     assert scores["supervised"]["value"] == expected(done, "accuracy", base)
-    assert scores["supervised_even"]["value"] == expected(done, "accuracy", base + even_shift(base))
+    assert scores["supervised_even"]["value"] == expected(done, "accuracy", base + align_prior(base))
 
 
 def test_student_and_baselines_are_scored_from_their_files(done, scored):
@@ -308,8 +308,8 @@ def test_a_labelled_text_that_stands_in_the_pool_under_another_id_counts_as_seen
         "distill": {"steps": 20},
     }
     monkeypatch.setattr(calibrate, "ENOUGH", 1)
-    work = open_work(ground, tmp_path / "store", **sections)
-    run_stage(work, "all")
+    ctx = open_context(ground, tmp_path / "store", **sections)
+    run_stage(ctx, "all")
     found = read_json(find_one(tmp_path / "store", "evaluate") / "calibration.json")["student"]
     pool, seen = (
         read_texts(find_one(tmp_path / "store", "prepare") / "pool.parquet"),
@@ -401,9 +401,9 @@ def test_the_calibration_error_is_that_of_the_test_set_without_and_with_the_temp
 
 
 def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
-    work = open_work(done.ground, done.store)
-    prepared = prepare.need(work)
-    members = finetune.need(work, prepared)
+    ctx = open_context(done.ground, done.store)
+    prepared = prepare.need(ctx)
+    members = finetune.need(ctx, prepared)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    _, _, found = calibrate.fit_ensemble(work, drawn_texts.load(prepared), [], one, label.need(work, prepared, members))
+    _, _, found = calibrate.fit_ensemble(ctx, drawn_texts.load(prepared), [], one, label.need(ctx, prepared, members))
     assert found == Calibration(1.0, "one member has no other to be compared with")

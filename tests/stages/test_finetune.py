@@ -21,7 +21,7 @@ from rows import (
     garble,
     lay_ground,
     lively_model,
-    open_work,
+    open_context,
     pet_run,
     read_json,
     save_lively,
@@ -34,7 +34,7 @@ from pet.modeling import packing
 from pet.modeling.batch import Layout, round_up, tensors_of
 from pet.modeling.token_losses import IGNORED
 from pet.pipeline.members.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
-from pet.pipeline.members.data import Bench, Learner
+from pet.pipeline.members.data import MemberData, MemberTrainer
 from pet.pipeline.score_files import open_scores, read_scores
 from pet.pipeline.stages import finetune, prepare
 from pet.pipeline.stages.finetune import draw_batches
@@ -212,8 +212,8 @@ def open_bench(done):
     """A bench over the finished run's splits, with finetune settings of one's own."""
 
     def open_it(**settings):
-        work = open_work(done.ground, done.store, finetune=settings)
-        return Bench(work, prepare.need(work))
+        ctx = open_context(done.ground, done.store, finetune=settings)
+        return MemberData(ctx, prepare.need(ctx))
 
     return open_it
 
@@ -222,14 +222,14 @@ def open_bench(done):
 def any_layout(request, monkeypatch):
     """Batches as on a CPU, as on a GPU, and as of a family that needs padded rows."""
     if LAYOUTS[request.param]:
-        monkeypatch.setattr(Learner, "layout", lambda self: LAYOUTS[request.param])
+        monkeypatch.setattr(MemberTrainer, "layout", lambda self: LAYOUTS[request.param])
     return request.param
 
 
-def batches_of(bench, number, *patterns, seed=0):
+def batches_of(member_data, number, *patterns, seed=0):
     """The first micro-batches of one member of each of these patterns (default: the first), and what they are asked."""
-    asked = [bench.ask(bench.work.pvps[pattern]) for pattern in patterns or (0,)]
-    drawn = draw_batches(bench, asked, [seed + pattern for pattern in patterns or (0,)])
+    asked = [member_data.ask(member_data.ctx.pvps[pattern]) for pattern in patterns or (0,)]
+    drawn = draw_batches(member_data, asked, [seed + pattern for pattern in patterns or (0,)])
     return list(islice(drawn, number)), asked
 
 
@@ -251,19 +251,19 @@ def texts_of(rows):
     return [tuple(one.tolist()) for one in np.split(found.ids, np.cumsum(found.lengths)[:-1])]
 
 
-def reference_losses(bench, given, member=0):
+def reference_losses(member_data, given, member=0):
     """(label loss, MLM loss) of a member in float64, from the full logits of one row after another."""
-    lm = AutoModelForMaskedLM.from_pretrained(bench.work.settings.model.name).double()
+    lm = AutoModelForMaskedLM.from_pretrained(member_data.ctx.settings.model.name).double()
     logits = torch.zeros(len(given.batch.input_ids), lm.config.vocab_size, dtype=torch.float64)
     with torch.inference_mode():
         for inputs, tokens in alone(given.batch):
             logits[tokens] = lm(**inputs).logits[0]
-    words = bench.work.speller.tokenizer.convert_tokens_to_ids(LABELS)
+    words = member_data.ctx.prompt_tokenizer.tokenizer.convert_tokens_to_ids(LABELS)
     labels = given.labels[member].tolist()
     places = given.label_places.view(given.labels.shape)[member]
     label = 0.0
     for place, gold in zip(places.tolist(), labels, strict=True):
-        assert given.batch.input_ids[place] == bench.work.speller.mask_id
+        assert given.batch.input_ids[place] == member_data.ctx.prompt_tokenizer.mask_id
         label -= float(logits[place, words].log_softmax(-1)[gold]) / len(labels)
     own = [(p, t) for p, t in zip(*targets_of(given), strict=True) if given.members[p] == member]
     mlm = -sum(float(logits[place].log_softmax(-1)[target]) for place, target in own) / len(own)
@@ -274,14 +274,17 @@ def reference_losses(bench, given, member=0):
 @pytest.mark.parametrize("pattern", [0, 1])
 def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, any_layout, alpha, pattern):
     """L = (1 - alpha) CE + alpha MLM (P1 section 3.2), from a separate forward pass without any shortcut."""
-    bench = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
-    (given,), _ = batches_of(bench, 1, pattern)
+    member_data = open_bench(labelled_batch=4, unlabelled_batch=5, mask_probability=0.4)
+    (given,), _ = batches_of(member_data, 1, pattern)
     assert (len(given.batch), given.labels.shape) == (9, (1, 4))
     assert len(targets_of(given)[0]) > 5
     assert (len(given.targets) > len(targets_of(given)[0])) == (any_layout == "filled up"), "targets are filled up too"
     assert (len(given.batch.input_ids) > int(given.batch.starts[9])) == (any_layout == "filled up")
-    found = {name: float(value.detach()) for name, value in cloze_losses(bench.learner.cloze, given, alpha).items()}
-    label, mlm = reference_losses(bench, given)
+    found = {
+        name: float(value.detach())
+        for name, value in cloze_losses(member_data.member_trainer.cloze, given, alpha).items()
+    }
+    label, mlm = reference_losses(member_data, given)
     assert found["label_loss"] == pytest.approx(label, rel=1e-5)
     assert found["mlm_loss"] == pytest.approx(mlm, rel=1e-5)
     assert found["loss"] == pytest.approx((1 - alpha) * label + alpha * mlm, rel=1e-5)
@@ -289,8 +292,8 @@ def test_the_losses_are_those_of_the_full_logits_in_float64(open_bench, any_layo
 
 @pytest.mark.parametrize("targets", ["content", "any"])
 def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, targets):
-    bench = open_bench(mask_targets=targets, mask_probability=0.9)
-    batches, (asked,) = batches_of(bench, 4)
+    member_data = open_bench(mask_targets=targets, mask_probability=0.9)
+    batches, (asked,) = batches_of(member_data, 4)
     seen, texts = [], texts_of(asked.rows["train"])
     for given in batches:
         (labels,) = given.labels
@@ -307,9 +310,9 @@ def test_labelled_rows_are_never_masked_and_show_the_labelled_texts(open_bench, 
 def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_bench, any_layout, pattern):
     """Neither padding nor special tokens nor the pattern's mask, however many tokens are hidden (P1 section 3.2); nor
     what fills a batch up."""
-    bench = open_bench(mask_targets="content", mask_probability=0.999, unlabelled_batch=6)
-    specials = set(bench.work.speller.tokenizer.all_special_ids)
-    batches, _ = batches_of(bench, 10, pattern)
+    member_data = open_bench(mask_targets="content", mask_probability=0.999, unlabelled_batch=6)
+    specials = set(member_data.ctx.prompt_tokenizer.tokenizer.all_special_ids)
+    batches, _ = batches_of(member_data, 10, pattern)
     number = 0
     for given in batches:
         places, targets = targets_of(given)
@@ -318,27 +321,27 @@ def test_content_targets_are_tokens_of_the_filled_pattern_and_nothing_else(open_
         assert set(places.tolist()) <= set(tokens_of(given.batch).tolist())
         assert not set(places.tolist()) & set(given.batch.mask_positions.tolist())
         masks = given.batch.input_ids[given.batch.mask_positions]
-        assert set(masks.tolist()) == {bench.work.speller.mask_id}, "the mask is still there"
+        assert set(masks.tolist()) == {member_data.ctx.prompt_tokenizer.mask_id}, "the mask is still there"
     assert number > 500
 
 
 def test_content_targets_are_the_hidden_tokens_themselves(open_bench, any_layout):
-    bench = open_bench(mask_probability=0.5)
-    (given,), (asked,) = batches_of(bench, 1)
+    member_data = open_bench(mask_probability=0.5)
+    (given,), (asked,) = batches_of(member_data, 1)
     places, targets = targets_of(given)
     hidden = given.batch.input_ids[places].clone()
     given.batch.input_ids[places] = targets
     originals = texts_of(asked.rows["pool"])
     assert len(given.batch) == 6
     assert all(ids in originals for ids in rows_of(given)[3:])
-    assert (hidden == bench.work.speller.mask_id).float().mean() > 0.5
+    assert (hidden == member_data.ctx.prompt_tokenizer.mask_id).float().mean() > 0.5
 
 
 def test_any_targets_are_what_the_published_code_masks(open_bench):
     """Rows padded to max_length; padding and the pattern's mask are targets, the frame never is (fact sheet 2.4-2)."""
-    bench = open_bench(mask_targets="any", mask_probability=0.5, unlabelled_batch=6)
-    tokenizer = bench.work.speller.tokenizer
-    batches, _ = batches_of(bench, 10)
+    member_data = open_bench(mask_targets="any", mask_probability=0.5, unlabelled_batch=6)
+    tokenizer = member_data.ctx.prompt_tokenizer.tokenizer
+    batches, _ = batches_of(member_data, 10)
     targets = torch.cat([targets_of(given)[1] for given in batches])
     assert {given.batch.width for given in batches} == {MAX_LENGTH}
     assert {len(given.batch.input_ids) for given in batches} == {9 * MAX_LENGTH}
@@ -350,23 +353,25 @@ def test_any_targets_are_what_the_published_code_masks(open_bench):
 @pytest.mark.parametrize("off", [{"alpha": 0}, {"unlabelled_batch": 0}])
 @pytest.mark.parametrize("targets", ["content", "any"])
 def test_without_alpha_or_unlabelled_rows_there_is_no_mlm_loss(open_bench, off, targets):
-    bench = open_bench(mask_targets=targets, **off)
-    (given,), _ = batches_of(bench, 1)
+    member_data = open_bench(mask_targets=targets, **off)
+    (given,), _ = batches_of(member_data, 1)
     assert len(given.batch) == given.labels.numel() == 3
     assert len(given.targets) == 0
-    found = cloze_losses(bench.learner.cloze, given, bench.work.settings.finetune.alpha)
+    found = cloze_losses(member_data.member_trainer.cloze, given, member_data.ctx.settings.finetune.alpha)
     assert set(found) == {"loss", "label_loss"}
     assert found["loss"] is found["label_loss"]
 
 
 def test_a_batch_in_which_nothing_was_hidden_has_an_mlm_loss_of_zero(open_bench, any_layout):
-    bench = open_bench(mask_probability=1e-9, unlabelled_batch=16)
-    (given,), _ = batches_of(bench, 1)
+    member_data = open_bench(mask_probability=1e-9, unlabelled_batch=16)
+    (given,), _ = batches_of(member_data, 1)
     assert len(targets_of(given)[1]) == 0
-    found = cloze_losses(bench.learner.cloze, given, 0.5)
+    found = cloze_losses(member_data.member_trainer.cloze, given, 0.5)
     assert float(found["mlm_loss"].detach()) == 0
     found["loss"].sum().backward()
-    assert all(one.grad.isfinite().all() for one in bench.learner.cloze.parameters() if one.grad is not None)
+    assert all(
+        one.grad.isfinite().all() for one in member_data.member_trainer.cloze.parameters() if one.grad is not None
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 40, 111, 112, 113, 128, 200])
@@ -386,9 +391,9 @@ def test_where_no_target_is_expected_nothing_is_filled_up():
 @pytest.mark.parametrize("patterns", [[0], [1], [0, 1]])
 def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch, targets, patterns):
     layout = FILLED if targets == "content" else packing.training_layout(None, True, MAX_LENGTH)
-    monkeypatch.setattr(Learner, "layout", lambda self: layout)
-    bench = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
-    batches, _ = batches_of(bench, 30, *patterns)
+    monkeypatch.setattr(MemberTrainer, "layout", lambda self: layout)
+    member_data = open_bench(mask_targets=targets, unlabelled_batch=16, mask_probability=0.15)
+    batches, _ = batches_of(member_data, 30, *patterns)
     sizes = {(given.batch.input_ids.shape, len(given.targets)) for given in batches}
     assert len(sizes) == len({shape for shape, _ in sizes}) < 10
     assert all(size % TARGET_MULTIPLE == 0 and size > 0 for _, size in sizes)
@@ -396,25 +401,25 @@ def test_batches_of_one_shape_have_equally_many_targets(open_bench, monkeypatch,
 
 
 def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_bench, monkeypatch):
-    monkeypatch.setattr(Learner, "layout", lambda self: FILLED)
-    bench = open_bench(mask_probability=0.4)
-    (given,), _ = batches_of(bench, 1)
+    monkeypatch.setattr(MemberTrainer, "layout", lambda self: FILLED)
+    member_data = open_bench(mask_probability=0.4)
+    (given,), _ = batches_of(member_data, 1)
     places, targets = targets_of(given)
     assert len(targets) < len(given.targets)
     members = given.target_members[: len(targets)]
     bare = dataclasses.replace(given, target_places=places, targets=targets, target_members=members)
     losses, found = [], []
     for one in (given, bare):
-        mine = cloze_losses(bench.learner.cloze, one, 0.5)
+        mine = cloze_losses(member_data.member_trainer.cloze, one, 0.5)
         losses.append({name: float(value.detach()) for name, value in mine.items()})
-        found.append(gradients(bench.learner.cloze, mine["loss"].sum()))
+        found.append(gradients(member_data.member_trainer.cloze, mine["loss"].sum()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert_same_gradients(*found)
 
 
 def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench, any_layout):
-    bench = open_bench()
-    (given,), (asked,) = batches_of(bench, 1)
+    member_data = open_bench()
+    (given,), (asked,) = batches_of(member_data, 1)
     assert torch.equal(given.words, asked.verbalizers.words)
     assert torch.equal(given.averaging, asked.verbalizers.averaging[None])
     same = given.to(torch.device("cpu"))
@@ -427,10 +432,10 @@ def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench, any_la
 @pytest.mark.parametrize("targets", ["content", "any"])
 def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_batch(open_bench, targets):
     """Each draws from its own random stream: its rows, what is hidden in them, its words and its losses."""
-    bench = open_bench(mask_targets=targets, mask_probability=0.4, unlabelled_batch=4)
-    together, asked = batches_of(bench, 3, 0, 1)
+    member_data = open_bench(mask_targets=targets, mask_probability=0.4, unlabelled_batch=4)
+    together, asked = batches_of(member_data, 3, 0, 1)
     for member in (0, 1):
-        single, _ = batches_of(bench, 3, member)
+        single, _ = batches_of(member_data, 3, member)
         for number, (given, mine) in enumerate(zip(together, single, strict=True)):
             own = given.members[: len(given.batch.rows)] == member
             assert torch.equal(given.batch.input_ids[own], mine.batch.input_ids), number
@@ -442,45 +447,51 @@ def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_b
             assert torch.equal(scores, asked[member].verbalizers.averaging)
             with torch.no_grad():
                 found, alone_ = (
-                    cloze_losses(bench.learner.cloze, given, 0.3),
-                    cloze_losses(bench.learner.cloze, mine, 0.3),
+                    cloze_losses(member_data.member_trainer.cloze, given, 0.3),
+                    cloze_losses(member_data.member_trainer.cloze, mine, 0.3),
                 )
             for name, value in alone_.items():
                 assert float(found[name][member]) == pytest.approx(float(value), rel=1e-5), name
-    assert given.batch.input_ids.shape[0] == sum(len(batches_of(bench, 3, one)[0][2].batch.input_ids) for one in (0, 1))
+    assert given.batch.input_ids.shape[0] == sum(
+        len(batches_of(member_data, 3, one)[0][2].batch.input_ids) for one in (0, 1)
+    )
 
 
 def test_the_losses_of_members_in_one_batch_are_those_of_the_full_logits(open_bench, any_layout):
-    bench = open_bench(mask_probability=0.4, unlabelled_batch=4)
+    member_data = open_bench(mask_probability=0.4, unlabelled_batch=4)
     if any_layout == "padded":
-        bench.learner.layout = lambda: Layout(True, MAX_LENGTH)
-    (given,), _ = batches_of(bench, 1, 0, 1)
-    found = cloze_losses(bench.learner.cloze, given, 0.3)
+        member_data.member_trainer.layout = lambda: Layout(True, MAX_LENGTH)
+    (given,), _ = batches_of(member_data, 1, 0, 1)
+    found = cloze_losses(member_data.member_trainer.cloze, given, 0.3)
     for member in (0, 1):
-        label, mlm = reference_losses(bench, given, member)
+        label, mlm = reference_losses(member_data, given, member)
         assert float(found["label_loss"][member].detach()) == pytest.approx(label, rel=1e-5)
         assert float(found["mlm_loss"][member].detach()) == pytest.approx(mlm, rel=1e-5)
 
 
 def test_rows_in_training_are_padded_only_where_they_must_be(open_bench, done, electra):
     """Because the family needs it, or because padding is a target; to one width where members share a batch."""
-    assert open_bench().learner.layout() == open_bench(method="lora").learner.layout() == Layout(False, None, 8)
-    assert open_bench(mask_targets="any").learner.layout() == Layout(True, MAX_LENGTH, 8)
+    assert (
+        open_bench().member_trainer.layout()
+        == open_bench(method="lora").member_trainer.layout()
+        == Layout(False, None, 8)
+    )
+    assert open_bench(mask_targets="any").member_trainer.layout() == Layout(True, MAX_LENGTH, 8)
     for method, width in (("full", None), ("lora", MAX_LENGTH)):
-        work = open_work(done.ground, done.store, model={"name": str(electra)}, finetune={"method": method})
-        assert Bench(work, prepare.need(work)).learner.layout() == Layout(True, width, 8)
+        ctx = open_context(done.ground, done.store, model={"name": str(electra)}, finetune={"method": method})
+        assert MemberData(ctx, prepare.need(ctx)).member_trainer.layout() == Layout(True, width, 8)
 
 
 def test_all_members_are_trained_by_one_trainer(open_bench):
-    bench = open_bench()
-    assert bench.learner.trainer is bench.learner.trainer
-    assert bench.learner.trainer.model is bench.learner.cloze
+    member_data = open_bench()
+    assert member_data.member_trainer.trainer is member_data.member_trainer.trainer
+    assert member_data.member_trainer.trainer.model is member_data.member_trainer.cloze
 
 
 def test_a_member_learns_its_labelled_texts(tiny_folder, tmp_path):
     settings = {"steps": 60, "patterns": [0], "repetitions": 1, "learning_rate": 4e-3, "labelled_batch": 12}
-    work = open_work(lay_ground(tmp_path / "ground", tiny_folder), tmp_path, finetune=settings)
-    members = finetune.run(work, prepare.run(work))
+    ctx = open_context(lay_ground(tmp_path / "ground", tiny_folder), tmp_path, finetune=settings)
+    members = finetune.run(ctx, prepare.run(ctx))
     training = members.tuned[0].read_json("training.json")
     assert training["steps"] == [10, 20, 30, 40, 50, 60]
     assert training["losses"]["label_loss"][-1] < 0.7 * training["losses"]["label_loss"][0]
@@ -503,10 +514,10 @@ def test_frozen_layers_keep_their_weights_and_the_others_move(done, tmp_path, tm
 
 
 def test_more_frozen_layers_than_there_are_is_refused(done, tmp_path):
-    work = open_work(done.ground, tmp_path, finetune={"frozen_layers": 3})
-    prepared = prepare.run(work)
+    ctx = open_context(done.ground, tmp_path, finetune={"frozen_layers": 3})
+    prepared = prepare.run(ctx)
     with pytest.raises(SettingsError, match="frozen_layers is 3, but this bert model has 2 layers"):
-        finetune.run(work, prepared)
+        finetune.run(ctx, prepared)
 
 
 @pytest.fixture(scope="module")
@@ -539,8 +550,8 @@ def test_other_families_take_the_same_way(tmp_path, family):
 
 
 def test_without_labelled_texts_the_untuned_patterns_are_the_ensemble(done, tmp_path):
-    work = open_work(done.ground, tmp_path, data={"train_examples": 0})
-    members = finetune.run(work, prepare.run(work))
+    ctx = open_context(done.ground, tmp_path, data={"train_examples": 0})
+    members = finetune.run(ctx, prepare.run(ctx))
     assert [plan.label for plan in members.plans] == ["p0-untuned", "p1-untuned"]
     assert [one.identity for one in members.tuned] == [one.identity for one in members.untuned.values()]
     for one in members.tuned:
@@ -550,9 +561,9 @@ def test_without_labelled_texts_the_untuned_patterns_are_the_ensemble(done, tmp_
 
 @pytest.mark.parametrize("chosen", [[], [2], [0, 7], [0, 0]])
 def test_patterns_the_card_does_not_have_or_named_twice_are_refused(done, tmp_path, chosen):
-    work = open_work(done.ground, tmp_path, finetune={"patterns": chosen})
+    ctx = open_context(done.ground, tmp_path, finetune={"patterns": chosen})
     with pytest.raises(SettingsError, match="task 'topics' has patterns 0 to 1; name at least one of them"):
-        finetune.plans(work)
+        finetune.plans(ctx)
 
 
 def test_damaged_scores_are_not_read(done, tmp_path):
@@ -566,11 +577,11 @@ def test_damaged_scores_are_not_read(done, tmp_path):
 
 
 def test_a_member_has_a_random_state_of_its_own_in_every_generation_the_first_as_in_pet(done):
-    work = open_work(done.ground, done.store)
-    plans = [finetune.Plan(work.pvps[0], 0, generation) for generation in (0, 1, 2)]
-    seeds = [finetune.member_seed(work, plan) for plan in plans]
+    ctx = open_context(done.ground, done.store)
+    plans = [finetune.Plan(ctx.pvps[0], 0, generation) for generation in (0, 1, 2)]
+    seeds = [finetune.member_seed(ctx, plan) for plan in plans]
     assert len(set(seeds)) == 3
-    assert seeds[0] == finetune.member_seed(work, finetune.Plan(work.pvps[0], 0))
+    assert seeds[0] == finetune.member_seed(ctx, finetune.Plan(ctx.pvps[0], 0))
 
 
 def test_members_that_are_not_kept_have_the_same_scores_and_identity_and_no_weights(done, tmp_path):

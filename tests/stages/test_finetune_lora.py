@@ -26,7 +26,7 @@ from rows import (
     hidden_in,
     lay_ground,
     lively_model,
-    open_work,
+    open_context,
     pet_run,
     read_json,
     save_lively,
@@ -37,13 +37,13 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.modeling.lora import Adapters
-from pet.pipeline.members.data import Aside, Bench
+from pet.pipeline.members.data import BackgroundWriter, MemberData
 from pet.pipeline.stages import finetune
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.store import Artifact
 from pet.tasks.texts import read_texts
-from pet.training.checkpoint import Saver
+from pet.training.checkpoint import CheckpointManager
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """peft still asks transformers so."""
@@ -130,7 +130,7 @@ def test_a_member_says_how_its_own_training_went_and_with_whom(lora):
 
 def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch):
     """Of what four took together a quarter, and what it took to score it, not the others."""
-    now, score = 0.0, Bench.score
+    now, score = 0.0, MemberData.score
 
     def score_slowly(*given, **more):
         nonlocal now
@@ -138,8 +138,8 @@ def test_a_member_took_its_share_of_the_training_too(done, tmp_path, monkeypatch
         return score(*given, **more)
 
     monkeypatch.setattr(draft_module, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(Saver, "spent", lambda self: 400.0)
-    monkeypatch.setattr(Bench, "score", score_slowly)
+    monkeypatch.setattr(CheckpointManager, "spent", lambda self: 400.0)
+    monkeypatch.setattr(MemberData, "score", score_slowly)
     finetuned(done.ground, tmp_path, *LORA)
     for member in MEMBERS:
         (folder,) = find_all(tmp_path, "finetune", f"-{member}-")
@@ -293,11 +293,9 @@ def test_frozen_layers_get_no_adapter(done, tmp_path):
 
 def identities(ground, store, **sections):
     """Identity of each untuned pattern and member under these settings of finetune."""
-    work = open_work(ground, store, finetune=sections)
+    ctx = open_context(ground, store, finetune=sections)
     prepared = Artifact(store, {"identity": "0" * 16})
-    return {
-        plan.label: finetune.key(work, prepared, plan).identity for plan in finetune.distinct(*finetune.plans(work))
-    }
+    return {plan.label: finetune.key(ctx, prepared, plan).identity for plan in finetune.distinct(*finetune.plans(ctx))}
 
 
 @pytest.mark.parametrize(
@@ -511,15 +509,15 @@ def test_a_checkpoint_of_other_company_is_not_gone_on_from(lora, tmp_path, monke
 
 
 def test_adapters_are_all_published_when_a_signal_comes_while_the_first_one_is(lora, tmp_path, monkeypatch):
-    settle = draft_module.settle
+    settle = draft_module.rename_into_place
 
     def stop(folder, final):
         if "-r" in final.name:
             os.kill(os.getpid(), signal.SIGINT)
-            monkeypatch.setattr(draft_module, "settle", settle)
+            monkeypatch.setattr(draft_module, "rename_into_place", settle)
         settle(folder, final)
 
-    monkeypatch.setattr(draft_module, "settle", stop)
+    monkeypatch.setattr(draft_module, "rename_into_place", stop)
     pet_run(lora.ground, tmp_path, *LORA, code=130)
     assert_all_as_in(lora, tmp_path)
 
@@ -622,11 +620,11 @@ def test_a_model_that_is_being_written_when_the_next_one_s_training_is_cut_short
         time.sleep(0.2)
         save(self, folder, **more)
 
-    def draw_or_stop(bench, asked, seeds, done):
+    def draw_or_stop(member_data, asked, seeds, done):
         if find_all(tmp_path, "finetune", "p0-r0") or any((path / SCORES).is_file() for path in hidden_in(tmp_path)):
             cut.set()
             raise PROBLEMS[what]
-        return draw(bench, asked, seeds, done)
+        return draw(member_data, asked, seeds, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.PreTrainedModel, "save_pretrained", write_slowly)
@@ -651,16 +649,16 @@ def test_a_job_beside_is_done_when_the_next_begins_and_when_its_time_is_over():
         time.sleep(0.2)
         done.append("slow")
 
-    with Aside() as aside:
-        aside.start(slow)
+    with BackgroundWriter() as writer:
+        writer.start(slow)
         assert started.wait(10)
         assert done == [], "beside"
-        aside.start(lambda: done.append("second"))
+        writer.start(lambda: done.append("second"))
         assert done[0] == "slow", "one at a time"
-        aside.wait()
-        aside.wait()
+        writer.wait()
+        writer.wait()
         assert done == ["slow", "second"]
-        aside.start(slow)
+        writer.start(slow)
     assert done == ["slow", "second", "slow"]
 
 
@@ -670,15 +668,15 @@ def test_what_went_wrong_beside_is_raised_once_wherever_it_is_waited_for(told):
         raise ValueError("beside")
 
     ran = []
-    with pytest.raises(ValueError, match="beside"), Aside() as aside:
-        aside.start(fail)
+    with pytest.raises(ValueError, match="beside"), BackgroundWriter() as writer:
+        writer.start(fail)
         if told == "wait":
-            aside.wait()
+            writer.wait()
         elif told == "start":
             try:
-                aside.start(lambda: ran.append(0))
+                writer.start(lambda: ran.append(0))
             finally:
-                aside.wait()
+                writer.wait()
     assert ran == [], "nothing is begun after it"
 
 
@@ -690,7 +688,7 @@ def test_leaving_for_another_reason_waits_for_the_job_and_keeps_the_reason():
         done.append("slow")
         raise ValueError("beside")
 
-    with pytest.raises(KeyboardInterrupt), Aside() as aside:
-        aside.start(slow)
+    with pytest.raises(KeyboardInterrupt), BackgroundWriter() as writer:
+        writer.start(slow)
         raise KeyboardInterrupt
     assert done == ["slow"]

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow.parquet
 import pytest
-from rows import LABELS, declare, files_of, open_work, read_json
+from rows import LABELS, declare, files_of, open_context, read_json
 from safetensors.numpy import load_file
 
 from pet.pipeline.stages import finetune, label, prepare
@@ -56,9 +56,9 @@ def test_soft_labels_are_the_members_scores_weighted_by_their_untuned_accuracy(d
 
 def relabel(done, folder, **sections):
     """The finished run's members pooled into another store, with other settings."""
-    work, there = open_work(done.ground, folder, **sections), open_work(done.ground, done.store, **sections)
+    ctx, there = open_context(done.ground, folder, **sections), open_context(done.ground, done.store, **sections)
     prepared = prepare.need(there)
-    return label.run(work, prepared, finetune.need(there, prepared))
+    return label.run(ctx, prepared, finetune.need(there, prepared))
 
 
 def test_soft_labels_pooled_in_chunks_are_those_pooled_at_once(done, tmp_path, monkeypatch):
@@ -107,9 +107,9 @@ def test_soft_labels_are_in_the_order_of_the_pool(done):
 
 
 def test_the_scores_come_back_as_they_were_pooled(done):
-    work = open_work(done.ground, done.store)
-    prepared = prepare.need(work)
-    artifact = label.need(work, prepared, finetune.need(work, prepared))
+    ctx = open_context(done.ground, done.store)
+    prepared = prepare.need(ctx)
+    artifact = label.need(ctx, prepared, finetune.need(ctx, prepared))
     np.testing.assert_array_equal(label.load_scores(artifact, tuple(LABELS)), read_soft_labels(artifact.path)[1])
 
 
@@ -139,12 +139,12 @@ def test_its_manifest_names_the_members_it_was_made_from(done):
 
 def test_patterns_that_were_never_right_count_as_much_as_each_other(done, tmp_path):
     """All weights 0: the published code divides by zero (fact sheet 3.4)."""
-    work = open_work(done.ground, done.store)
-    prepared = prepare.need(work)
-    members = finetune.need(work, prepared)
+    ctx = open_context(done.ground, done.store)
+    prepared = prepare.need(ctx)
+    members = finetune.need(ctx, prepared)
     for number, one in members.untuned.items():
         shutil.copytree(one.path, tmp_path / str(number))
         (tmp_path / str(number) / "training.json").write_text('{"train_accuracy": 0.0}')
         declare(tmp_path / str(number))
         members.untuned[number] = Store(tmp_path).open(tmp_path / str(number))
-    assert label.weigh(work, members).tolist() == [0.25] * 4
+    assert label.weigh(ctx, members).tolist() == [0.25] * 4

@@ -25,7 +25,7 @@ from pet.modeling import delta
 from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.loading import freeze_lower
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.pipeline.stages import pretrain
 from pet.training import checkpoint, mlm_masking, throughput
 from pet.training.checkpoint import Checkpoint
@@ -109,9 +109,9 @@ def test_training_is_what_plain_torch_does_on_the_same_batches(ground, stores, t
     settings = settings_of(ground, family, **changes)
     accumulation = settings.pretrain.accumulation
     model = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
-    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
-    blocks = open_blocks(find_one(store, "corpus"), "train", speller, LENGTH)
-    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(store, "corpus"), "train", prompt_tokenizer, LENGTH)
+    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), prompt_tokenizer, True, 0)
     if "frozen_head" in changes:  # tied embeddings are the decoder's; a head without a name of its own is all the rest
         body = {id(one) for one in model.base_model.parameters()}
         for one in model.parameters():
@@ -154,10 +154,10 @@ def test_adapters_are_trained_as_plain_torch_trains_them_beside_the_head(ground,
     lora |= {"pretrain__lora.targets": "all-linear", "pretrain__lora.learning_rate": 1e-2}
     run(ground, tmp_path, family, **lora)
     start = AutoModelForMaskedLM.from_pretrained(ground / family).eval()
-    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
-    blocks = open_blocks(find_one(tmp_path, "corpus"), "train", speller, LENGTH)
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(tmp_path, "corpus"), "train", prompt_tokenizer, LENGTH)
     settings = settings_of(ground, family)
-    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), speller, True, 0)
+    batches = pretrain.draw_batches([blocks], settings, open_runtime(settings.runtime), prompt_tokenizer, True, 0)
     fixed = {name: one.detach().clone() for name, one in start.named_parameters()}
     prefix = f"{start.base_model_prefix}."
     maps = [name for name in fixed if name.startswith(prefix) and "layer." in name and fixed[name].ndim == 2]
@@ -208,15 +208,15 @@ def test_what_is_packed_makes_the_published_model_from_the_one_it_began_as(groun
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_held_out_loss_is_that_of_the_plain_model_on_texts_it_was_not_trained_on(ground, stores, family):
     store = stores[family]
-    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
-    blocks = open_blocks(find_one(store, "corpus"), "held_out", speller, LENGTH)
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / family), family)
+    blocks = open_blocks(find_one(store, "corpus"), "held_out", prompt_tokenizer, LENGTH)
     told = read_json(made(store) / "training.json")["held_out_loss"]
     for name, folder in (("before", ground / family), ("after", made(store) / "model")):
         model, rng = AutoModelForMaskedLM.from_pretrained(folder).eval(), np.random.default_rng(0)
         total = count = 0
         for numbers in np.array_split(np.arange(len(blocks)), -(-len(blocks) // 16)):
             ids = blocks.read(numbers)
-            masked = mlm_masking.hide(ids, 0.15, speller, True, rng, CPU)
+            masked = mlm_masking.hide(ids, 0.15, prompt_tokenizer, True, rng, CPU)
             total += plain_loss(model, ids.shape, masked).item() * int((masked.targets != IGNORED).sum())
             count += int((masked.targets != IGNORED).sum())
         assert told[name] == pytest.approx(total / count, abs=1e-3)
@@ -258,10 +258,12 @@ def test_blocks_of_the_shape_that_is_measured_are_trained_on(ground, tmp_path):
 def test_the_last_steps_read_longer_blocks_of_as_many_tokens(ground, stores, tmp_path):
     run(ground, tmp_path, pretrain__last_length=32, pretrain__last_share=0.4)
     settings = settings_of(ground, "bert", last_length=32, last_share=0.4)
-    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
-    streams = [open_blocks(find_one(tmp_path, "corpus"), "train", speller, length) for length in (16, 32)]
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    streams = [open_blocks(find_one(tmp_path, "corpus"), "train", prompt_tokenizer, length) for length in (16, 32)]
     runtime = open_runtime(settings.runtime)
-    found = [one.batch for one in islice(pretrain.draw_batches(streams, settings, runtime, speller, True, 0), 25)]
+    found = [
+        one.batch for one in islice(pretrain.draw_batches(streams, settings, runtime, prompt_tokenizer, True, 0), 25)
+    ]
     assert [one.width for one in found] == [16] * 15 + [32] * 10
     assert {len(one.input_ids) for one in found} == {BLOCKS * 16}
     mine, other = (load_file(made(one) / "model" / "model.safetensors") for one in (tmp_path, stores["bert"]))
@@ -309,8 +311,8 @@ def test_half_of_their_frequency_is_taken_off_the_bias_of_rare_words(ground, sto
     monkeypatch.setattr(pretrain, "RAREST", 0.004)
     run(ground, tmp_path, family, pretrain__logit_adjustment=0.5)
     mine, plain = (AutoModelForMaskedLM.from_pretrained(made(one) / "model") for one in (tmp_path, stores[family]))
-    speller = Speller(AutoTokenizer.from_pretrained(ground / family), family)
-    tokens = np.asarray(open_blocks(find_one(tmp_path, "corpus"), "train", speller, LENGTH).tokens)
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / family), family)
+    tokens = np.asarray(open_blocks(find_one(tmp_path, "corpus"), "train", prompt_tokenizer, LENGTH).tokens)
     share = np.array([(tokens == word).mean() for word in range(mine.config.vocab_size)])
     rare = share < 0.02
     bias = mine.get_output_embeddings().bias.detach() - plain.get_output_embeddings().bias.detach()
@@ -534,13 +536,13 @@ def test_the_texts_of_a_task_are_a_corpus_but_those_of_its_test_set(ground, tmp_
     task = lay_ground(tmp_path / "task", ground / "bert")
     sets = [word for name, value in CHANGES.items() for word in ("--set", f"{name}={value}")]
     pet("pretrain", "--task", task.card, "--model", ground / "bert", "--store", tmp_path, *sets)
-    speller = Speller(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
+    prompt_tokenizer = PromptTokenizer(AutoTokenizer.from_pretrained(ground / "bert"), "bert")
     streams = [np.fromfile(path, dtype="<u2") for path in sorted(find_one(tmp_path, "corpus").glob("*.tokens"))]
-    (separator,) = speller.frames[1].after
+    (separator,) = prompt_tokenizer.frames[1].after
     pieces = [one for ids in streams for one in np.split(ids, np.flatnonzero(ids == separator) + 1) if len(one)]
     with (task.card.parent / "train.csv").open(newline="") as file:
         expected = [f"{row['headline']} {row['body']}" for row in csv.DictReader(file)]
-    assert sorted(one[:-1].tolist() for one in pieces) == sorted(list(ids) for ids in speller.spell(expected))
+    assert sorted(one[:-1].tolist() for one in pieces) == sorted(list(ids) for ids in prompt_tokenizer.spell(expected))
 
 
 def test_a_task_whose_test_set_is_drawn_from_its_texts_is_refused(ground, tmp_path):

@@ -83,9 +83,9 @@ def test_a_walk_that_comes_upon_damage_sets_it_aside_and_begins_again(tmp_path, 
     garble(path / "result.json")
     assert mending(store, runtime, walk) == "result"
     assert len(walks) == 2
-    (aside,) = hidden_in(tmp_path)
+    (writer,) = hidden_in(tmp_path)
     damage = "result.json is damaged: its content has changed (sha256)"
-    where = f"set aside as {aside.name}, which `pet runs gc` removes"
+    where = f"set aside as {writer.name}, which `pet runs gc` removes"
     assert f"label/{path.name} is damaged ({damage}); {where}" in heard.said
 
 

@@ -24,9 +24,9 @@ from pet.config.schema import Settings
 from pet.errors import PetError, StoreError
 from pet.modeling import loading
 from pet.pipeline import event_log
-from pet.pipeline.context import Work
-from pet.pipeline.executors.remote_reporter import TOLD_EVERY, Replay, Telling
-from pet.pipeline.members.data import Bench, Learner
+from pet.pipeline.context import RunContext
+from pet.pipeline.executors.remote_reporter import TOLD_EVERY, RemoteReporter, Replayer
+from pet.pipeline.members.data import MemberData, MemberTrainer
 from pet.pipeline.stages import finetune
 from pet.pipeline.stages.finetune import Plan
 from pet.store import interrupts
@@ -50,7 +50,7 @@ CALLING = 5.0
 
 
 @dataclass(frozen=True)
-class Order:
+class TaskSpec:
     """What a task is told: a function of a walk and more, and the walk itself. `walks`: the function is a whole walk,
     whose trainings are to be tasks of their own. `makes`: what the function makes, if it need not be called where
     others have made, or are making, all of that; `name`: what its words begin with, if anything; `threads`: of torch on
@@ -72,23 +72,23 @@ class Order:
     typed: Sequence[str]
 
 
-def order_of(
-    work: Work,
+def task_spec(
+    ctx: RunContext,
     what: Callable[..., Any],
     *arguments: Any,
     walks: bool = False,
     makes: Sequence[Key] = (),
     name: str = "",
-) -> Order:
+) -> TaskSpec:
     """A function and its arguments, in this walk."""
-    return Order(
+    return TaskSpec(
         what,
         arguments,
-        work.settings,
-        work.store.root.absolute(),
-        work.store.verify,
-        work.adapted,
-        work.invocation,
+        ctx.settings,
+        ctx.store.root.absolute(),
+        ctx.store.verify,
+        ctx.adapted,
+        ctx.invocation,
         walks,
         makes,
         name,
@@ -99,7 +99,7 @@ def order_of(
 
 
 @dataclass(frozen=True)
-class Crew:
+class RayExecutor:
     """What starts tasks, here and in a task that is a walk. `hub`: where they say how it goes; `resources`: of a
     training; `mark`: as of `marked`; `name`: what the words of a task begin with, if anything; `box`: of the hub, that
     they are for."""
@@ -110,12 +110,12 @@ class Crew:
     name: str = ""
     box: str = ""
 
-    def reporter(self) -> Telling:
+    def reporter(self) -> RemoteReporter:
         """What a task tells how it goes."""
-        return Telling(self.hub, self.box, self.name)
+        return RemoteReporter(self.hub, self.box, self.name)
 
     @contextlib.contextmanager
-    def run(self, orders: Sequence[Order], reporter: Reporter) -> Iterator[Generator[tuple[int, Any], None, None]]:
+    def run(self, orders: Sequence[TaskSpec], reporter: Reporter) -> Iterator[Generator[tuple[int, Any], None, None]]:
         """Number and result of each order, as they come; a result that is an exception was raised there. `reporter`: is
         told what all tasks say meanwhile. Tasks that are left when the block ends are stopped."""
         results = self.results(orders, reporter)
@@ -124,11 +124,11 @@ class Crew:
         finally:
             results.close()  # now, and not when Python comes to it: Ray is there no more then
 
-    def results(self, orders: Sequence[Order], reporter: Reporter) -> Generator[tuple[int, Any], None, None]:
+    def results(self, orders: Sequence[TaskSpec], reporter: Reporter) -> Generator[tuple[int, Any], None, None]:
         """As `run`."""
         import ray
 
-        replay = Replay(reporter)
+        replay = Replayer(reporter)
         todo = list(enumerate(orders))[::-1]
         waiting: dict[Any, int] = {}
         try:
@@ -146,42 +146,42 @@ class Crew:
             replay.show(ray.get(self.hub.drain.remote(self.box)))
             replay.close()
 
-    def start(self, order: Order) -> Any:
+    def start(self, order: TaskSpec) -> Any:
         """Begin a task."""
         import ray
 
         needs = {"num_cpus": 0} if order.walks else self.resources
-        task = ray.remote(max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD", **needs)(obey)
+        task = ray.remote(max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD", **needs)(run_task)
         return task.remote(order, replace(self, name=order.name))
 
-    def call(self, work: Work, what: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, ctx: RunContext, what: Callable[..., Any], *arguments: Any) -> Any:
         """As of `Executor`."""
-        with self.run([order_of(work, what, *arguments)], work.runtime.reporter) as results:
+        with self.run([task_spec(ctx, what, *arguments)], ctx.runtime.reporter) as results:
             ((_, found),) = results
         return raised(found)
 
-    def members(self, work: Work, prepared: Artifact, plans: Sequence[Plan]) -> None:
+    def members(self, ctx: RunContext, prepared: Artifact, plans: Sequence[Plan]) -> None:
         """As of `Executor`. As many tasks as there are members, so that a cluster that can grow does; each makes one
         after another of those that are still to be made, so that the next one is trained while weights are written.
         Adapters are trained together, as elsewhere, by one task."""
-        together = [plan for plan in plans if finetune.is_together(work, plan)]
-        each = [plan for plan in plans if not finetune.is_together(work, plan)]
-        keys = [finetune.key(work, prepared, plan) for plan in each]
-        orders = [order_of(work, make_members, prepared, each, False, makes=keys)] * len(each)
+        together = [plan for plan in plans if finetune.is_together(ctx, plan)]
+        each = [plan for plan in plans if not finetune.is_together(ctx, plan)]
+        keys = [finetune.key(ctx, prepared, plan) for plan in each]
+        orders = [task_spec(ctx, make_members, prepared, each, False, makes=keys)] * len(each)
         if together:
-            orders.append(order_of(work, make_members, prepared, together))
-        self.all(work, orders)
-        left = [plan for plan, key in zip(each, keys, strict=True) if work.find(key) is None]
+            orders.append(task_spec(ctx, make_members, prepared, together))
+        self.all(ctx, orders)
+        left = [plan for plan, key in zip(each, keys, strict=True) if ctx.find(key) is None]
         if left:  # somebody else is at them, or was
-            self.all(work, [order_of(work, make_members, prepared, left)])
+            self.all(ctx, [task_spec(ctx, make_members, prepared, left)])
 
-    def all(self, work: Work, orders: Sequence[Order]) -> None:
+    def all(self, ctx: RunContext, orders: Sequence[TaskSpec]) -> None:
         """Until all orders of a walk are done; raises what the first to fail raised."""
-        with self.run(orders, work.runtime.reporter) as results:
+        with self.run(orders, ctx.runtime.reporter) as results:
             for _, found in results:
                 raised(found)
 
-    def get_ready(self, work: Work) -> None:
+    def get_ready(self, ctx: RunContext) -> None:
         """Say what there is, and begin as many workers as have a GPU of their own, before there is anything for them to
         do; nobody waits for them. Without a GPU there is less to begin with, and half a gigabyte each is more than a
         small run needs."""
@@ -194,11 +194,11 @@ class Crew:
             "GPU": int(has.get("GPU", 0)),
         }
         counts = ", ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in parts.items())
-        work.runtime.reporter.say(f"ray: {counts}, at {ray.get_runtime_context().gcs_address}")
+        ctx.runtime.reporter.say(f"ray: {counts}, at {ray.get_runtime_context().gcs_address}")
         gpus = self.resources["num_gpus"]
         room = int(parts["GPU"] / gpus) if gpus else 0
         for _ in range(room):
-            self.start(order_of(work, read_ahead))
+            self.start(task_spec(ctx, read_ahead))
 
 
 def stop(tasks: list[Any]) -> None:
@@ -235,24 +235,24 @@ def raised(found: Any) -> Any:
 # ---- in a task -----------------------------------------------------------------------------------------------------
 
 
-class Kept:
+class WorkerCache:
     """A walk, with its models and the tokenised texts of each draw: the next member needs the same."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.learner = Learner(work)
-        self.benches: dict[str, Bench] = {}
+    def __init__(self, ctx: RunContext) -> None:
+        self.ctx = ctx
+        self.member_trainer = MemberTrainer(ctx)
+        self.benches: dict[str, MemberData] = {}
 
-    def bench(self, prepared: Artifact) -> Bench:
+    def member_data(self, prepared: Artifact) -> MemberData:
         """That of a draw."""
-        return self.benches.setdefault(prepared.identity, Bench(self.work, prepared, self.learner))
+        return self.benches.setdefault(prepared.identity, MemberData(self.ctx, prepared, self.member_trainer))
 
 
-_kept: dict[Any, Kept] = {}
+_kept: dict[Any, WorkerCache] = {}
 """What this worker was last told of, on each device that it was given."""
 
 
-def obey(order: Order, crew: Crew) -> Any:
+def run_task(order: TaskSpec, executor: RayExecutor) -> Any:
     """Do what an order says, in the worker.
 
     Raises:
@@ -262,7 +262,7 @@ def obey(order: Order, crew: Crew) -> Any:
         os.chdir(order.folder)
     sys.argv = list(order.typed)
     torch.set_num_threads(order.threads)
-    if not (order.root / LOCKS / crew.mark).is_file():
+    if not (order.root / LOCKS / executor.mark).is_file():
         raise StoreError(
             f"{order.root} on {socket.gethostname()} is not the store of the host where the run was begun; put it on a "
             "file system that all hosts of the Ray cluster share, at the same path"
@@ -270,33 +270,33 @@ def obey(order: Order, crew: Crew) -> Any:
     try:
         with interrupts.heeded():
             try:
-                return do(order, crew)
+                return do(order, executor)
             finally:
-                flush(crew)
+                flush(executor)
     except interrupts.Stopped as stop:
         if stop.code == 128 + signal.SIGTERM:  # the host is taken away: let another one go on
             os._exit(stop.code)
         raise
 
 
-def flush(crew: Crew) -> None:
+def flush(executor: RayExecutor) -> None:
     """Wait until the hub has heard what was said here, if there still is one."""
     with contextlib.suppress(Exception):
-        crew.hub.heard.remote().future().result(CALLING)
+        executor.hub.heard.remote().future().result(CALLING)
 
 
-def do(order: Order, crew: Crew) -> Any:
+def do(order: TaskSpec, executor: RayExecutor) -> Any:
     """What an order says."""
     if order.walks:
-        return walk(order, crew)
+        return walk(order, executor)
     store = Store(order.root)
     if order.makes and not any(is_open(store, key) for key in order.makes):
         return None
-    work = work_of(order, crew)
-    use(work.runtime.device)  # the task before may have been given another one
+    ctx = context_of(order, executor)
+    use(ctx.runtime.device)  # the task before may have been given another one
     if order.what not in (make_members, read_ahead):
         _kept.clear()  # room for another model
-    return order.what(work, *order.arguments)
+    return order.what(ctx, *order.arguments)
 
 
 def is_open(store: Store, key: Key) -> bool:
@@ -304,33 +304,33 @@ def is_open(store: Store, key: Key) -> bool:
     return store.find(key) is None and not is_locked(store.root, key.stage, key.identity)
 
 
-def walk(order: Order, crew: Crew) -> Any:
+def walk(order: TaskSpec, executor: RayExecutor) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
-    work = new_work(order, crew, "cpu")  # of what it computes itself, the calibration, there is little
-    with event_log.open_log(order.root, work.draw_label, crew.reporter(), settings, seed=order.settings.seed) as log:
-        work.runtime = replace(work.runtime, reporter=log)
-        work.executor = replace(crew, name="", box=uuid.uuid4().hex)
-        return order.what(work, *order.arguments)
+    ctx = new_context(order, executor, "cpu")  # of what it computes itself, the calibration, there is little
+    with event_log.open_log(order.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed) as log:
+        ctx.runtime = replace(ctx.runtime, reporter=log)
+        ctx.executor = replace(executor, name="", box=uuid.uuid4().hex)
+        return order.what(ctx, *order.arguments)
 
 
-def new_work(order: Order, crew: Crew, device: str) -> Work:
+def new_context(order: TaskSpec, executor: RayExecutor, device: str) -> RunContext:
     """The walk of an order on a device."""
-    runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), crew.reporter())
-    work = Work(order.settings, Store(order.root, order.verify), runtime, order.invocation)
-    work.adapted = order.adapted
-    return work
+    runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), executor.reporter())
+    ctx = RunContext(order.settings, Store(order.root, order.verify), runtime, order.invocation)
+    ctx.adapted = order.adapted
+    return ctx
 
 
-def work_of(order: Order, crew: Crew) -> Work:
+def context_of(order: TaskSpec, executor: RayExecutor) -> RunContext:
     """The walk of an order on the device at hand: the last one again, if it is the same."""
     device = device_of()
     name = (device, order.settings.model_dump_json(), order.root, order.adapted and order.adapted.identity)
     if name not in _kept:
         for other in [one for one in _kept if one[0] == device]:
             del _kept[other]
-        _kept[name] = Kept(new_work(order, crew, device))
-    return _kept[name].work
+        _kept[name] = WorkerCache(new_context(order, executor, device))
+    return _kept[name].ctx
 
 
 def device_of() -> str:
@@ -344,26 +344,26 @@ def device_of() -> str:
     return f"cuda:{seen.index(str(given[0])) if seen else given[0]}"
 
 
-def kept_of(work: Work) -> Kept:
+def kept_of(ctx: RunContext) -> WorkerCache:
     """What is kept with a walk."""
-    (found,) = (kept for kept in _kept.values() if kept.work is work)
+    (found,) = (kept for kept in _kept.values() if kept.ctx is ctx)
     return found
 
 
-def make_members(work: Work, prepared: Artifact, plans: Sequence[Plan], wait: bool = True) -> None:
+def make_members(ctx: RunContext, prepared: Artifact, plans: Sequence[Plan], wait: bool = True) -> None:
     """Make members here. `wait`: also for those that others are making."""
-    bench = kept_of(work).bench(prepared)
+    member_data = kept_of(ctx).member_data(prepared)
     if wait:
-        finetune.make(bench, plans)
+        finetune.make(member_data, plans)
     else:
-        finetune.make_each(bench, plans, wait=False)
+        finetune.make_each(member_data, plans, wait=False)
 
 
-def read_ahead(work: Work) -> None:
+def read_ahead(ctx: RunContext) -> None:
     """What the first member would begin with that needs none of the draw's texts: Python reads transformers, CUDA
     begins, weights are hashed and loaded, and what is compiled is."""
-    work.start_identity()
-    if work.settings.adapt.enabled:  # members start from weights that are still to be made
-        loading.outline(work.settings.model)
+    ctx.start_identity()
+    if ctx.settings.adapt.enabled:  # members start from weights that are still to be made
+        loading.outline(ctx.settings.model)
     else:
-        kept_of(work).learner.rehearse()
+        kept_of(ctx).member_trainer.rehearse()

@@ -16,8 +16,8 @@ import torch
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
-from pet.pipeline.executors.ray import CALLING, Crew
-from pet.pipeline.executors.remote_reporter import Hub
+from pet.pipeline.executors.ray import CALLING, RayExecutor
+from pet.pipeline.executors.remote_reporter import MessageActor
 from pet.store.lock import LOCKS
 from pet.store.store import Store
 
@@ -46,8 +46,10 @@ def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["Crew"]:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        hub = ray.remote(num_cpus=0, scheduling_strategy=here)(Hub).remote()  # no other host takes it down with it
-        yield Crew(hub, resources_of(settings), mark)
+        hub = ray.remote(num_cpus=0, scheduling_strategy=here)(
+            MessageActor
+        ).remote()  # no other host takes it down with it
+        yield RayExecutor(hub, resources_of(settings), mark)
 
 
 @contextlib.contextmanager

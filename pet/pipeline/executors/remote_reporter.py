@@ -15,7 +15,7 @@ TOLD_EVERY = 0.3
 """Seconds between two words of a task about how far it is, and between two looks at what was said."""
 
 
-class Hub:
+class MessageActor:
     """Where all tasks say how it goes; an actor."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Hub:
         """Nothing: who has an answer knows that what it said before has come."""
 
 
-class Telling:
+class RemoteReporter:
     """A reporter that tells the hub. `name`: what its words begin with, if anything."""
 
     def __init__(self, hub: Any, box: str, name: str) -> None:
@@ -76,7 +76,7 @@ class Telling:
         self.put("log", self.prefix + name, dict(values), step)
 
 
-class Replay:
+class Replayer:
     """Tells a reporter what tasks said."""
 
     def __init__(self, reporter: Reporter) -> None:

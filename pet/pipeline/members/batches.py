@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.modeling.batch import Batch, Layout, fill, join_batches, round_up, send, take_rows
+from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, send, take_rows
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Rows, lay_out
+from pet.modeling.prompts import EncodedTexts, collate
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.modeling.verbalizers import VerbalizerIds
 from pet.training.cuda_graphs import Losses
-from pet.training.distributed import ALONE, Ranks, deal
+from pet.training.distributed import ALONE, Ranks, shard
 from pet.training.losses import combined_loss, label_loss, mlm_loss
 from pet.training.mlm_masking import mask_tokens
 from pet.training.schedule import endless_order
@@ -87,7 +87,7 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
 
 
 @dataclass(frozen=True)
-class Share:
+class MemberBatch:
     """One member's part of a micro-batch: this rank's rows, the labelled ones first, in the layout that the batch will
     have.
 
@@ -105,19 +105,19 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Sources:
+class MemberSources:
     """Where one member's rows come from, and what is never hidden in them (token ids)."""
 
-    labelled: Rows
+    labelled: EncodedTexts
     labels: NDArray[np.int64]
-    pool: Rows
+    pool: EncodedTexts
     verbalizers: VerbalizerIds
     never_masked: NDArray[np.int64]
 
 
-def draw_shares(
-    sources: Sources, settings: FinetuneSettings, layout: Layout, rng: np.random.Generator, ranks: Ranks = ALONE
-) -> Iterator[Share]:
+def draw_member_batches(
+    sources: MemberSources, settings: FinetuneSettings, layout: Layout, rng: np.random.Generator, ranks: Ranks = ALONE
+) -> Iterator[MemberBatch]:
     """For ever: shuffled labelled rows, shuffled pool rows with MLM targets chosen anew each time; this rank's."""
     layout = dataclasses.replace(layout, token_multiple=1)  # `combine` fills up
     (keys,) = rng.spawn(1)
@@ -127,20 +127,20 @@ def draw_shares(
     while True:
         chosen = next(labelled)
         from_pool = next(unlabelled) if unlabelled else chosen[:0]
-        batch = lay_out([sources.labelled, sources.pool], [chosen, from_pool], layout)
+        batch = collate([sources.labelled, sources.pool], [chosen, from_pool], layout)
         targets = hide_tokens(batch, len(chosen), sources, settings.mask_probability, rng)
         of_tokens = int(keys.integers(2**31)) + np.arange(len(targets)) * KEY_STEP
         whole = np.asarray([[len(targets), np.count_nonzero(targets != IGNORED)]])
-        share = Share(batch, of_tokens, sources.labels[chosen], targets, sources.verbalizers, whole, (1.0, 1.0))
+        share = MemberBatch(batch, of_tokens, sources.labels[chosen], targets, sources.verbalizers, whole, (1.0, 1.0))
         yield share if ranks.size == 1 else part_of(share, ranks)
 
 
-def part_of(share: Share, ranks: Ranks) -> Share:
+def part_of(share: MemberBatch, ranks: Ranks) -> MemberBatch:
     """A rank's part of the share of all. Labelled and other rows are dealt out from opposite ends, so that where both
     leave a remainder no rank gets both."""
     num_labelled, num_others = len(share.labels), len(share.batch) - len(share.labels)
-    labelled = deal(num_labelled, ranks.size)
-    others = [num_labelled + some for some in reversed(deal(num_others, ranks.size))]
+    labelled = shard(num_labelled, ranks.size)
+    others = [num_labelled + some for some in reversed(shard(num_others, ranks.size))]
     starts, asked = share.batch.starts.numpy(), share.targets != IGNORED
     of_rows = np.stack([np.diff(starts), np.add.reduceat(asked, starts[:-1], dtype=np.int64)], 1)  # no row is empty
     sizes = np.stack([of_rows[np.concatenate(rows)].sum(0) for rows in zip(labelled, others, strict=True)])
@@ -150,7 +150,7 @@ def part_of(share: Share, ranks: Ranks) -> Share:
     if num_others <= ranks.size - 1 - ranks.rank:
         targets = np.full_like(targets, IGNORED)  # only a filler
     part = (targets != IGNORED).sum() / max(1, asked.sum())
-    return Share(
+    return MemberBatch(
         batch,
         share.keys[tokens],
         share.labels[labelled[ranks.rank]],
@@ -161,23 +161,25 @@ def part_of(share: Share, ranks: Ranks) -> Share:
     )
 
 
-def never_masked(speller: Speller, mask_targets: str) -> NDArray[np.int64]:
+def never_masked(prompt_tokenizer: PromptTokenizer, mask_targets: str) -> NDArray[np.int64]:
     """Token ids that are never MLM targets: all special tokens, or (published code) only those of the frame."""
     if mask_targets == "content":
-        return np.asarray(speller.tokenizer.all_special_ids)
-    frame = speller.frames[2]
+        return np.asarray(prompt_tokenizer.tokenizer.all_special_ids)
+    frame = prompt_tokenizer.frames[2]
     return np.asarray([*frame.before, *frame.between, *frame.after])
 
 
 def hide_tokens(
-    batch: Batch, num_labelled: int, sources: Sources, probability: float, rng: np.random.Generator
+    batch: Batch, num_labelled: int, sources: MemberSources, probability: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replace MLM targets in the unlabelled rows of `batch`, in place; what they were [N], IGNORED elsewhere."""
-    speller = sources.pool.encoder.speller
+    prompt_tokenizer = sources.pool.encoder.prompt_tokenizer
     ids = batch.input_ids.numpy()
     maskable = ~np.isin(ids, sources.never_masked)
     maskable[: int(batch.starts[num_labelled])] = False
-    changed, targets = mask_tokens(ids, maskable, probability, speller.mask_id, len(speller.tokenizer), rng)
+    changed, targets = mask_tokens(
+        ids, maskable, probability, prompt_tokenizer.mask_id, len(prompt_tokenizer.tokenizer), rng
+    )
     batch.input_ids = torch.from_numpy(changed)
     return targets
 
@@ -185,7 +187,7 @@ def hide_tokens(
 # ---- several members' shares as one batch --------------------------------------------------------------------------
 
 
-def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout) -> ClozeBatch:
+def collate_members(shares: Sequence[MemberBatch], settings: FinetuneSettings, layout: Layout) -> ClozeBatch:
     """One micro-batch of all members' shares, in their order."""
     # The more rows, the more their tokens vary in number; the number of shapes should not.
     several = max(1, len(shares) // 2) if layout.token_multiple > 1 else 1
@@ -196,7 +198,7 @@ def combine(shares: Sequence[Share], settings: FinetuneSettings, layout: Layout)
         most_tokens, most_targets = sizes.max(0).tolist()
         layout = dataclasses.replace(layout, least_tokens=most_tokens)
         weights = torch.tensor([share.weights for share in shares]).T.contiguous()
-    batch = fill(join_batches([share.batch for share in shares]), layout)
+    batch = pad_to_multiples(join_batches([share.batch for share in shares]), layout)
     extra = len(batch.input_ids) - sum(len(share.targets) for share in shares)
     members = np.pad(np.repeat(np.arange(len(shares)), [len(share.targets) for share in shares]), (0, extra))
     targets = np.pad(np.concatenate([share.targets for share in shares]), (0, extra), constant_values=IGNORED)

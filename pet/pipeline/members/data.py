@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 from pet.modeling import loading, packing
 from pet.modeling.batch import Layout
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work
-from pet.pipeline.members.batches import ClozeBatch, Sources, cloze_losses, combine, draw_shares, never_masked
+from pet.pipeline.context import RunContext
+from pet.pipeline.members.batches import (
+    ClozeBatch,
+    MemberSources,
+    cloze_losses,
+    collate_members,
+    draw_member_batches,
+    never_masked,
+)
 from pet.pipeline.score_files import label_numbers
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
@@ -32,15 +39,15 @@ from pet.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedPattern:
     """One PVP, ready to be asked: rows per split, the labels of those to be trained on, the ids of its label words."""
 
-    rows: dict[str, Rows]
+    rows: dict[str, EncodedTexts]
     labels: NDArray[np.int64]
     verbalizers: VerbalizerIds
 
 
-class Aside:
+class BackgroundWriter:
     """One job at a time beside the training: a model of gigabytes is written and hashed while the next one trains.
 
     Leaving the context waits for the job, also when something else went wrong. A job must not touch the GPU.
@@ -70,28 +77,28 @@ class Aside:
             job.result()
 
 
-class Learner:
+class MemberTrainer:
     """The model that all members of a walk start from, the copy of it that computes, and its training: what needs no
     text of the draw. Everything is loaded when it is needed first."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, ctx: RunContext) -> None:
+        self.ctx = ctx
 
     @cached_property
     def verbalizers(self) -> dict[int, VerbalizerIds]:
         """Label words of all patterns, checked together so that every problem is told at once."""
-        found = encode_verbalizers(self.work.speller, self.work.pvps, self.work.card.name)
-        return {pvp.number: ids for pvp, ids in zip(self.work.pvps, found, strict=True)}
+        found = encode_verbalizers(self.ctx.prompt_tokenizer, self.ctx.pvps, self.ctx.card.name)
+        return {pvp.number: ids for pvp, ids in zip(self.ctx.pvps, found, strict=True)}
 
     @cached_property
     def cloze(self) -> ClozeModel:
         """The model that every member starts from."""
-        cloze = ClozeModel(loading.load_masked_lm(self.work.model_settings(None))).to(self.work.runtime.device)
+        cloze = ClozeModel(loading.load_masked_lm(self.ctx.model_settings(None))).to(self.ctx.runtime.device)
         if not cloze.shortcut:
-            self.work.runtime.reporter.say(
+            self.ctx.runtime.reporter.say(
                 f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
             )
-        loading.freeze_lower(cloze.lm, self.work.settings.finetune.frozen_layers)
+        loading.freeze_lower(cloze.lm, self.ctx.settings.finetune.frozen_layers)
         return cloze.eval()
 
     @cached_property
@@ -100,30 +107,30 @@ class Learner:
         return [one.detach().clone() for one in self.cloze.parameters()]
 
     @cached_property
-    def twin(self) -> ClozeModel:
+    def compute_model(self) -> ClozeModel:
         """The model that computes: the same, or a copy in lower precision."""
-        return computing_copy(self.cloze, self.work.runtime)
+        return computing_copy(self.cloze, self.ctx.runtime)
 
     @cached_property
     def trainer(self) -> "Trainer[ClozeBatch]":
         """The training of a member that is a model of its own; what it captured serves the next one."""
-        settings = self.work.settings.finetune
+        settings = self.ctx.settings.finetune
 
         def losses(given: ClozeBatch) -> Losses:
-            return cloze_losses(self.twin, given, settings.alpha)
+            return cloze_losses(self.compute_model, given, settings.alpha)
 
-        master = None if self.twin is self.cloze else self.cloze
-        return Trainer(self.twin, settings, losses, self.work.runtime, master=master, origin=self.tuned)
+        master = None if self.compute_model is self.cloze else self.cloze
+        return Trainer(self.compute_model, settings, losses, self.ctx.runtime, master=master, origin=self.tuned)
 
     @property
     def untuned(self) -> Origin:
         """What is to blame where an untuned pattern's scores are not finite."""
-        return Origin(self.work.model_settings(None).name)
+        return Origin(self.ctx.model_settings(None).name)
 
     @property
     def tuned(self) -> Origin:
         """What is to blame where a member's losses or scores are not."""
-        settings = self.work.settings.finetune
+        settings = self.ctx.settings.finetune
         if settings.method == "lora":
             return replace(self.untuned, setting="finetune.lora.learning_rate", rate=settings.lora.learning_rate)
         return replace(self.untuned, setting="finetune.learning_rate", rate=settings.learning_rate)
@@ -131,7 +138,7 @@ class Learner:
     @cached_property
     def _host(self) -> dict[str, torch.Tensor]:
         """Room for the model's state on the host. What is one tensor in the model is one here."""
-        pinned = self.work.runtime.device.type == "cuda"
+        pinned = self.ctx.runtime.device.type == "cuda"
         room: dict[int, torch.Tensor] = {}
         found = {}
         for name, value in self.cloze.lm.state_dict().items():
@@ -151,47 +158,52 @@ class Learner:
         """Put the starting weights back in place."""
         for mine, first in zip(self.cloze.parameters(), self.start, strict=True):
             mine.copy_(first)
-        refresh(self.twin, self.cloze)
+        refresh(self.compute_model, self.cloze)
 
     def layout(self) -> Layout:
         """How rows are laid out in training. Rows of several members must be of one width where they are padded."""
-        settings = self.work.settings.finetune
+        settings = self.ctx.settings.finetune
         whole = settings.mask_targets == "any" or (settings.method == "lora" and not packing.is_packed(self.cloze.lm))
         return packing.training_layout(
-            self.cloze.lm, self.work.runtime.captures, self.work.settings.model.max_length if whole else None
+            self.cloze.lm, self.ctx.runtime.captures, self.ctx.settings.model.max_length if whole else None
         )
 
     def encoder(self, pvp: PVP) -> Encoder:
         """What fills texts into a pattern."""
-        settings = self.work.settings
-        return Encoder(self.work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+        settings = self.ctx.settings
+        return Encoder(self.ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
-    def sources(self, asked: Asked) -> Sources:
+    def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
-        never = never_masked(self.work.speller, self.work.settings.finetune.mask_targets)
-        return Sources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
+        never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
+        return MemberSources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
 
     def rehearse(self) -> None:
         """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member
         is begun, which then comes out as it would have: it starts from the same weights, and `packing.settle` sees to
         the rest."""
-        work, pvp = self.work, self.work.pvps[0]
-        texts = made_up_texts(work.card)
-        rows, words = self.encoder(pvp).encode(TokenizedTexts(work.speller, texts)), self.verbalizers[pvp.number]
+        ctx, pvp = self.ctx, self.ctx.pvps[0]
+        texts = made_up_texts(ctx.card)
+        rows, words = (
+            self.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
+            self.verbalizers[pvp.number],
+        )
         self.reset()
-        if work.num_labelled and work.settings.finetune.method == "full":
-            asked = Asked({"train": rows, "pool": rows}, label_numbers(texts, work.card.labels), words)
-            settings, layout, rng = work.settings.finetune, self.layout(), np.random.default_rng(0)
-            share = next(draw_shares(self.sources(asked), settings, layout, rng))
-            self.twin.train()
-            self.trainer.run_step([combine([share], settings, layout).to(work.runtime.device)] * settings.accumulation)
-            self.twin.eval()
+        if ctx.num_labelled and ctx.settings.finetune.method == "full":
+            asked = EncodedPattern({"train": rows, "pool": rows}, label_numbers(texts, ctx.card.labels), words)
+            settings, layout, rng = ctx.settings.finetune, self.layout(), np.random.default_rng(0)
+            share = next(draw_member_batches(self.sources(asked), settings, layout, rng))
+            self.compute_model.train()
+            self.trainer.run_step(
+                [collate_members([share], settings, layout).to(ctx.runtime.device)] * settings.accumulation
+            )
+            self.compute_model.eval()
             self.reset()
         score_rows(
-            lambda batch: self.twin.label_scores(batch, words.to(work.runtime.device)),
+            lambda batch: self.compute_model.label_scores(batch, words.to(ctx.runtime.device)),
             rows,
-            packing.scoring_layout(self.twin.lm),
-            replace(work.runtime, reporter=Silent()),
+            packing.scoring_layout(self.compute_model.lm),
+            replace(ctx.runtime, reporter=Silent()),
             "rehearsal",
             self.untuned,
         )
@@ -205,13 +217,13 @@ def made_up_texts(card: TaskCard) -> Texts:
     return Texts([str(number) for number in numbers], dict.fromkeys(card.fields, said), labels)
 
 
-class Bench:
+class MemberData:
     """What all members of a draw share: its texts, tokenised when the first member needs them."""
 
-    def __init__(self, work: Work, prepared: Artifact, learner: Learner | None = None) -> None:
-        self.work = work
+    def __init__(self, ctx: RunContext, prepared: Artifact, member_trainer: MemberTrainer | None = None) -> None:
+        self.ctx = ctx
         self.prepared = prepared
-        self.learner = learner or Learner(work)
+        self.member_trainer = member_trainer or MemberTrainer(ctx)
 
     @cached_property
     def splits(self) -> drawn_texts.Splits[TextFile]:
@@ -222,44 +234,46 @@ class Bench:
     def tokens(self) -> dict[str, TokenizedTexts]:
         """Every text, tokenised once for all patterns."""
         texts: dict[str, TextSource] = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
-        return {split: TokenizedTexts(self.work.speller, found) for split, found in texts.items()}
+        return {split: TokenizedTexts(self.ctx.prompt_tokenizer, found) for split, found in texts.items()}
 
-    def ask(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
+    def ask(self, pvp: PVP, drawn: Artifact | None = None) -> EncodedPattern:
         """Fill all texts into a pattern. `drawn`: holds the texts to be trained on; default: the labelled ones."""
-        return Asked(*self._fill(pvp, drawn), self.learner.verbalizers[pvp.number])
+        return EncodedPattern(*self._fill(pvp, drawn), self.member_trainer.verbalizers[pvp.number])
 
-    def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, Rows], NDArray[np.int64]]:
+    def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
-        encoder = self.learner.encoder(pvp)
+        encoder = self.member_trainer.encoder(pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.file("train.parquet"))
-            tokens = tokens | {"train": TokenizedTexts(self.work.speller, train)}
+            tokens = tokens | {"train": TokenizedTexts(self.ctx.prompt_tokenizer, train)}
         rows = {split: encoder.encode(found) for split, found in tokens.items()}
-        return rows, label_numbers(train, self.work.card.labels)
+        return rows, label_numbers(train, self.ctx.card.labels)
 
-    def begin(self, pvp: PVP, drawn: Artifact | None = None) -> Asked:
+    def begin(self, pvp: PVP, drawn: Artifact | None = None) -> EncodedPattern:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
-        words = self.learner.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
+        words = self.member_trainer.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
         with ThreadPoolExecutor(1) as beside:
             filled = beside.submit(self._fill, pvp, drawn)
-            self.learner.reset()
-            return Asked(*filled.result(), words)
+            self.member_trainer.reset()
+            return EncodedPattern(*filled.result(), words)
 
-    def score(self, asked: Asked, splits: Sequence[str], name: str, tuned: bool) -> dict[str, NDArray[np.float32]]:
+    def score(
+        self, asked: EncodedPattern, splits: Sequence[str], name: str, tuned: bool
+    ) -> dict[str, NDArray[np.float32]]:
         """Label scores [N, L] of the model as it is now, by split. `tuned`: it was trained.
 
         Raises:
             NotFinite: one is NaN or infinite.
         """
-        origin = self.learner.tuned if tuned else self.learner.untuned
-        runtime, twin = self.work.runtime, self.learner.twin
+        origin = self.member_trainer.tuned if tuned else self.member_trainer.untuned
+        runtime, compute_model = self.ctx.runtime, self.member_trainer.compute_model
         words = asked.verbalizers.to(runtime.device)
         return {
             split: score_rows(
-                lambda batch: twin.label_scores(batch, words),
+                lambda batch: compute_model.label_scores(batch, words),
                 asked.rows[split],
-                packing.scoring_layout(twin.lm),
+                packing.scoring_layout(compute_model.lm),
                 runtime,
                 f"{name} on {split}",
                 origin,

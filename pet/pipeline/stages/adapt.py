@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from pet.config.schema import Pretraining
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, training_settings
+from pet.pipeline.context import RunContext, training_settings
 from pet.pipeline.stages import pretrain, tokenize_corpus
 from pet.store.draft import Draft
 from pet.store.key import Key
@@ -19,67 +19,67 @@ STAGE = "adapt"
 VERSION = 1
 
 
-def check(work: Work) -> Pretraining:
+def check(ctx: RunContext) -> Pretraining:
     """The training as `pretrain` takes it; refuses what the model cannot be trained by.
 
     Raises:
         ModelError, SettingsError: as `pretrain.check`.
     """
-    settings = work.settings
+    settings = ctx.settings
     training = Pretraining(
-        seed=settings.seed, model=settings.model, pretrain=work.settings.adapt, runtime=settings.runtime
+        seed=settings.seed, model=settings.model, pretrain=ctx.settings.adapt, runtime=settings.runtime
     )
-    return pretrain.check(training, work.speller, STAGE)
+    return pretrain.check(training, ctx.prompt_tokenizer, STAGE)
 
 
-def key(work: Work, prepared: Artifact) -> Key:
+def key(ctx: RunContext, prepared: Artifact) -> Key:
     """Depends on the pool, the model and how it is trained."""
     settings = {
-        "model": work.start_identity(),
-        "adapt": training_settings(work, work.settings.adapt, "enabled"),
-        "seed": work.settings.seed,
+        "model": ctx.start_identity(),
+        "adapt": training_settings(ctx, ctx.settings.adapt, "enabled"),
+        "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
 
 
-def run(work: Work, prepared: Artifact) -> Artifact:
+def run(ctx: RunContext, prepared: Artifact) -> Artifact:
     """Train, or reuse what was trained; from here on the walk starts from it."""
 
     def fill(draft: Draft) -> None:
-        made = make_corpus(work, prepared)
-        pretrain.train(check(work), work.runtime, work.speller, made, draft)
+        made = make_corpus(ctx, prepared)
+        pretrain.train(check(ctx), ctx.runtime, ctx.prompt_tokenizer, made, draft)
 
-    work.adapted = work.make(key(work, prepared), label_of(work), STAGE, fill, seed=work.settings.seed)
-    return work.adapted
+    ctx.adapted = ctx.make(key(ctx, prepared), label_of(ctx), STAGE, fill, seed=ctx.settings.seed)
+    return ctx.adapted
 
 
-def need(work: Work, prepared: Artifact) -> Artifact:
+def need(ctx: RunContext, prepared: Artifact) -> Artifact:
     """The adapted model from the store; from here on the walk starts from it.
 
     Raises:
         MissingArtifact: it has not been trained; says which command does.
     """
-    found = work.store.need(key(work, prepared), "adapted model of these settings", work.command(STAGE))
-    work.adapted = found
+    found = ctx.store.need(key(ctx, prepared), "adapted model of these settings", ctx.command(STAGE))
+    ctx.adapted = found
     return found
 
 
-def label_of(work: Work) -> str:
+def label_of(ctx: RunContext) -> str:
     """Draw and model, as part of a folder name."""
-    return f"{work.draw_label}-{work.model_label}"
+    return f"{ctx.draw_label}-{ctx.model_label}"
 
 
-def make_corpus(work: Work, prepared: Artifact) -> Artifact:
+def make_corpus(ctx: RunContext, prepared: Artifact) -> Artifact:
     """The pool as a corpus, made or reused."""
-    held_out = work.settings.adapt.held_out
-    content = {"model": work.start_identity(), "held_out": held_out}
+    held_out = ctx.settings.adapt.held_out
+    content = {"model": ctx.start_identity(), "held_out": held_out}
     wanted = Key(tokenize_corpus.STAGE, tokenize_corpus.VERSION, content, {"prepare": prepared.identity})
 
     def fill(draft: Draft) -> None:
-        work.runtime.reporter.say("corpus: tokenising the pool")
-        tokenize_corpus.write(draft, work.runtime, pool_documents(prepared), work.speller, held_out)
+        ctx.runtime.reporter.say("corpus: tokenising the pool")
+        tokenize_corpus.write(draft, ctx.runtime, pool_documents(prepared), ctx.prompt_tokenizer, held_out)
 
-    return work.make(wanted, label_of(work), tokenize_corpus.STAGE, fill)
+    return ctx.make(wanted, label_of(ctx), tokenize_corpus.STAGE, fill)
 
 
 def pool_documents(prepared: Artifact) -> Iterator[str]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, begin, finish, training_settings
+from pet.pipeline.context import RunContext, begin, finish, training_settings
 from pet.pipeline.score_files import label_numbers, write_scores
 from pet.pipeline.student import Classifier
 from pet.store.draft import Draft
@@ -25,46 +25,46 @@ STAGE = "baseline"
 VERSION = 3
 
 
-def key(work: Work, prepared: Artifact) -> Key:
+def key(ctx: RunContext, prepared: Artifact) -> Key:
     """Depends on the draw, the model and how the baselines are trained."""
     settings = {
-        "model": work.model_identity(work.settings.baseline.model),
-        "probe_model": work.model_identity(work.settings.distill.model),
-        "baseline": training_settings(work, work.settings.baseline, "model"),
-        "seed": work.settings.seed,
+        "model": ctx.model_identity(ctx.settings.baseline.model),
+        "probe_model": ctx.model_identity(ctx.settings.distill.model),
+        "baseline": training_settings(ctx, ctx.settings.baseline, "model"),
+        "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})
 
 
-def run(work: Work, prepared: Artifact) -> Artifact:
+def run(ctx: RunContext, prepared: Artifact) -> Artifact:
     """Train both baselines, or reuse them. There must be labelled texts."""
 
     def fill(draft: Draft) -> None:
-        begin(work, "evaluate: training the supervised baselines")
+        begin(ctx, "evaluate: training the supervised baselines")
         splits = drawn_texts.load(prepared)
-        gold = label_numbers(splits.train, work.card.labels)
-        probe = score_probe(work, splits, gold)
-        supervised, report = score_supervised(work, splits, gold, draft)
+        gold = label_numbers(splits.train, ctx.card.labels)
+        probe = score_probe(ctx, splits, gold)
+        supervised, report = score_supervised(ctx, splits, gold, draft)
         write_scores(draft, {"supervised": supervised, "probe": probe})
         draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
-        finish(work, draft)
+        finish(ctx, draft)
 
-    name = f"{work.draw_label}-{work.model_label}"
-    return work.make(key(work, prepared), name, STAGE, fill, seed=work.settings.seed)
+    name = f"{ctx.draw_label}-{ctx.model_label}"
+    return ctx.make(key(ctx, prepared), name, STAGE, fill, seed=ctx.settings.seed)
 
 
 def score_supervised(
-    work: Work, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64], draft: Draft
+    ctx: RunContext, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64], draft: Draft
 ) -> tuple[NDArray[np.float32], TrainingReport]:
     """Test scores [N, L] of a classifier fine-tuned on the labelled texts. `draft`: keeps its checkpoint."""
-    settings = work.settings.baseline
-    classifier = Classifier(work, settings.model, derive_seed("baseline", work.settings.seed))
+    settings = ctx.settings.baseline
+    classifier = Classifier(ctx, settings.model, derive_seed("baseline", ctx.settings.seed))
     rows = classifier.encode(splits.train)
     report = classifier.train(rows, torch.from_numpy(gold), label_loss, settings, "supervised", draft)
     return classifier.score(classifier.encode(splits.test), "supervised on test"), report
 
 
-def score_probe(work: Work, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
+def score_probe(ctx: RunContext, splits: drawn_texts.Splits[TextFile], gold: NDArray[np.int64]) -> NDArray[np.float32]:
     """Test scores [N, L] of a logistic regression on the student's encoder before any training; -inf for labels that
     have no labelled text, or that it is sure not to be right.
 
@@ -73,19 +73,19 @@ def score_probe(work: Work, splits: drawn_texts.Splits[TextFile], gold: NDArray[
     """
     from sklearn.linear_model import LogisticRegression
 
-    encoder = Classifier(work, work.settings.distill.model, work.settings.seed)
+    encoder = Classifier(ctx, ctx.settings.distill.model, ctx.settings.seed)
     seen, unseen = (
         encoder.features(encoder.encode(texts), f"probe on {split}")
         for split, texts in (("train", splits.train), ("test", splits.test))
     )
-    scores = np.full((len(unseen), len(work.card.labels)), -np.inf, dtype=np.float32)
+    scores = np.full((len(unseen), len(ctx.card.labels)), -np.inf, dtype=np.float32)
     if len(set(gold)) == 1:  # one labelled text: nothing to tell apart
         scores[:, gold[0]] = 0
         return scores
-    probe = LogisticRegression(C=work.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
+    probe = LogisticRegression(C=ctx.settings.baseline.probe_c, max_iter=1000).fit(seen, gold)
     scores[:, probe.classes_] = probe.predict_log_proba(unseen)
     wrong = np.isnan(scores)
     if wrong.any():
         text = f"the score of text {int(wrong.any(1).argmax()) + 1:,}"
-        raise encoder.origin.bad_score("probe on test", text, float("nan"), work.runtime.dtype is not None)
+        raise encoder.origin.bad_score("probe on test", text, float("nan"), ctx.runtime.dtype is not None)
     return scores

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pet.algorithms.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
 from pet.algorithms.ensemble import soften
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.score_files import label_numbers, open_scores, read_scores
 from pet.pipeline.stages import distill, label
 from pet.pipeline.stages.finetune import Members
@@ -33,12 +33,14 @@ them in a few seconds."""
 # ---- calibration ---------------------------------------------------------------------------------------------------
 
 
-def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Entry:
+def calibrate_all(
+    ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact
+) -> Entry:
     """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
     none was fitted, if so: the temperature is 1 then."""
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
     splits = drawn_texts.load(prepared)
-    gold, of_pool = label_numbers(splits.test, work.card.labels), keys_of(splits.pool)
+    gold, of_pool = label_numbers(splits.test, ctx.card.labels), keys_of(splits.pool)
 
     def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
         temperature = round(found.temperature, 4)
@@ -53,28 +55,32 @@ def calibrate_all(work: Work, prepared: Artifact, members: Members, labelled: Ar
         }
 
     return {
-        "student": entry(read_scores(student)["test"], *fit_student(work, splits, of_pool, labelled, student)),
+        "student": entry(read_scores(student)["test"], *fit_student(ctx, splits, of_pool, labelled, student)),
         "ensemble": entry(
-            opinion_of(work, members, labelled, tuned), *fit_ensemble(work, splits, of_pool, members, labelled)
+            opinion_of(ctx, members, labelled, tuned), *fit_ensemble(ctx, splits, of_pool, members, labelled)
         ),
     }
 
 
 def fit_student(
-    work: Work, splits: drawn_texts.Splits[TextFile], of_pool: Sequence[bytes], labelled: Artifact, student: Artifact
+    ctx: RunContext,
+    splits: drawn_texts.Splits[TextFile],
+    of_pool: Sequence[bytes],
+    labelled: Artifact,
+    student: Artifact,
 ) -> tuple[int, str, Calibration]:
     """Texts, what they are, and the temperature: on labelled texts that the student was not trained on, where there are
     ENOUGH; else it is held to what the ensemble says of pool texts, where there are ENOUGH of those that it was not
     trained on. What it was trained on `distill` has written down; a text that reads the same counts, too. With
     `data.draw: first` labelled texts are in the pool, and any source may have a text twice. `of_pool`: the pool's keys.
     """
-    labels = work.card.labels
+    labels = ctx.card.labels
     seen = {key for key, was_seen in zip(of_pool, distill.load_seen(student), strict=True) if was_seen}
     fresh = not_among(keys_of(splits.train), seen)
     # A few hundred texts are read faster than a large model is compiled.
-    runtime = replace(work.runtime, compile=False)
-    length = work.settings.model.max_length
-    asked = Checkpoint(student.file("student"), work.card.fields, labels, length, runtime)
+    runtime = replace(ctx.runtime, compile=False)
+    length = ctx.settings.model.max_length
+    asked = Checkpoint(student.file("student"), ctx.card.fields, labels, length, runtime)
     if len(fresh) >= ENOUGH:
         texts = splits.train.take(fresh.tolist())
         targets = one_hot(label_numbers(texts, labels), len(labels))
@@ -108,7 +114,11 @@ def thin_out(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def fit_ensemble(
-    work: Work, splits: drawn_texts.Splits[TextFile], of_pool: Sequence[bytes], members: Members, labelled: Artifact
+    ctx: RunContext,
+    splits: drawn_texts.Splits[TextFile],
+    of_pool: Sequence[bytes],
+    members: Members,
+    labelled: Artifact,
 ) -> tuple[int, str, Calibration]:
     """The same for the ensemble: each member is held to what the others say of pool texts; one alone stays as it is.
     What a member was taught it knows by heart, so texts that taught one are left out, where ENOUGH are left: those of
@@ -123,7 +133,7 @@ def fit_ensemble(
     if len(rows) < ENOUGH:
         rows = np.arange(len(of_pool))
     found = np.stack([read_rows(one, "pool", thin_out(rows)) for one in members.tuned])
-    scores = found + label.load_shift(labelled, work.card.labels)
+    scores = found + label.load_shift(labelled, ctx.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
     what = f"each member's label of pool texts{which}, given the others' scores"
     return scores.shape[1], what, calibrate(others, best)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pet.modeling import quiet
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, begin, finish, training_settings
+from pet.pipeline.context import RunContext, begin, finish, training_settings
 from pet.pipeline.score_files import write_scores
 from pet.pipeline.stages import label
 from pet.pipeline.student import Classifier
@@ -32,44 +32,44 @@ SEEN = "seen.parquet"
 VERSION = 4
 
 
-def key(work: Work, prepared: Artifact, labelled: Artifact) -> Key:
+def key(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Key:
     """Depends on the soft labels, the texts, the model and how it is trained."""
     settings = {
-        "model": work.model_identity(work.settings.distill.model),
-        "distill": training_settings(work, work.settings.distill, "model"),
-        "seed": work.settings.seed,
+        "model": ctx.model_identity(ctx.settings.distill.model),
+        "distill": training_settings(ctx, ctx.settings.distill, "model"),
+        "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, "label": labelled.identity})
 
 
-def run(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
+def run(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Artifact:
     """Train the student, or reuse it."""
 
     def fill(draft: Draft) -> None:
-        begin(work, "distill: training the student on the soft labels")
+        begin(ctx, "distill: training the student on the soft labels")
         splits = drawn_texts.load(prepared)
-        teacher = label.load_scores(labelled, work.card.labels)
-        student, report = train_student(work, splits, teacher, draft)
+        teacher = label.load_scores(labelled, ctx.card.labels)
+        student, report = train_student(ctx, splits, teacher, draft)
         scores = student.score(student.encode(splits.test), "student on test")
         with quiet.quiet_transformers():
             student.model.save_pretrained(draft.path / "student")
-            student.speller.tokenizer.save_pretrained(draft.path / "student")
+            student.prompt_tokenizer.tokenizer.save_pretrained(draft.path / "student")
         write_scores(draft, {"test": scores})
         draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
         write_seen(draft, splits.pool, student.seen)
-        finish(work, draft)
+        finish(ctx, draft)
 
-    name = f"{work.draw_label}-{work.model_label}"
-    return work.make(key(work, prepared, labelled), name, STAGE, fill, seed=work.settings.seed)
+    name = f"{ctx.draw_label}-{ctx.model_label}"
+    return ctx.make(key(ctx, prepared, labelled), name, STAGE, fill, seed=ctx.settings.seed)
 
 
-def need(work: Work, prepared: Artifact, labelled: Artifact) -> Artifact:
+def need(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Artifact:
     """The student from the store.
 
     Raises:
         MissingArtifact: it has not been trained; says which command does.
     """
-    return work.store.need(key(work, prepared, labelled), "student of these settings", work.command(STAGE))
+    return ctx.store.need(key(ctx, prepared, labelled), "student of these settings", ctx.command(STAGE))
 
 
 def write_seen(draft: Draft, pool: TextFile, seen: NDArray[np.bool_]) -> None:
@@ -89,11 +89,11 @@ def load_seen(student: Artifact) -> NDArray[np.bool_]:
 
 
 def train_student(
-    work: Work, splits: drawn_texts.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
+    ctx: RunContext, splits: drawn_texts.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
 ) -> tuple[Classifier, TrainingReport]:
     """The student, trained on pool texts and the teacher's raw scores [N, L]. `draft`: keeps its checkpoint."""
-    settings = work.settings.distill
-    student = Classifier(work, settings.model, derive_seed("distill", work.settings.seed))
+    settings = ctx.settings.distill
+    student = Classifier(ctx, settings.model, derive_seed("distill", ctx.settings.seed))
 
     def loss(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return distillation_loss(scores, wanted, settings.temperature)

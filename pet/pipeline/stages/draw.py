@@ -18,7 +18,7 @@ from pet.algorithms.ensemble import Array, pool_scores, soften
 from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.config.schema import Settings
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.score_files import label_numbers, open_scores
 from pet.pipeline.stages import label
 from pet.pipeline.stages.finetune import Members, Plan, members_of
@@ -32,10 +32,10 @@ STAGE = "draw"
 VERSION = 1
 
 
-def generations(work: Work) -> int:
+def generations(ctx: RunContext) -> int:
     """How many ensembles there are after generation 0, one at least."""
-    settings = work.settings
-    return settings.ipet.generations or max(1, enough(settings, work.num_labelled))
+    settings = ctx.settings
+    return settings.ipet.generations or max(1, enough(settings, ctx.num_labelled))
 
 
 def enough(settings: Settings, labelled: int) -> int:
@@ -43,79 +43,81 @@ def enough(settings: Settings, labelled: int) -> int:
     return generations_for(labelled, settings.ipet.growth, settings.ipet.first_examples)
 
 
-def sizes(work: Work, labelled: int, pool: int) -> list[int]:
+def sizes(ctx: RunContext, labelled: int, pool: int) -> list[int]:
     """Texts in a training set of each generation, generation 0 first."""
-    chosen = work.settings.ipet
-    return schedule(labelled, pool, generations(work), chosen.growth, chosen.first_examples, chosen.pool_share)
+    chosen = ctx.settings.ipet
+    return schedule(labelled, pool, generations(ctx), chosen.growth, chosen.first_examples, chosen.pool_share)
 
 
-def next_plans(work: Work, prepared: Artifact, before: Members, generation: int) -> list[tuple[Plan, Members, Key]]:
+def next_plans(
+    ctx: RunContext, prepared: Artifact, before: Members, generation: int
+) -> list[tuple[Plan, Members, Key]]:
     """The members to come; for each, who labels its training set, and that set's key."""
     found = []
-    for pvp, repetition in members_of(work):
+    for pvp, repetition in members_of(ctx):
         plan = Plan(pvp, repetition, generation)
-        teachers = teachers_of(work, plan, before)
-        found.append((plan, teachers, key(work, prepared, plan, teachers)))
+        teachers = teachers_of(ctx, plan, before)
+        found.append((plan, teachers, key(ctx, prepared, plan, teachers)))
     return found
 
 
-def key(work: Work, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
+def key(ctx: RunContext, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
     """Depends on who labels, on how much is drawn and how, and on whom it is for; not on how many generations there
     will be."""
     settings = {
         "generation": plan.generation,
-        "ipet": work.settings.ipet.model_dump(mode="json", exclude={"generations", "steps", "teachers"}),
-        "label": work.settings.label.model_dump(mode="json"),
-        "labels": list(work.card.labels),
+        "ipet": ctx.settings.ipet.model_dump(mode="json", exclude={"generations", "steps", "teachers"}),
+        "label": ctx.settings.label.model_dump(mode="json"),
+        "labels": list(ctx.card.labels),
         "pattern": plan.pvp.name,
         "repetition": plan.repetition,
-        "seed": work.settings.seed,
+        "seed": ctx.settings.seed,
     }
     inputs = {f"member-{number}": one for number, one in enumerate(sorted(one.identity for one in teachers.tuned))}
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, **inputs})
 
 
-def teachers_of(work: Work, plan: Plan, before: Members) -> Members:
+def teachers_of(ctx: RunContext, plan: Plan, before: Members) -> Members:
     """Those who label a member's training set, chosen by the seed among the members of the generation before. Not its
     own forerunner, unless there is no other.
 
     An untuned pattern is asked once and stands for as many members as there are repetitions, as in the published code:
     where a share of the others is drawn, it is drawn among so many copies, may come several times, and counts as often.
     """
-    copies = work.settings.finetune.repetitions if work.settings.ipet.teachers < 1 else 1
+    copies = ctx.settings.finetune.repetitions if ctx.settings.ipet.teachers < 1 else 1
     others: list[tuple[Plan, Artifact]] = []
     for one, made in zip(before.plans, before.tuned, strict=True):
         is_own = one.pvp.number == plan.pvp.number and one.repetition in (plan.repetition, None)
         others += [(one, made)] * ((copies if one.repetition is None else 1) - is_own)
     others = others or list(zip(before.plans, before.tuned, strict=True))
     others = sorted(others, key=lambda pair: (pair[0].pvp.name, pair[0].repetition or 0))
-    rng = np.random.default_rng(stream(work, "teachers", plan))
-    chosen = choose_teachers(others, work.settings.ipet.teachers, rng)
+    rng = np.random.default_rng(stream(ctx, "teachers", plan))
+    chosen = choose_teachers(others, ctx.settings.ipet.teachers, rng)
     return Members(before.untuned, [one for one, _ in chosen], [made for _, made in chosen])
 
 
-def stream(work: Work, purpose: str, plan: Plan) -> int:
+def stream(ctx: RunContext, purpose: str, plan: Plan) -> int:
     """A seed of what is random here."""
-    return derive_seed(purpose, work.settings.seed, plan.generation, plan.pvp.name, plan.repetition)
+    return derive_seed(purpose, ctx.settings.seed, plan.generation, plan.pvp.name, plan.repetition)
 
 
-def run(work: Work, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
+def run(ctx: RunContext, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
     """Draw the training set of every member of this generation that is not in the store yet."""
     plans = []
     made: list[dict[str, Any]] = []
     splits = cache(lambda: drawn_texts.load(prepared))
-    for plan, teachers, wanted in next_plans(work, prepared, before, generation):
+    for plan, teachers, wanted in next_plans(ctx, prepared, before, generation):
 
         def fill(draft: Draft, plan: Plan = plan, teachers: Members = teachers) -> None:
-            begin(work, f"draw {plan.label}: {describe(teachers)} the labels")
-            made.append(write_set(draft, work, splits(), plan, teachers))
-            finish(work, draft)
+            begin(ctx, f"draw {plan.label}: {describe(teachers)} the labels")
+            made.append(write_set(draft, ctx, splits(), plan, teachers))
+            finish(ctx, draft)
 
-        name = f"{work.draw_label}-{work.model_label}-{plan.label}"
-        found = work.make(wanted, name, f"draw {plan.label}", fill)
+        name = f"{ctx.draw_label}-{ctx.model_label}-{plan.label}"
+        found = ctx.make(wanted, name, f"draw {plan.label}", fill)
         plans.append(Plan(plan.pvp, plan.repetition, generation, found))
-    for line in remarks(work.card.labels, made):
-        work.runtime.reporter.say(f"generation {generation}: {line}")
+    for line in remarks(ctx.card.labels, made):
+        ctx.runtime.reporter.say(f"generation {generation}: {line}")
     return plans
 
 
@@ -137,19 +139,19 @@ def describe_teachers(teachers: Members, weights: Array) -> list[dict[str, Any]]
     return found
 
 
-def write_set(draft: Draft, work: Work, splits: Any, plan: Plan, teachers: Members) -> dict[str, Any]:
+def write_set(draft: Draft, ctx: RunContext, splits: Any, plan: Plan, teachers: Members) -> dict[str, Any]:
     """Draw and write one training set; what drawn.json says of it."""
-    labels = work.card.labels
-    weights = label.weigh(work, teachers)
+    labels = ctx.card.labels
+    weights = label.weigh(ctx, teachers)
     pooled = pool_scores(read_pool_scores(teachers.tuned), weights)
-    opinion = soften(pooled + label.find_shift(work, lambda: pooled))
+    opinion = soften(pooled + label.find_shift(ctx, lambda: pooled))
     counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
-    size = sizes(work, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
+    size = sizes(ctx, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
     wanted = apportion(size, counts if len(splits.train) else [1] * len(labels))
     first = not len(splits.train) and plan.generation == 1
-    candidates = work.settings.ipet.first_candidates if first else None
-    rng = np.random.default_rng(stream(work, "draw", plan))
-    drawn = draw_texts(opinion, wanted, rng, candidates, work.settings.ipet.surest)
+    candidates = ctx.settings.ipet.first_candidates if first else None
+    rng = np.random.default_rng(stream(ctx, "draw", plan))
+    drawn = draw_texts(opinion, wanted, rng, candidates, ctx.settings.ipet.surest)
     write_texts(draft.path / "train.parquet", concatenate([splits.train, label_texts(splits.pool, drawn, labels)]))
     report = {
         "generation": plan.generation,

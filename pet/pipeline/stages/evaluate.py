@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.algorithms.ensemble import even_shift, member_weights, pool_scores
+from pet.algorithms.ensemble import align_prior, member_weights, pool_scores
 from pet.algorithms.metrics import score_predictions
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.score_files import label_numbers, read_scores
 from pet.pipeline.stages import baseline, label
 from pet.pipeline.stages.calibrate import Entry, calibrate_all
@@ -34,98 +34,98 @@ VERSION = 2
 
 
 def key(
-    work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
+    ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
 ) -> Key:
     """Depends on everything that is scored."""
     inputs = {"prepare": prepared.identity, "label": labelled.identity, "distill": student.identity}
     if base is not None:
         inputs["baseline"] = base.identity
     inputs |= {f"untuned-{number}": one.identity for number, one in members.untuned.items()}
-    return Key(STAGE, VERSION, {"metric": work.card.metric, "labels": list(work.card.labels)}, inputs)
+    return Key(STAGE, VERSION, {"metric": ctx.card.metric, "labels": list(ctx.card.labels)}, inputs)
 
 
-def run(work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Artifact:
+def run(ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Artifact:
     """Train the baselines if need be, score everything, or reuse the scores."""
-    base = work.train(baseline, prepared) if work.num_labelled else None
-    wanted = key(work, prepared, members, labelled, student, base)
+    base = ctx.train(baseline, prepared) if ctx.num_labelled else None
+    wanted = key(ctx, prepared, members, labelled, student, base)
 
     def fill(draft: Draft) -> None:
-        begin(work, "evaluate: scoring on the test set")
-        scores = score_all(work, prepared, members, labelled, student, base)
+        begin(ctx, "evaluate: scoring on the test set")
+        scores = score_all(ctx, prepared, members, labelled, student, base)
         draft.write_json("scores.json", scores)
-        calibrated = calibrate_all(work, prepared, members, labelled, student)
+        calibrated = calibrate_all(ctx, prepared, members, labelled, student)
         draft.write_json("calibration.json", calibrated)
         for name, one in calibrated.items():
             if one["problem"]:
-                work.runtime.reporter.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
-        finish(work, draft)
+                ctx.runtime.reporter.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
+        finish(ctx, draft)
 
-    return work.make(wanted, f"{work.draw_label}-{work.model_label}", STAGE, fill, seed=work.settings.seed)
+    return ctx.make(wanted, f"{ctx.draw_label}-{ctx.model_label}", STAGE, fill, seed=ctx.settings.seed)
 
 
-def find_baseline(work: Work, prepared: Artifact) -> Artifact | None:
+def find_baseline(ctx: RunContext, prepared: Artifact) -> Artifact | None:
     """The supervised baselines of this walk; `None` when it has no labelled texts."""
-    return work.store.find(baseline.key(work, prepared)) if work.num_labelled else None
+    return ctx.store.find(baseline.key(ctx, prepared)) if ctx.num_labelled else None
 
 
 def score_all(
-    work: Work, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
+    ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
 ) -> dict[str, Any]:
     """Name -> value, low, high (percent); `members`: a list of such."""
-    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
     tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
 
     def entry(scores: NDArray[Any]) -> Entry:
-        return score(work, gold, scores)
+        return score(ctx, gold, scores)
 
-    scores: dict[str, Any] = {"zero_shot": score_untuned(work, prepared, members)}
+    scores: dict[str, Any] = {"zero_shot": score_untuned(ctx, prepared, members)}
     if base is not None:
-        scores |= score_baseline(work, prepared, base)
+        scores |= score_baseline(ctx, prepared, base)
     scores["members"] = [
         {"pattern": plan.pvp.number, "repetition": plan.repetition, **entry(one)}
         for plan, one in zip(members.plans, tuned, strict=True)
     ]
     scores |= {
-        "ensemble": entry(opinion_of(work, members, labelled, tuned)),
+        "ensemble": entry(opinion_of(ctx, members, labelled, tuned)),
         "student": entry(read_scores(student)["test"]),
     }
-    return scores | score_soft_labels(work, prepared, labelled)
+    return scores | score_soft_labels(ctx, prepared, labelled)
 
 
-def score_untuned(work: Work, prepared: Artifact, members: Members) -> Entry:
+def score_untuned(ctx: RunContext, prepared: Artifact, members: Members) -> Entry:
     """The untuned patterns, pooled with the same weights."""
-    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
     untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
-    return score(work, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
+    return score(ctx, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
 
 
-def score_baseline(work: Work, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
+def score_baseline(ctx: RunContext, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
     """The supervised baselines: fine-tuned, and linear probe. Where the shares of the soft labels are made even, the
     fine-tuned one with shares made even too, on the test set itself: it is told what the ensemble is told."""
-    gold = label_numbers(drawn_texts.load(prepared).test, work.card.labels)
+    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
     found: dict[str, NDArray[Any]] = {**read_scores(base)}
-    if work.settings.label.shares == "even":
-        found["supervised_even"] = found["supervised"] + even_shift(found["supervised"])
-    return {name: score(work, gold, scores) for name, scores in found.items()}
+    if ctx.settings.label.shares == "even":
+        found["supervised_even"] = found["supervised"] + align_prior(found["supervised"])
+    return {name: score(ctx, gold, scores) for name, scores in found.items()}
 
 
-def score(work: Work, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
+def score(ctx: RunContext, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
     """Value, low, high (percent) of scores [N, L]."""
-    found = score_predictions(gold, scores.argmax(-1), len(work.card.labels), work.card.metric)
+    found = score_predictions(gold, scores.argmax(-1), len(ctx.card.labels), ctx.card.metric)
     return dict(found.as_dict())
 
 
-def score_soft_labels(work: Work, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
+def score_soft_labels(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
     """How right the soft labels are on pool texts whose label the source knows and the members did not; nothing where
     there are none. With `data.draw: first` the labelled texts are in the pool, too."""
-    labels = work.card.labels
+    labels = ctx.card.labels
     gold = [name for _, name in hidden_labels(prepared)]
     known = [row for row, name in enumerate(gold) if name is not None]
     if not known:
         return {}
     numbers = np.asarray([labels.index(name) for name in gold if name is not None])
     predicted = label.load_scores(labelled, labels)[known].argmax(-1)
-    found = score_predictions(numbers, predicted, len(labels), work.card.metric).as_dict()
+    found = score_predictions(numbers, predicted, len(labels), ctx.card.metric).as_dict()
     return {"soft_labels": {**found, "texts": len(known)}}
 
 
@@ -146,21 +146,21 @@ class Generation:
     labelled: Artifact
 
 
-def score_generation(work: Work, prepared: Artifact, one: Generation) -> Entry:
+def score_generation(ctx: RunContext, prepared: Artifact, one: Generation) -> Entry:
     """How an ensemble came out (on the test set and on the pool), how far its members agree and which labels they give,
     beside the labels' shares among the labelled texts; and of what its members were trained on how much was right."""
     splits = drawn_texts.load(prepared)
-    gold = label_numbers(splits.test, work.card.labels)
+    gold = label_numbers(splits.test, ctx.card.labels)
     tuned = np.stack([read_scores(member)["test"] for member in one.members.tuned])  # [M, N, L]
     opinion = one.labelled.read_json("ensemble.json")
     drawn = [plan.drawn for plan in one.members.plans if plan.drawn is not None]
     return {
         "generation": one.members.generation,
-        "ensemble": score(work, gold, opinion_of(work, one.members, one.labelled, tuned)),
-        **score_soft_labels(work, prepared, one.labelled),
+        "ensemble": score(ctx, gold, opinion_of(ctx, one.members, one.labelled, tuned)),
+        **score_soft_labels(ctx, prepared, one.labelled),
         "agreement": opinion["agreement"] if len(tuned) > 1 else None,
         "label_shares": opinion["label_shares"],
-        "prior": prior([] if work.settings.label.shares == "even" else splits.train.labels, work.card.labels),
+        "prior": prior([] if ctx.settings.label.shares == "even" else splits.train.labels, ctx.card.labels),
         **(score_drawn(prepared, drawn) if drawn else {"texts": len(splits.train)}),
     }
 

@@ -26,9 +26,9 @@ from pet.modeling import loading, quiet
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.pipeline.context import Work, begin, finish, publish, training_settings
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses, combine, draw_shares
-from pet.pipeline.members.data import Aside, Asked, Bench
+from pet.pipeline.context import RunContext, begin, finish, publish, training_settings
+from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
+from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
 from pet.store.draft import Draft
@@ -82,17 +82,17 @@ def words_of(pvp: PVP) -> dict[str, list[str]]:
     return {label: list(words) for label, words in pvp.words.items()}
 
 
-def plans(work: Work) -> tuple[list[Plan], list[Plan]]:
+def plans(ctx: RunContext) -> tuple[list[Plan], list[Plan]]:
     """Untuned patterns, and the members of the ensemble."""
-    untuned = [Plan(pvp, None) for pvp in work.pvps]
-    if work.num_labelled == 0:
+    untuned = [Plan(pvp, None) for pvp in ctx.pvps]
+    if ctx.num_labelled == 0:
         return untuned, untuned
-    return untuned, [Plan(*one) for one in members_of(work)]
+    return untuned, [Plan(*one) for one in members_of(ctx)]
 
 
-def members_of(work: Work) -> list[tuple[PVP, int]]:
+def members_of(ctx: RunContext) -> list[tuple[PVP, int]]:
     """Pattern and repetition of every member that is trained."""
-    return [(pvp, number) for pvp in work.pvps for number in range(work.settings.finetune.repetitions)]
+    return [(pvp, number) for pvp in ctx.pvps for number in range(ctx.settings.finetune.repetitions)]
 
 
 def distinct(untuned: list[Plan], members: list[Plan]) -> list[Plan]:
@@ -100,33 +100,33 @@ def distinct(untuned: list[Plan], members: list[Plan]) -> list[Plan]:
     return [*untuned, *(plan for plan in members if plan.repetition is not None)]
 
 
-def key(work: Work, prepared: Artifact, plan: Plan) -> Key:
+def key(ctx: RunContext, prepared: Artifact, plan: Plan) -> Key:
     """Depends on the draw, the model, this pattern and its words; not on which other patterns are run."""
     settings: dict[str, Any] = {
-        "model": work.model_identity(),
+        "model": ctx.model_identity(),
         "pattern": plan.pvp.pattern.source,
         "words": words_of(plan.pvp),
         "repetition": plan.repetition,
     }
     if plan.repetition is None:
-        settings["truncation"] = work.settings.finetune.truncation
+        settings["truncation"] = ctx.settings.finetune.truncation
     else:
-        unused = ("learning_rate",) if work.settings.finetune.method == "lora" else ("lora",)
-        settings["finetune"] = training_settings(work, settings_of(work, plan), "patterns", "repetitions", *unused)
-        settings["seed"] = work.settings.seed
+        unused = ("learning_rate",) if ctx.settings.finetune.method == "lora" else ("lora",)
+        settings["finetune"] = training_settings(ctx, settings_of(ctx, plan), "patterns", "repetitions", *unused)
+        settings["seed"] = ctx.settings.seed
         if plan.pvp.repeated:
             settings["name"] = plan.pvp.name  # that of its random stream: without it, these shared one
     inputs = {"prepare": prepared.identity} | ({"draw": plan.drawn.identity} if plan.drawn else {})
     return Key(STAGE, VERSION, settings, inputs)
 
 
-def settings_of(work: Work, plan: Plan) -> FinetuneSettings:
+def settings_of(ctx: RunContext, plan: Plan) -> FinetuneSettings:
     """How a member is trained."""
-    steps = work.settings.ipet.steps if plan.generation else None
-    return work.settings.finetune.model_copy(update={"steps": steps}) if steps else work.settings.finetune
+    steps = ctx.settings.ipet.steps if plan.generation else None
+    return ctx.settings.finetune.model_copy(update={"steps": steps}) if steps else ctx.settings.finetune
 
 
-def check(work: Work) -> None:
+def check(ctx: RunContext) -> None:
     """Refuse, before anything runs, patterns and label words that the model cannot be asked with, and layers and maps
     that it does not have.
 
@@ -134,52 +134,52 @@ def check(work: Work) -> None:
         ModelError, TaskError, SettingsError: no such model, a label word of several tokens, a pattern that is too long,
             fewer layers than are to be frozen, nothing for LoRA to adapt.
     """
-    encode_verbalizers(work.speller, work.pvps, work.card.name)
-    for pvp in work.pvps:
-        Encoder(work.speller, pvp.pattern, work.settings.model.max_length)
-    settings = work.settings.finetune
+    encode_verbalizers(ctx.prompt_tokenizer, ctx.pvps, ctx.card.name)
+    for pvp in ctx.pvps:
+        Encoder(ctx.prompt_tokenizer, pvp.pattern, ctx.settings.model.max_length)
+    settings = ctx.settings.finetune
     if settings.frozen_layers is not None or settings.method == "lora":
-        body = loading.outline(work.settings.model)
+        body = loading.outline(ctx.settings.model)
         loading.freeze_lower(body, settings.frozen_layers, "finetune.frozen_layers")
         if settings.method == "lora":
             find_targets(body, settings.lora.targets, settings.frozen_layers)
 
 
-def run(work: Work, prepared: Artifact) -> Members:
+def run(ctx: RunContext, prepared: Artifact) -> Members:
     """Make every member of generation 0 that is not in the store yet.
 
     Raises:
         ModelError, TaskError, SettingsError: model, label words or lengths do not fit.
         NotFinite: a loss or a score is NaN or infinite.
     """
-    make(Bench(work, prepared), distinct(*plans(work)))
-    return need(work, prepared)
+    make(MemberData(ctx, prepared), distinct(*plans(ctx)))
+    return need(ctx, prepared)
 
 
-def make(bench: Bench, wanted: Sequence[Plan]) -> None:
+def make(member_data: MemberData, wanted: Sequence[Plan]) -> None:
     """Make every one of these that is not in the store yet.
 
     Raises:
         ModelError, TaskError, SettingsError: as `run`.
     """
-    work = bench.work
-    missing = [plan for plan in wanted if not work.reuse(key(work, bench.prepared, plan), f"finetune {plan.label}")]
-    if work.executor is not None:
-        work.executor.members(work, bench.prepared, missing)
+    ctx = member_data.ctx
+    missing = [plan for plan in wanted if not ctx.reuse(key(ctx, member_data.prepared, plan), f"finetune {plan.label}")]
+    if ctx.executor is not None:
+        ctx.executor.members(ctx, member_data.prepared, missing)
         return
-    make_each(bench, [plan for plan in missing if not is_together(work, plan)])
-    make_together(bench, [plan for plan in missing if is_together(work, plan)])
+    make_each(member_data, [plan for plan in missing if not is_together(ctx, plan)])
+    make_together(member_data, [plan for plan in missing if is_together(ctx, plan)])
 
 
-def is_together(work: Work, plan: Plan) -> bool:
+def is_together(ctx: RunContext, plan: Plan) -> bool:
     """Whether this one is trained in one batch with others, as an adapter."""
-    return plan.repetition is not None and work.settings.finetune.method == "lora"
+    return plan.repetition is not None and ctx.settings.finetune.method == "lora"
 
 
-def make_each(bench: Bench, plans: Sequence[Plan], wait: bool = True) -> None:
+def make_each(member_data: MemberData, plans: Sequence[Plan], wait: bool = True) -> None:
     """Make each by itself, as `share_out` does."""
-    with quiet.quiet_transformers(), Aside() as aside:
-        share_out(lambda plan, wait: make_one(bench, plan, aside, wait), plans, wait)
+    with quiet.quiet_transformers(), BackgroundWriter() as writer:
+        share_out(lambda plan, wait: make_one(member_data, plan, writer, wait), plans, wait)
 
 
 def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan], wait: bool = True) -> None:
@@ -195,29 +195,29 @@ def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan], wai
         make_one(plan, True)
 
 
-def make_one(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
+def make_one(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wait: bool) -> None:
     """As `make_untuned` or `make_alone`."""
     if plan.repetition is None:
-        make_untuned(bench, plan, wait)
+        make_untuned(member_data, plan, wait)
     else:
-        make_alone(bench, plan, aside, wait)
+        make_alone(member_data, plan, writer, wait)
 
 
-def need(work: Work, prepared: Artifact) -> Members:
+def need(ctx: RunContext, prepared: Artifact) -> Members:
     """All members from the store.
 
     Raises:
         MissingArtifact: one has not been made; says which command makes it.
     """
-    untuned, members = plans(work)
-    asked = dict(zip((plan.pvp.number for plan in untuned), find(work, prepared, untuned), strict=True))
-    return Members(asked, members, find(work, prepared, members))
+    untuned, members = plans(ctx)
+    asked = dict(zip((plan.pvp.number for plan in untuned), find(ctx, prepared, untuned), strict=True))
+    return Members(asked, members, find(ctx, prepared, members))
 
 
-def find(work: Work, prepared: Artifact, wanted: Sequence[Plan]) -> list[Artifact]:
+def find(ctx: RunContext, prepared: Artifact, wanted: Sequence[Plan]) -> list[Artifact]:
     """These members from the store; as `need`."""
     return [
-        work.store.need(key(work, prepared, plan), f"member {plan.label} of these settings", work.command(STAGE))
+        ctx.store.need(key(ctx, prepared, plan), f"member {plan.label} of these settings", ctx.command(STAGE))
         for plan in wanted
     ]
 
@@ -225,41 +225,41 @@ def find(work: Work, prepared: Artifact, wanted: Sequence[Plan]) -> list[Artifac
 # ---- making members ------------------------------------------------------------------------------------------------
 
 
-def announce(bench: Bench, plans: Sequence[Plan]) -> None:
+def announce(member_data: MemberData, plans: Sequence[Plan]) -> None:
     """Say what is being made."""
     for plan in plans:
-        begin(bench.work, f"finetune {plan.label}: {plan.pvp.pattern.source}")
+        begin(member_data.ctx, f"finetune {plan.label}: {plan.pvp.pattern.source}")
 
 
-def member_seed(work: Work, plan: Plan) -> int:
+def member_seed(ctx: RunContext, plan: Plan) -> int:
     """Of everything random about a member."""
     later = [plan.generation] if plan.generation else []
-    return derive_seed("member", work.settings.seed, plan.pvp.name, plan.repetition, *later)
+    return derive_seed("member", ctx.settings.seed, plan.pvp.name, plan.repetition, *later)
 
 
-def splits_of(bench: Bench, plan: Plan) -> tuple[str, ...]:
+def splits_of(member_data: MemberData, plan: Plan) -> tuple[str, ...]:
     """What a member is asked about: an untuned pattern that is no member, not about the pool."""
-    if plan.repetition is None and len(bench.splits.train):
+    if plan.repetition is None and len(member_data.splits.train):
         return ("train", "test")
     return ("train", "pool", "test")
 
 
-def make_untuned(bench: Bench, plan: Plan, wait: bool) -> None:
+def make_untuned(member_data: MemberData, plan: Plan, wait: bool) -> None:
     """Score a pattern untuned, publish. `wait`: for another process that is at it.
 
     Raises:
         Busy: there is one, and nobody waits.
     """
-    with open_draft(bench, plan, wait) as draft:
+    with open_draft(member_data, plan, wait) as draft:
         if draft is None:
             return
-        announce(bench, [plan])
-        asked = bench.begin(plan.pvp)
-        scores = bench.score(asked, splits_of(bench, plan), plan.label, tuned=False)
-        write_member(draft, bench, plan, asked, scores)
+        announce(member_data, [plan])
+        asked = member_data.begin(plan.pvp)
+        scores = member_data.score(asked, splits_of(member_data, plan), plan.label, tuned=False)
+        write_member(draft, member_data, plan, asked, scores)
 
 
-def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
+def make_alone(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wait: bool) -> None:
     """Train one member as a model of its own, score everything; publish while the next one is trained. `wait`: for
     another process that is at it.
 
@@ -267,90 +267,92 @@ def make_alone(bench: Bench, plan: Plan, aside: Aside, wait: bool) -> None:
         Busy: there is one, and nobody waits.
     """
     with ExitStack() as stack:
-        draft = stack.enter_context(open_draft(bench, plan, wait))
+        draft = stack.enter_context(open_draft(member_data, plan, wait))
         if draft is None:
             return
-        announce(bench, [plan])
-        asked = bench.begin(plan.pvp, plan.drawn)
-        seed, learner = member_seed(bench.work, plan), bench.learner
+        announce(member_data, [plan])
+        asked = member_data.begin(plan.pvp, plan.drawn)
+        seed, member_trainer = member_seed(member_data.ctx, plan), member_data.member_trainer
         seed_everything(seed)
-        steps = settings_of(bench.work, plan).steps
-        saver = bench.work.saver(
-            draft, learner.cloze, learner.trainer.optimizer, f"finetune {plan.label}", [plan.label]
+        steps = settings_of(member_data.ctx, plan).steps
+        checkpoints = member_data.ctx.checkpoints(
+            draft, member_trainer.cloze, member_trainer.trainer.optimizer, f"finetune {plan.label}", [plan.label]
         )
         (report,) = train_saved(
-            learner.trainer,
-            saver,
-            lambda done: draw_batches(bench, [asked], [seed], done),
+            member_trainer.trainer,
+            checkpoints,
+            lambda done: draw_batches(member_data, [asked], [seed], done),
             plan.label,
             steps=steps,
-            restored=lambda: refresh(learner.twin, learner.cloze),
+            restored=lambda: refresh(member_trainer.compute_model, member_trainer.cloze),
         )
-        draft.count_from(draft.seconds + saver.before)
-        scores = bench.score(asked, splits_of(bench, plan), plan.label, tuned=True)
-        write_member(draft, bench, plan, asked, scores, steps=report.steps, losses=report.losses)
-        if not bench.work.settings.runtime.keep_members:
+        draft.count_from(draft.seconds + checkpoints.before)
+        scores = member_data.score(asked, splits_of(member_data, plan), plan.label, tuned=True)
+        write_member(draft, member_data, plan, asked, scores, steps=report.steps, losses=report.losses)
+        if not member_data.ctx.settings.runtime.keep_members:
             return
-        if bench.work.runtime.ranks.size > 1:  # which all wait until it is published
-            write_member_model(bench, draft, learner.cloze.lm.state_dict())
+        if member_data.ctx.runtime.ranks.size > 1:  # which all wait until it is published
+            write_member_model(member_data, draft, member_trainer.cloze.lm.state_dict())
             return
-        aside.wait()  # before the memory that it reads is used again
-        state = learner.state_on_host()
+        writer.wait()  # before the memory that it reads is used again
+        state = member_trainer.state_on_host()
         publishing = stack.pop_all()
 
     def write_model() -> None:
         with publishing:
-            write_member_model(bench, draft, state)
+            write_member_model(member_data, draft, state)
 
-    aside.start(write_model)
+    writer.start(write_model)
 
 
-def write_member_model(bench: Bench, draft: Draft, state: dict[str, torch.Tensor]) -> None:
+def write_member_model(member_data: MemberData, draft: Draft, state: dict[str, torch.Tensor]) -> None:
     """Write a member's weights, and its tokenizer."""
-    bench.learner.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
-    bench.work.speller.tokenizer.save_pretrained(draft.path / "model")
+    member_data.member_trainer.cloze.lm.save_pretrained(draft.path / "model", state_dict=state)
+    member_data.ctx.prompt_tokenizer.tokenizer.save_pretrained(draft.path / "model")
 
 
-def make_together(bench: Bench, plans: Sequence[Plan]) -> None:
+def make_together(member_data: MemberData, plans: Sequence[Plan]) -> None:
     """Train members as adapters on one frozen model, all in one batch. They are published together, too: trained in
     another company, a member is the same but for rounding."""
-    work = bench.work
-    while plans := [plan for plan in plans if work.find(key(work, bench.prepared, plan)) is None]:
+    ctx = member_data.ctx
+    while plans := [plan for plan in plans if ctx.find(key(ctx, member_data.prepared, plan)) is None]:
         with ExitStack() as stack:
             # In one order whoever it is, so that no two processes wait for each other.
-            ordered = sorted(plans, key=lambda plan: key(work, bench.prepared, plan).identity)
-            drafts = {plan.label: stack.enter_context(open_draft(bench, plan)) for plan in ordered}
+            ordered = sorted(plans, key=lambda plan: key(ctx, member_data.prepared, plan).identity)
+            drafts = {plan.label: stack.enter_context(open_draft(member_data, plan)) for plan in ordered}
             found = {label: draft for label, draft in drafts.items() if draft is not None}
             if len(found) == len(plans):  # else somebody has made one meanwhile
-                fill_together(bench, plans, found)
+                fill_together(member_data, plans, found)
 
 
-def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draft]) -> None:
+def fill_together(member_data: MemberData, plans: Sequence[Plan], drafts: Mapping[str, Draft]) -> None:
     """Train, score, write and publish the members of these drafts, which are in the order in which they were taken; the
     first one keeps the checkpoint."""
-    announce(bench, plans)
-    work, model = bench.work, bench.learner.twin.lm
+    announce(member_data, plans)
+    ctx, model = member_data.ctx, member_data.member_trainer.compute_model.lm
     if len(plans) > 1:
-        work.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
-    base = work.model_settings(None)
-    bench.learner.reset()
-    asked = [bench.ask(plan.pvp, plan.drawn) for plan in plans]
-    seeds = [member_seed(work, plan) for plan in plans]
-    settings = settings_of(work, plans[0])  # all are of one generation
-    adapters = Adapters(model, bench.learner.cloze.lm, seeds, settings)
+        ctx.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
+    base = ctx.model_settings(None)
+    member_data.member_trainer.reset()
+    asked = [member_data.ask(plan.pvp, plan.drawn) for plan in plans]
+    seeds = [member_seed(ctx, plan) for plan in plans]
+    settings = settings_of(ctx, plans[0])  # all are of one generation
+    adapters = Adapters(model, member_data.member_trainer.cloze.lm, seeds, settings)
     with adapters.installed():
         names, spent = [plan.label for plan in plans], dict[Draft, float]()
         first, *others = drafts.values()
         reports, seconds = train_adapters(
-            bench, adapters, settings, lambda done: draw_batches(bench, asked, seeds, done), names, first
+            member_data, adapters, settings, lambda done: draw_batches(member_data, asked, seeds, done), names, first
         )
         for number, (plan, one, report) in enumerate(zip(plans, asked, reports, strict=True)):
             draft = drafts[plan.label]
             draft.count_from(seconds / len(plans))
             adapters.fold(number)
-            scores = bench.score(one, splits_of(bench, plan), plan.label, tuned=True)
+            scores = member_data.score(one, splits_of(member_data, plan), plan.label, tuned=True)
             adapters.save(number, draft.path / "adapter", loading.lasting_name(base), base.revision)
-            write_member(draft, bench, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names)
+            write_member(
+                draft, member_data, plan, one, scores, steps=report.steps, losses=report.losses, trained_with=names
+            )
             spent[draft] = draft.seconds  # to score the next one is no part of it
         with interrupts.deferred():  # all of them or none
             for draft in (*others, first):
@@ -361,7 +363,7 @@ def fill_together(bench: Bench, plans: Sequence[Plan], drafts: Mapping[str, Draf
 
 
 def train_adapters(
-    bench: Bench,
+    member_data: MemberData,
     adapters: Adapters,
     settings: FinetuneSettings,
     batches: Callable[[int], Iterator[ClozeBatch]],
@@ -370,51 +372,66 @@ def train_adapters(
 ) -> tuple[list[TrainingReport], float]:
     """Train installed adapters: one report each, and the seconds of all. The frozen model stays in eval mode: dropout
     is the adapters' own. `draft`: keeps the checkpoint."""
-    dtype = next(bench.learner.twin.lm.base_model.parameters()).dtype
+    dtype = next(member_data.member_trainer.compute_model.lm.base_model.parameters()).dtype
 
     def losses(given: ClozeBatch) -> Losses:
         adapters.open_gate(given.members, dtype, given.keys)
-        return cloze_losses(bench.learner.twin, given, settings.alpha)
+        return cloze_losses(member_data.member_trainer.compute_model, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
-    trainer = Trainer(adapters, chosen, losses, bench.work.runtime, adapters.clip, origin=bench.learner.tuned)
-    saver = bench.work.saver(draft, adapters, trainer.optimizer, "finetune", names)
-    reports = train_saved(trainer, saver, batches, *names, restored=lambda: None)
+    trainer = Trainer(
+        adapters, chosen, losses, member_data.ctx.runtime, adapters.clip, origin=member_data.member_trainer.tuned
+    )
+    checkpoints = member_data.ctx.checkpoints(draft, adapters, trainer.optimizer, "finetune", names)
+    reports = train_saved(trainer, checkpoints, batches, *names, restored=lambda: None)
     adapters.close_gate()
-    return reports, saver.spent()
+    return reports, checkpoints.spent()
 
 
-def draw_batches(bench: Bench, asked: Sequence[Asked], seeds: Sequence[int], done: int = 0) -> Iterator[ClozeBatch]:
+def draw_batches(
+    member_data: MemberData, asked: Sequence[EncodedPattern], seeds: Sequence[int], done: int = 0
+) -> Iterator[ClozeBatch]:
     """Micro-batches of these members for ever, each with its own random stream, those after `done` steps."""
-    settings, layout, ranks = bench.work.settings.finetune, bench.learner.layout(), bench.work.runtime.ranks
+    settings, layout, ranks = (
+        member_data.ctx.settings.finetune,
+        member_data.member_trainer.layout(),
+        member_data.ctx.runtime.ranks,
+    )
     shares = [
-        draw_shares(bench.learner.sources(one), settings, layout, np.random.default_rng(seed), ranks)
+        draw_member_batches(
+            member_data.member_trainer.sources(one), settings, layout, np.random.default_rng(seed), ranks
+        )
         for one, seed in zip(asked, seeds, strict=True)
     ]
     for share in shares:
         for _ in range(done * settings.accumulation):
             next(share)
     while True:
-        yield combine([next(one) for one in shares], settings, layout).to(bench.work.runtime.device)
+        yield collate_members([next(one) for one in shares], settings, layout).to(member_data.ctx.runtime.device)
 
 
-def open_draft(bench: Bench, plan: Plan, wait: bool = True) -> AbstractContextManager[Draft | None]:
+def open_draft(member_data: MemberData, plan: Plan, wait: bool = True) -> AbstractContextManager[Draft | None]:
     """Where a member is written; as of `publish`."""
-    work = bench.work
-    label = f"{work.draw_label}-{work.model_label}-{plan.label}"
-    what, wanted = f"finetune {plan.label}", key(work, bench.prepared, plan)
-    return publish(work.store, work.runtime, wanted, label, what, work.settings.seed, wait)
+    ctx = member_data.ctx
+    label = f"{ctx.draw_label}-{ctx.model_label}-{plan.label}"
+    what, wanted = f"finetune {plan.label}", key(ctx, member_data.prepared, plan)
+    return publish(ctx.store, ctx.runtime, wanted, label, what, ctx.settings.seed, wait)
 
 
 def write_member(
-    draft: Draft, bench: Bench, plan: Plan, asked: Asked, scores: dict[str, NDArray[np.float32]], **training: Any
+    draft: Draft,
+    member_data: MemberData,
+    plan: Plan,
+    asked: EncodedPattern,
+    scores: dict[str, NDArray[np.float32]],
+    **training: Any,
 ) -> None:
     """Scores, and how training went."""
     accuracy = None
     if len(asked.labels):
         accuracy = float((scores["train"].argmax(-1) == asked.labels).mean())
         step = training["steps"][-1] if training else 0
-        bench.work.runtime.reporter.log(plan.label, {"train_accuracy": accuracy}, step)
+        member_data.ctx.runtime.reporter.log(plan.label, {"train_accuracy": accuracy}, step)
     write_scores(draft, scores)
     draft.write_json("training.json", {"train_accuracy": accuracy, **training})
-    finish(bench.work, draft)
+    finish(member_data.ctx, draft)

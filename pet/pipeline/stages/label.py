@@ -16,9 +16,9 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pet.algorithms.ensemble import Array, agreement, even_shift, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import Array, agreement, align_prior, member_weights, pool_scores, soften
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.score_files import check_scores, open_scores
 from pet.pipeline.stages.finetune import Members
 from pet.store.draft import Draft
@@ -33,38 +33,38 @@ SAMPLE = 20_000
 """Pool texts on which shares are made even: a share's standard error is a third of a point then, at most."""
 
 
-def key(work: Work, prepared: Artifact, members: Members) -> Key:
+def key(ctx: RunContext, prepared: Artifact, members: Members) -> Key:
     """Depends on the members, in any order the same, and on how they are weighted."""
     inputs = {f"member-{number}": one for number, one in enumerate(sorted(one.identity for one in members.tuned))}
     return Key(
         STAGE,
         VERSION,
-        {**work.settings.label.model_dump(mode="json"), "labels": list(work.card.labels)},
+        {**ctx.settings.label.model_dump(mode="json"), "labels": list(ctx.card.labels)},
         {"prepare": prepared.identity, **inputs},
     )
 
 
-def run(work: Work, prepared: Artifact, members: Members) -> Artifact:
+def run(ctx: RunContext, prepared: Artifact, members: Members) -> Artifact:
     """Pool the members' scores, or reuse the soft labels."""
-    labels = work.card.labels
+    labels = ctx.card.labels
 
     def fill(draft: Draft) -> None:
         many = f"{len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
-        begin(work, f"label: pooling the scores of {many}")
-        weights = weigh(work, members)
+        begin(ctx, f"label: pooling the scores of {many}")
+        weights = weigh(ctx, members)
         with ExitStack() as stack:
             scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
             pool = drawn_texts.load(prepared).pool
-            shift = find_shift(work, lambda: sample(scores, weights))
+            shift = find_shift(ctx, lambda: sample(scores, weights))
             summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights, shift)
         report = describe_ensemble(labels, members, weights, shift, summary)
         draft.write_json("ensemble.json", report)
-        finish(work, draft)
+        finish(ctx, draft)
         agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
-        work.runtime.reporter.log("label", {**agreed, **prefixed(report["label_shares"])}, 0)
+        ctx.runtime.reporter.log("label", {**agreed, **prefixed(report["label_shares"])}, 0)
 
-    name = f"{work.draw_label}-{work.model_label}" + (f"-g{members.generation}" if members.generation else "")
-    return work.make(key(work, prepared, members), name, f"label{of(members)}", fill)
+    name = f"{ctx.draw_label}-{ctx.model_label}" + (f"-g{members.generation}" if members.generation else "")
+    return ctx.make(key(ctx, prepared, members), name, f"label{of(members)}", fill)
 
 
 def of(members: Members) -> str:
@@ -72,26 +72,26 @@ def of(members: Members) -> str:
     return f" of generation {members.generation}" if members.generation else ""
 
 
-def need(work: Work, prepared: Artifact, members: Members) -> Artifact:
+def need(ctx: RunContext, prepared: Artifact, members: Members) -> Artifact:
     """The soft labels from the store.
 
     Raises:
         MissingArtifact: they have not been made; says which command makes them.
     """
-    return work.store.need(key(work, prepared, members), "soft labels of these settings", work.command(STAGE))
+    return ctx.store.need(key(ctx, prepared, members), "soft labels of these settings", ctx.command(STAGE))
 
 
-def weigh(work: Work, members: Members) -> Array:
+def weigh(ctx: RunContext, members: Members) -> Array:
     """Weights [M] of the members."""
-    if work.settings.label.weighting == "uniform":
+    if ctx.settings.label.weighting == "uniform":
         return member_weights(np.zeros(len(members.tuned)))
     found = [members.untuned[plan.pvp.number].read_json("training.json")["train_accuracy"] for plan in members.plans]
     return member_weights(np.asarray([np.nan if one is None else one for one in found]))
 
 
-def find_shift(work: Work, pooled: Callable[[], Array]) -> Array:
+def find_shift(ctx: RunContext, pooled: Callable[[], Array]) -> Array:
     """What is added to each label's pooled scores [L]; `pooled`: gives those of pool texts [N, L], if they matter."""
-    return even_shift(pooled()) if work.settings.label.shares == "even" else np.zeros(len(work.card.labels))
+    return align_prior(pooled()) if ctx.settings.label.shares == "even" else np.zeros(len(ctx.card.labels))
 
 
 def sample(scores: Sequence[Any], weights: Array) -> Array:
@@ -180,9 +180,9 @@ def prefixed(shares: dict[str, float]) -> dict[str, float]:
     return {f"share_{label}": share for label, share in shares.items()}
 
 
-def opinion_of(work: Work, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:
+def opinion_of(ctx: RunContext, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:
     """The members' scores [M, N, L] pooled as the soft labels were [N, L]."""
-    return pool_scores(scores, weights_of(members, labelled)) + load_shift(labelled, work.card.labels)
+    return pool_scores(scores, weights_of(members, labelled)) + load_shift(labelled, ctx.card.labels)
 
 
 def weights_of(members: Members, labelled: Artifact) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pet.algorithms.metrics import describe_absent
 from pet.errors import TaskError
-from pet.pipeline.context import Work, begin, finish
+from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.drawn_texts import Splits, load
 from pet.store.draft import Draft
 from pet.store.files import digest_json
@@ -26,70 +26,70 @@ STAGE = "prepare"
 VERSION = 1
 
 
-def key(work: Work) -> Key:
+def key(ctx: RunContext) -> Key:
     """Depends on the texts themselves, fields and labels in order, sizes and seed; not on where they were read from."""
-    settings = work.settings
-    given = work.given_labels.labels
+    settings = ctx.settings
+    given = ctx.given_labels.labels
     return Key(
         STAGE,
         VERSION,
         {
-            "texts": work.source_digests,
-            "fields": list(work.card.fields),
-            "labels": list(work.card.labels),
+            "texts": ctx.source_digests,
+            "fields": list(ctx.card.fields),
+            "labels": list(ctx.card.labels),
             "data": settings.data.model_dump(mode="json", exclude={"train_files"}),
             **({"given_labels": digest_json(given)} if given else {}),
-            **({"words_from": digest_json(sorted(set(work.card.words_from)))} if work.card.words_from else {}),
+            **({"words_from": digest_json(sorted(set(ctx.card.words_from)))} if ctx.card.words_from else {}),
             "seed": settings.seed if settings.data.draw == "seed" else None,
         },
         {},
     )
 
 
-def run(work: Work) -> Artifact:
+def run(ctx: RunContext) -> Artifact:
     """Draw the splits, or reuse them.
 
     Raises:
         TaskError: the source is unusable or has too few texts for the sizes asked for.
     """
-    say_notes(work)
+    say_notes(ctx)
 
     def fill(draft: Draft) -> None:
-        begin(work, f"prepare: drawing the texts of {work.card.name!r}")
-        splits, gold = draw_splits(work)
+        begin(ctx, f"prepare: drawing the texts of {ctx.card.name!r}")
+        splits, gold = draw_splits(ctx)
         write_splits(draft, splits, gold)
         report = describe_splits(splits)
         draft.write_json("report.json", report)
-        finish(work, draft)
-        card = work.card
+        finish(ctx, draft)
+        card = ctx.card
         absent = describe_absent(absent_labels(splits.test, card.labels), card.metric, len(card.labels))
-        for line in (summarise(report), *shortages(work, report["sizes"]), *([absent] if absent else [])):
-            work.runtime.reporter.say(f"prepare: {line}")
+        for line in (summarise(report), *shortages(ctx, report["sizes"]), *([absent] if absent else [])):
+            ctx.runtime.reporter.say(f"prepare: {line}")
 
-    return work.make(key(work), work.draw_label, STAGE, fill, seed=work.settings.seed)
+    return ctx.make(key(ctx), ctx.draw_label, STAGE, fill, seed=ctx.settings.seed)
 
 
-def say_notes(work: Work) -> None:
+def say_notes(ctx: RunContext) -> None:
     """Say what was made of the labels given by hand, and which texts are not tested on, whether or not the splits are
     there already."""
-    words_from = set(work.card.words_from)
+    words_from = set(ctx.card.words_from)
     if words_from:
-        work.runtime.reporter.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
-    for note in (*work.given_labels.notes(), *word_remarks(work)):
-        work.runtime.reporter.say(note)
+        ctx.runtime.reporter.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
+    for note in (*ctx.given_labels.notes(), *word_remarks(ctx)):
+        ctx.runtime.reporter.say(note)
 
 
-def remarks(work: Work) -> list[str]:
+def remarks(ctx: RunContext) -> list[str]:
     """What a person should look at before a run, a sentence each."""
-    return [*work.given_labels.remarks(), *word_remarks(work)]
+    return [*ctx.given_labels.remarks(), *word_remarks(ctx)]
 
 
-def word_remarks(work: Work) -> list[str]:
+def word_remarks(ctx: RunContext) -> list[str]:
     """What became of the texts whose labels chose the card's words."""
-    words_from = set(work.card.words_from)
+    words_from = set(ctx.card.words_from)
     if not words_from:
         return []
-    found = {split: words_from.intersection(marks(texts)) for split, texts in work.source.items()}
+    found = {split: words_from.intersection(marks(texts)) for split, texts in ctx.source.items()}
     notes = []
     if tested := found.get("test"):
         notes.append(
@@ -103,10 +103,10 @@ def word_remarks(work: Work) -> list[str]:
     return notes
 
 
-def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
+def shortages(ctx: RunContext, sizes: dict[str, int]) -> list[str]:
     """Of which splits more was asked for than there is."""
-    data = work.settings.data
-    pool = data.pool_per_label * len(work.card.labels)
+    data = ctx.settings.data
+    pool = data.pool_per_label * len(ctx.card.labels)
     lines = []
     if sizes["pool"] < pool:
         lines.append(f"data.pool_per_label asks for {pool:,} pool texts, these are all there are")
@@ -115,22 +115,22 @@ def shortages(work: Work, sizes: dict[str, int]) -> list[str]:
     return lines
 
 
-def need(work: Work) -> Artifact:
+def need(ctx: RunContext) -> Artifact:
     """The splits from the store.
 
     Raises:
         MissingArtifact: they have not been drawn; says which command does.
     """
-    return work.store.need(key(work), "splits of these settings", work.command(STAGE))
+    return ctx.store.need(key(ctx), "splits of these settings", ctx.command(STAGE))
 
 
-def expected_sizes(work: Work) -> dict[str, int]:
+def expected_sizes(ctx: RunContext) -> dict[str, int]:
     """Number of texts per split that a draw will come to; nothing is written.
 
     Raises:
         TaskError: as `run`.
     """
-    splits, _ = draw_splits(work)
+    splits, _ = draw_splits(ctx)
     return {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
 
 
@@ -145,19 +145,19 @@ def absent_labels(texts: Texts, labels: Sequence[str]) -> list[str]:
     return [one for one in labels if one not in found]
 
 
-def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
+def draw_splits(ctx: RunContext) -> tuple[Splits[Texts], list[str | None]]:
     """Splits and the pool's hidden labels."""
-    data, labels = work.settings.data, work.card.labels
-    source = work.source
-    side, given = work.train_side, work.given_labels.labels
+    data, labels = ctx.settings.data, ctx.card.labels
+    source = ctx.source
+    side, given = ctx.train_side, ctx.given_labels.labels
     rows = [row for row, name in enumerate(side.ids) if name in given] if given else []
-    words_from = set(work.card.words_from)
+    words_from = set(ctx.card.words_from)
     test_side = (
         labelled_only(without(source["test"], rows_from(source["test"], words_from))) if "test" in source else None
     )
     if data.draw == "first":
         if test_side is None:
-            raise TaskError(f"task {work.card.name!r} has no test split, as data.draw=first needs; use data.draw=seed")
+            raise TaskError(f"task {ctx.card.name!r} has no test split, as data.draw=first needs; use data.draw=seed")
         draw = draw_first(
             side.labels, labels, data.train_examples, data.pool_per_label, data.test, len(test_side), rows
         )
@@ -168,7 +168,7 @@ def draw_splits(work: Work) -> tuple[Splits[Texts], list[str | None]]:
             data.train_examples,
             data.pool_per_label * len(labels),
             data.test,
-            work.settings.seed,
+            ctx.settings.seed,
             None if test_side is None else len(test_side),
             rows,
             rows_from(side, words_from) if test_side is None else (),
@@ -193,9 +193,9 @@ def without(texts: Texts, rows: Sequence[int]) -> Texts:
     return texts.take([row for row in range(len(texts)) if row not in out]) if out else texts
 
 
-def count_word_texts(work: Work, prepared: Artifact) -> int:
+def count_word_texts(ctx: RunContext, prepared: Artifact) -> int:
     """How many texts that are not among the labelled ones chose the card's words by their labels."""
-    return len(set(work.card.words_from).difference(marks(load(prepared).train))) if work.card.words_from else 0
+    return len(set(ctx.card.words_from).difference(marks(load(prepared).train))) if ctx.card.words_from else 0
 
 
 def labelled_only(texts: Texts) -> Texts:

@@ -25,14 +25,14 @@ from pet.modeling import delta, loading, packing, quiet
 from pet.modeling.cloze import HEADS, ClozeModel
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.pipeline.context import make, mending, shared_by
 from pet.pipeline.stages import tokenize_corpus as corpora
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact, Store
 from pet.training import mlm_corpus
-from pet.training.checkpoint import Checkpoint, Saver
+from pet.training.checkpoint import Checkpoint, CheckpointManager
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime, seed_everything
 from pet.training.finite import Origin
@@ -41,8 +41,8 @@ from pet.training.memory import peak_memory, reset_peak_memory
 from pet.training.mlm_corpus import Blocks
 from pet.training.mlm_masking import MaskedBatch, hide
 from pet.training.scoring import computing_copy, refresh
-from pet.training.throughput import Watch
-from pet.training.trainer import Course, Trainer, TrainingReport
+from pet.training.throughput import ThroughputMeter
+from pet.training.trainer import ResumePoint, Trainer, TrainingReport
 
 STAGE = "pretrain"
 VERSION = 1
@@ -78,19 +78,19 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
 
 def train_or_reuse(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     """As `run`; a damaged artifact is raised."""
-    speller = Speller(loading.load_tokenizer(settings.model), settings.model.name)
-    settings = check(settings, speller)
+    prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings.model), settings.model.name)
+    settings = check(settings, prompt_tokenizer)
     weights = loading.fingerprint(settings.model)
-    made = corpora.run(settings, store, runtime, speller, weights)
+    made = corpora.run(settings, store, runtime, prompt_tokenizer, weights)
 
     def fill(draft: Draft) -> None:
-        train(settings, runtime, speller, made, draft)
+        train(settings, runtime, prompt_tokenizer, made, draft)
 
     wanted = key(settings, weights, made, runtime)
     return make(store, runtime, wanted, corpora.label_of(settings), STAGE, fill, seed=settings.seed)
 
 
-def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pretraining:
+def check(settings: Pretraining, prompt_tokenizer: PromptTokenizer, section: str = STAGE) -> Pretraining:
     """Refuse, before anything is read, what the model cannot be trained by. Returns the settings, the model's rows as
     long as the longest blocks: they are its only texts. `section`: of the settings, for messages.
 
@@ -98,7 +98,7 @@ def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pret
         ModelError, SettingsError: no such model; words without an embedding, blocks that are too long, fewer layers
             than are to be frozen, nothing for LoRA to adapt, no bias to adjust, a warm-up that never ends.
     """
-    chosen, body, words = settings.pretrain, loading.outline(settings.model), len(speller.tokenizer)
+    chosen, body, words = settings.pretrain, loading.outline(settings.model), len(prompt_tokenizer.tokenizer)
     if words > body.config.vocab_size:
         raise ModelError(
             f"the tokenizer of {settings.model.name!r} has {words:,} words and the model {body.config.vocab_size:,} "
@@ -131,7 +131,9 @@ def check(settings: Pretraining, speller: Speller, section: str = STAGE) -> Pret
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artifact, draft: Draft) -> None:
+def train(
+    settings: Pretraining, runtime: Runtime, prompt_tokenizer: PromptTokenizer, made: Artifact, draft: Draft
+) -> None:
     """Train and write, in the name of the draft's stage. `made`: the corpus."""
     chosen, stage = settings.pretrain, draft.key.stage
 
@@ -139,36 +141,36 @@ def train(settings: Pretraining, runtime: Runtime, speller: Speller, made: Artif
         runtime.reporter.say(f"{stage}: {message}")
 
     lengths = [chosen.length, *([chosen.last_length] if chosen.last_length else [])]
-    streams = [open_stream(made, mlm_corpus.TRAIN, speller, one) for one in lengths]
-    held_out = open_stream(made, mlm_corpus.HELD_OUT, speller, chosen.length)
+    streams = [open_stream(made, mlm_corpus.TRAIN, prompt_tokenizer, one) for one in lengths]
+    held_out = open_stream(made, mlm_corpus.HELD_OUT, prompt_tokenizer, chosen.length)
     with quiet.os_errors():
         reset_peak_memory()
         seed_everything(settings.seed)
-        cloze, twin = build(settings, runtime)
+        cloze, compute_model = build(settings, runtime)
         origin = origin_of(settings, stage)
-        before = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        before = measure(compute_model, held_out, chosen.held_out_blocks, runtime, prompt_tokenizer)
         check_loss(before, dataclasses.replace(origin, setting=None), runtime, stage)
         say(f"{len(streams[0]):,} blocks of {chosen.length} tokens, held-out loss {before:.3f}")
         begun = untied(cloze.lm) if chosen.pack else {}
-        report, watch = learn(cloze, twin, streams, settings, runtime, speller, draft)
+        report, meter = learn(cloze, compute_model, streams, settings, runtime, prompt_tokenizer, draft)
         if report.steps and report.steps[-1] < chosen.steps:
             say(f"the time was over after {report.steps[-1]:,} of {chosen.steps:,} steps")
         if chosen.logit_adjustment:
-            counts = mlm_corpus.count_words(streams[0].tokens, len(speller.tokenizer))
+            counts = mlm_corpus.count_words(streams[0].tokens, len(prompt_tokenizer.tokenizer))
             adjust_logits(cloze, counts, chosen.logit_adjustment)
         if chosen.pack:
             changes = delta.pack(begun, untied(cloze.lm), f"{cloze.lm.base_model_prefix}.")
             save_file(changes, draft.path / "delta.safetensors")
             cloze.lm.load_state_dict(delta.unpack(begun, changes), strict=False)  # publish what can be unpacked
-        refresh(twin, cloze)
-        after = measure(twin, held_out, chosen.held_out_blocks, runtime, speller)
+        refresh(compute_model, cloze)
+        after = measure(compute_model, held_out, chosen.held_out_blocks, runtime, prompt_tokenizer)
         check_loss(after, origin, runtime, stage)
-        speed = watch.speed(twin, runtime)
+        speed = meter.speed(compute_model, runtime)
         say(f"held-out loss {before:.3f} -> {after:.3f}{speed_line(speed)}")
-        draft.write_json("training.json", describe(report, before, after, watch.seconds, speed))
+        draft.write_json("training.json", describe(report, before, after, meter.seconds, speed))
         with quiet.quiet_transformers():
             cloze.lm.save_pretrained(draft.path / "model")
-            speller.tokenizer.save_pretrained(draft.path / "model")
+            prompt_tokenizer.tokenizer.save_pretrained(draft.path / "model")
         draft.note(**runtime.facts(), **peak_memory())
 
 
@@ -190,41 +192,41 @@ def check_loss(loss: float, origin: Origin, runtime: Runtime, stage: str) -> Non
         raise origin.bad_score(stage, "the held-out loss", loss, runtime.dtype is not None)
 
 
-def open_stream(made: Artifact, name: str, speller: Speller, length: int) -> Blocks:
+def open_stream(made: Artifact, name: str, prompt_tokenizer: PromptTokenizer, length: int) -> Blocks:
     """The blocks of one part of a corpus."""
-    return mlm_corpus.open_blocks(made.file(f"{name}.tokens").parent, name, speller, length)
+    return mlm_corpus.open_blocks(made.file(f"{name}.tokens").parent, name, prompt_tokenizer, length)
 
 
 def learn(
     cloze: ClozeModel,
-    twin: ClozeModel,
+    compute_model: ClozeModel,
     streams: Sequence[Blocks],
     settings: Pretraining,
     runtime: Runtime,
-    speller: Speller,
+    prompt_tokenizer: PromptTokenizer,
     draft: Draft,
-) -> tuple[TrainingReport, Watch]:
+) -> tuple[TrainingReport, ThroughputMeter]:
     """Train `cloze` in place, from the checkpoint if there is one."""
     stage = draft.key.stage
-    with learning(cloze, twin, settings, runtime, origin_of(settings, stage)) as (weights, trainer):
+    with learning(cloze, compute_model, settings, runtime, origin_of(settings, stage)) as (weights, trainer):
         checkpoint = Checkpoint(draft.checkpoint, weights, trainer.optimizer, runtime, [stage])
-        saver = Saver(checkpoint, settings.runtime.checkpoint_minutes, stage, runtime.reporter.say)
-        start = saver.begin()
+        checkpoints = CheckpointManager(checkpoint, settings.runtime.checkpoint_minutes, stage, runtime.reporter.say)
+        start = checkpoints.begin()
         if weights is cloze:
-            refresh(twin, cloze)
-        watch = Watch(settings.pretrain, saver)
-        packed, done = packing.is_packed(twin.lm), start.step if start else 0
+            refresh(compute_model, cloze)
+        meter = ThroughputMeter(settings.pretrain, checkpoints)
+        packed, done = packing.is_packed(compute_model.lm), start.step if start else 0
 
         def way(step: int) -> float:
             clock = settings.pretrain.minutes is not None  # the main rank's decides for all
-            return runtime.ranks.broadcast(watch.way(step)) if clock else watch.way(step)
+            return runtime.ranks.broadcast(meter.way(step)) if clock else meter.way(step)
 
-        batches = draw_batches(streams, settings, runtime, speller, packed, done, way)
-        with saver:
-            (report,) = trainer.run(batches, stage, course=Course(start, way, watch.after))
-        watch.stop()
-        draft.count_from(draft.seconds + saver.before)
-    return report, watch
+        batches = draw_batches(streams, settings, runtime, prompt_tokenizer, packed, done, way)
+        with checkpoints:
+            (report,) = trainer.run(batches, stage, resume=ResumePoint(start, way, meter.after))
+        meter.stop()
+        draft.count_from(draft.seconds + checkpoints.before)
+    return report, meter
 
 
 def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeModel]:
@@ -246,26 +248,26 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
 
 @contextmanager
 def learning(
-    cloze: ClozeModel, twin: ClozeModel, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
+    cloze: ClozeModel, compute_model: ClozeModel, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
 ) -> Iterator[tuple[nn.Module, Trainer[MaskedBatch]]]:
     """What is trained, and its trainer; afterwards `cloze` has what was learnt. `origin`: see `Trainer`."""
     chosen = settings.pretrain
     if chosen.method == "full":
-        master = None if twin is cloze else cloze
+        master = None if compute_model is cloze else cloze
         held = cloze.lm.base_model if chosen.decay_to == "start" else None
-        losses = partial(losses_of, twin)
-        yield cloze, Trainer(twin, chosen, losses, runtime, master=master, held=held, origin=origin)
+        losses = partial(losses_of, compute_model)
+        yield cloze, Trainer(compute_model, chosen, losses, runtime, master=master, held=held, origin=origin)
         return
     adapted = chosen.model_copy(update={"frozen_layers": chosen.frozen_layers or 0})
-    adapters = Adapters(twin.lm, cloze.lm, [settings.seed], adapted)
-    dtype = next(twin.lm.base_model.parameters()).dtype
+    adapters = Adapters(compute_model.lm, cloze.lm, [settings.seed], adapted)
+    dtype = next(compute_model.lm.base_model.parameters()).dtype
 
     def adapted_losses(given: MaskedBatch) -> Losses:
         adapters.open_gate(torch.zeros_like(given.batch.rows), dtype)
-        return losses_of(twin, given)
+        return losses_of(compute_model, given)
 
     with adapters.installed():
-        heads = [[] if chosen.frozen_head else head_of(one.lm) for one in (cloze, twin)]
+        heads = [[] if chosen.frozen_head else head_of(one.lm) for one in (cloze, compute_model)]
         for one in heads[1]:
             one.requires_grad_(True)
         trained = nn.ModuleList([adapters, nn.ParameterList(heads[1])])
@@ -321,7 +323,7 @@ def draw_batches(
     streams: Sequence[Blocks],
     settings: Pretraining,
     runtime: Runtime,
-    speller: Speller,
+    prompt_tokenizer: PromptTokenizer,
     packed: bool,
     start: int,
     way: Callable[[int], float] = float,
@@ -336,7 +338,7 @@ def draw_batches(
         batch = max(1, chosen.blocks * chosen.length // blocks.length)
         ids = blocks.read(numbers_at(len(blocks), batch, number, settings.seed))
         rng = np.random.default_rng([settings.seed, number])
-        yield hide(ids, chosen.mask_probability, speller, packed, rng, runtime.device, runtime.ranks)
+        yield hide(ids, chosen.mask_probability, prompt_tokenizer, packed, rng, runtime.device, runtime.ranks)
 
 
 def numbers_at(size: int, batch: int, number: int, seed: int) -> NDArray[np.int64]:
@@ -353,13 +355,13 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, speller: Speller) -> float:
+def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, prompt_tokenizer: PromptTokenizer) -> float:
     """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
     compiled for it."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     (total, count), packed = torch.zeros(2, device=runtime.device), packing.is_packed(cloze.lm)
     for numbers in np.array_split(np.arange(min(len(blocks), most)), -(-min(len(blocks), most) // HELD_OUT_BATCH)):
-        given = hide(blocks.read(numbers), HELD_OUT_MASKED, speller, packed, rng, runtime.device)
+        given = hide(blocks.read(numbers), HELD_OUT_MASKED, prompt_tokenizer, packed, rng, runtime.device)
         asked = (given.targets != IGNORED).sum()
         with torch.compiler.set_stance("force_eager"):
             total += losses_of(cloze, given)["loss"][0] * asked

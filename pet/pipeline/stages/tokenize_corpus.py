@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pet.config.schema import CorpusSettings, Pretraining
 from pet.errors import CorpusError
-from pet.modeling.tokenization import Speller
+from pet.modeling.tokenization import PromptTokenizer
 from pet.pipeline.context import make
 from pet.store.draft import Draft
 from pet.store.files import digest_file, digest_json
@@ -38,7 +38,9 @@ def key(settings: Pretraining, weights: str, texts: list[str]) -> Key:
     return Key(STAGE, VERSION, content, {})
 
 
-def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller, weights: str) -> Artifact:
+def run(
+    settings: Pretraining, store: Store, runtime: Runtime, prompt_tokenizer: PromptTokenizer, weights: str
+) -> Artifact:
     """The corpus, made or reused. `weights`: fingerprint of the model.
 
     Raises:
@@ -51,19 +53,21 @@ def run(settings: Pretraining, store: Store, runtime: Runtime, speller: Speller,
     def fill(draft: Draft) -> None:
         runtime.reporter.say(f"corpus: tokenising {', '.join(sources_of(chosen))}")
         documents = itertools.chain(mlm_corpus.read_documents(mlm_corpus.find_files(chosen.files)), texts)
-        write(draft, runtime, documents, speller, chosen.held_out)
+        write(draft, runtime, documents, prompt_tokenizer, chosen.held_out)
 
     return make(store, runtime, wanted, label_of(settings), STAGE, fill)
 
 
-def write(draft: Draft, runtime: Runtime, documents: Iterator[str], speller: Speller, held_out: float) -> None:
+def write(
+    draft: Draft, runtime: Runtime, documents: Iterator[str], prompt_tokenizer: PromptTokenizer, held_out: float
+) -> None:
     """Write documents as a corpus.
 
     Raises:
         CorpusError: too few documents.
     """
-    counts = mlm_corpus.write_streams(draft.path, documents, speller, held_out)
-    draft.write_json("corpus.json", {"dtype": mlm_corpus.stream_type(speller).str, **counts})
+    counts = mlm_corpus.write_streams(draft.path, documents, prompt_tokenizer, held_out)
+    draft.write_json("corpus.json", {"dtype": mlm_corpus.stream_type(prompt_tokenizer).str, **counts})
     said = ", ".join(f"{one['tokens']:,} tokens {name.replace('_', ' ')}" for name, one in counts.items())
     runtime.reporter.say(f"corpus: {said}")
 

@@ -8,10 +8,10 @@ import torch
 
 from pet.config.schema import Optimisation
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Encoder, Rows, plain_pattern
+from pet.modeling.prompts import EncodedTexts, Encoder, plain_pattern
 from pet.modeling.tokenization import TokenizedTexts
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.tasks.texts import Texts
 from pet.training.memory import peak_memory
 
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def estimate_run(
-    work: Work, cloze: ClozeModel, rows: Sequence[Rows], splits: drawn_texts.Splits[Texts], rate: float
+    ctx: RunContext, cloze: ClozeModel, rows: Sequence[EncodedTexts], splits: drawn_texts.Splits[Texts], rate: float
 ) -> Estimate:
     """Seconds and bytes of `pet run` with these settings, from `rate`: tokens a second that the model scores.
 
@@ -45,11 +45,11 @@ def estimate_run(
 
     Student and baseline are taken to be as large as the model. Loading, hashing and writing are not counted.
     """
-    settings = work.settings
+    settings = ctx.settings
     sizes = {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
     asked = float(np.mean([one.lengths().mean() for one in rows]))
-    plain = Encoder(work.speller, plain_pattern(work.card.fields), settings.model.max_length)
-    alone = float(plain.encode(TokenizedTexts(work.speller, splits.pool)).lengths().mean())
+    plain = Encoder(ctx.prompt_tokenizer, plain_pattern(ctx.card.fields), settings.model.max_length)
+    alone = float(plain.encode(TokenizedTexts(ctx.prompt_tokenizer, splits.pool)).lengths().mean())
     patterns, tune = len(rows), settings.finetune
     members = patterns * (tune.repetitions if sizes["train"] else 1)
     each = tune.labelled_batch + (tune.unlabelled_batch if tune.alpha else 0)
@@ -60,7 +60,7 @@ def estimate_run(
         tokens += members * step_passes(cloze, tune, tune.method == "lora") * each * asked
         tokens += step_passes(cloze, settings.baseline) * min(settings.baseline.batch, sizes["train"]) * alone
     together = members if tune.method == "lora" else 1
-    return Estimate(tokens / rate, peak_of(work, cloze, together * each * asked), sizes, members)
+    return Estimate(tokens / rate, peak_of(ctx, cloze, together * each * asked), sizes, members)
 
 
 def trained_share(cloze: ClozeModel, frozen: int | None) -> float:
@@ -76,20 +76,20 @@ def step_passes(cloze: ClozeModel, settings: Optimisation, lora: bool = False) -
     return settings.steps * settings.accumulation * (1 + 2 * trained_share(cloze, frozen))
 
 
-def peak_of(work: Work, cloze: ClozeModel, tokens: float) -> float:
+def peak_of(ctx: RunContext, cloze: ClozeModel, tokens: float) -> float:
     """Bytes while members are trained, a micro-batch of `tokens` tokens: what scoring took; the weights as
     they were at first; gradient and AdamW's two averages of what is trained, in fp32; and what the backward pass needs
     (ACTIVATION_BYTES; the MLM targets' logits three times over).
 
     What a process keeps of memory that it gave back is not in it: on `mini` and a CPU this says 0.9 GiB, the first
     member took 1.0 and the whole run 1.7 (measured)."""
-    tune, config = work.settings.finetune, cloze.lm.config
+    tune, config = ctx.settings.finetune, cloze.lm.config
     weights = sum(one.numel() for one in cloze.parameters())
     share = trained_share(cloze, tune.frozen_layers)
     trained = 0.0 if tune.method == "lora" else weights * share
     kept = tokens * config.num_hidden_layers * share * config.hidden_size * ACTIVATION_BYTES
     targets = tokens * tune.mask_probability if tune.alpha and tune.unlabelled_batch else 0.0
     memory = peak_memory()
-    on_gpu = work.runtime.device.type == "cuda" and torch.cuda.is_available()
+    on_gpu = ctx.runtime.device.type == "cuda" and torch.cuda.is_available()
     base = memory["peak_gpu_memory_bytes" if on_gpu else "peak_memory_bytes"]
     return float(base + 4 * weights + 12 * trained + kept + 12 * targets * config.vocab_size)

@@ -23,7 +23,7 @@ from pet.modeling import loading, packing
 from pet.modeling.batch import Batch
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import Speller, TokenizedTexts, glued_parts
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, glued_parts
 from pet.tasks.patterns import Mask, Pattern, parse_pattern
 from pet.tasks.texts import Texts, marks
 from pet.training.device import Runtime
@@ -73,14 +73,14 @@ def mask_glue(pattern: Pattern) -> str | None:
 class Words:
     """Which words are one token in all of the patterns, and which are taken already."""
 
-    def __init__(self, speller: Speller, patterns: Sequence[Pattern]) -> None:
-        self.speller = speller
+    def __init__(self, prompt_tokenizer: PromptTokenizer, patterns: Sequence[Pattern]) -> None:
+        self.prompt_tokenizer = prompt_tokenizer
         self.glues = {mask_glue(pattern) for pattern in patterns}
         self._taken: set[int] = set()
 
     def tokens(self, word: str) -> set[int] | None:
         """The token of a word in each pattern; `None` if it is several in one of them."""
-        found = [self.speller.word_id(word, after) for after in self.glues]
+        found = [self.prompt_tokenizer.word_id(word, after) for after in self.glues]
         ids = {one for one in found if isinstance(one, int)}
         return ids if all(isinstance(one, int) for one in found) else None
 
@@ -119,8 +119,8 @@ def propose_words(
         ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
         TaskError: nothing could be proposed for a label.
     """
-    speller = Speller(loading.load_tokenizer(settings), settings.name)
-    words = Words(speller, patterns)
+    prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+    words = Words(prompt_tokenizer, patterns)
     found = {
         label: Proposal((word,), "name")
         for label in labels
@@ -163,7 +163,9 @@ def ask_model(
 ) -> dict[str, Proposal]:
     """What the model says where the name does not do. `texts`: labelled ones."""
     cloze = computing_copy(ClozeModel(loading.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
-    expected, ratio = rate_vocabulary(cloze, labels, patterns, texts, words.speller, settings.max_length, runtime)
+    expected, ratio = rate_vocabulary(
+        cloze, labels, patterns, texts, words.prompt_tokenizer, settings.max_length, runtime
+    )
     ranked = {}
     for label in missing:
         row = labels.index(label)
@@ -186,7 +188,7 @@ def ask_model(
 
 def whole_word(words: Words, token: int, label: str, given: dict[str, list[str]]) -> str | None:
     """The word of a token, taken for a label; `None` if it is part of a word, too short, or taken."""
-    word = words.speller.tokenizer.decode([token]).strip()
+    word = words.prompt_tokenizer.tokenizer.decode([token]).strip()
     known = {one.casefold() for others in given.values() for one in others}
     if len(word) < SHORTEST or not is_word(word) or word.casefold() in known or words.tokens(word) != {token}:
         return None
@@ -198,7 +200,7 @@ def rate_vocabulary(
     labels: Sequence[str],
     patterns: Sequence[Pattern],
     texts: Texts,
-    speller: Speller,
+    prompt_tokenizer: PromptTokenizer,
     max_length: int,
     runtime: Runtime,
 ) -> tuple[Float, Float]:
@@ -208,11 +210,11 @@ def rate_vocabulary(
     """
     names = Texts(list(labels), {"name": [" ".join(split_name(one)) or one for one in labels]}, list(labels))
     asked = [parse_pattern(source, ["name"]) for source in ASKED]
-    by_name = log_probabilities(cloze, asked, names, speller, max_length, runtime)
+    by_name = log_probabilities(cloze, asked, names, prompt_tokenizer, max_length, runtime)
     expected, ratio = by_name.copy(), by_name - by_name.mean(0)
     if not len(texts):
         return expected, ratio
-    each = log_probabilities(cloze, patterns, texts, speller, max_length, runtime)
+    each = log_probabilities(cloze, patterns, texts, prompt_tokenizer, max_length, runtime)
     of_label = np.asarray(texts.labels)
     shown = [row for row, label in enumerate(labels) if label in texts.labels]
     by_text = np.stack([each[of_label == labels[row]].mean(0) for row in shown])
@@ -238,7 +240,12 @@ def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
 
 
 def log_probabilities(
-    cloze: ClozeModel, patterns: Sequence[Pattern], texts: Texts, speller: Speller, max_length: int, runtime: Runtime
+    cloze: ClozeModel,
+    patterns: Sequence[Pattern],
+    texts: Texts,
+    prompt_tokenizer: PromptTokenizer,
+    max_length: int,
+    runtime: Runtime,
 ) -> Float:
     """Log-probability of every word at the mask [N, V], mean over the patterns."""
 
@@ -248,8 +255,8 @@ def log_probabilities(
         logits = products.T.float() if bias is None else products.T.float() + bias.float()
         return logits.log_softmax(-1)
 
-    tokens = TokenizedTexts(speller, texts)
-    layout, origin = packing.scoring_layout(cloze.lm), Origin(speller.name)
-    encoded = [Encoder(speller, pattern, max_length).encode(tokens) for pattern in patterns]
+    tokens = TokenizedTexts(prompt_tokenizer, texts)
+    layout, origin = packing.scoring_layout(cloze.lm), Origin(prompt_tokenizer.name)
+    encoded = [Encoder(prompt_tokenizer, pattern, max_length).encode(tokens) for pattern in patterns]
     found = [score_rows(score, rows, layout, runtime, "label words", origin) for rows in encoded]
     return np.asarray(np.mean(found, axis=0))

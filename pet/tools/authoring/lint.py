@@ -25,11 +25,11 @@ from pet.algorithms.metrics import describe_absent
 from pet.errors import PetError, TaskError
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import Encoder, Rows
+from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.stages import prepare
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.patterns import PVP
@@ -90,7 +90,7 @@ class Check:
         return [one for one in self.findings if one.kind == "problem"]
 
 
-def check(work: Work, sample: int) -> Check:
+def check(ctx: RunContext, sample: int) -> Check:
     """Look at patterns, words and texts, and ask every pattern that can be asked about `sample` texts.
 
     Labels of the sampled texts are looked at.
@@ -99,23 +99,23 @@ def check(work: Work, sample: int) -> Check:
         TaskError: the card cannot be loaded.
         ModelError, SettingsError: the model cannot be loaded, or reads less than `model.max_length`.
     """
-    pvps, findings = ask_words(work)
-    findings += same_questions(work)
-    encoders, too_long = fit(work, pvps)
+    pvps, findings = ask_words(ctx)
+    findings += same_questions(ctx)
+    encoders, too_long = fit(ctx, pvps)
     findings += too_long
     try:
-        source = work.source
+        source = ctx.source
     except TaskError as problem:
         return Check([*findings, Finding("problem", "texts", str(problem))], [], 0, None)
-    splits, drawn = draw(work)
-    findings += [*drawn, *labels_without_texts(work, source), *leaks(source, splits), *untested(work, splits)]
-    texts = sample_texts(source, sample, work.settings.seed)
+    splits, drawn = draw(ctx)
+    findings += [*drawn, *labels_without_texts(ctx, source), *leaks(source, splits), *untested(ctx, splits)]
+    texts = sample_texts(source, sample, ctx.settings.seed)
     if not encoders:
         return Check(findings, [], len(texts), None)
-    answers, estimate = ask(work, [pvp for pvp in pvps if pvp.number in encoders], encoders, texts, splits)
-    findings += doubts(answers, work.card.labels, len(texts))
+    answers, estimate = ask(ctx, [pvp for pvp in pvps if pvp.number in encoders], encoders, texts, splits)
+    findings += doubts(answers, ctx.card.labels, len(texts))
     if cut := max(one.cut for one in answers):
-        text = f"{cut:.0%} are cut to fit model.max_length, which is {work.settings.model.max_length} tokens"
+        text = f"{cut:.0%} are cut to fit model.max_length, which is {ctx.settings.model.max_length} tokens"
         findings.append(Finding("remark", "texts", text))
     return Check(findings, answers, len(texts), estimate, shared="test" not in source)
 
@@ -123,29 +123,33 @@ def check(work: Work, sample: int) -> Check:
 # ---- words and patterns --------------------------------------------------------------------------------------------
 
 
-def ask_words(work: Work) -> tuple[list[PVP], list[Finding]]:
+def ask_words(ctx: RunContext) -> tuple[list[PVP], list[Finding]]:
     """The patterns whose words can be asked for, and what is wrong with the others' or doubtful."""
     usable: list[PVP] = []
     found: dict[Finding, None] = {}  # a verbalizer has as many findings as patterns, all the same
-    for pvp in work.pvps:
-        tokens, problems = spell_words(work, pvp)
+    for pvp in ctx.pvps:
+        tokens, problems = spell_words(ctx, pvp)
         shared = shared_words(pvp, tokens)
         found |= dict.fromkeys([*problems, *shared])
         usable += [] if any(one.kind == "problem" for one in (*problems, *shared)) else [pvp]
     return usable, list(found)
 
 
-def spell_words(work: Work, pvp: PVP) -> tuple[dict[str, dict[str, int]], list[Finding]]:
+def spell_words(ctx: RunContext, pvp: PVP) -> tuple[dict[str, dict[str, int]], list[Finding]]:
     """Label -> word -> its token as it stands at the mask; and the words that are not one."""
     tokens: dict[str, dict[str, int]] = {label: {} for label in pvp.words}
     problems = []
     for label, words in pvp.words.items():
         for word in words:
-            token = work.speller.word_id(word, mask_glue(pvp.pattern))
+            token = ctx.prompt_tokenizer.word_id(word, mask_glue(pvp.pattern))
             if isinstance(token, int):
                 tokens[label][word] = token
             else:
-                what = f"is {len(token)} tokens {token}" if len(token) > 1 else f"is not known to {work.speller.name!r}"
+                what = (
+                    f"is {len(token)} tokens {token}"
+                    if len(token) > 1
+                    else f"is not known to {ctx.prompt_tokenizer.name!r}"
+                )
                 text = f"word {word!r} {what}; take one that is one token"
                 problems.append(Finding("problem", f"label {label!r}", text))
     return tokens, problems
@@ -171,12 +175,12 @@ def shared_words(pvp: PVP, tokens: Mapping[str, Mapping[str, int]]) -> list[Find
     return found
 
 
-def same_questions(work: Work) -> list[Finding]:
+def same_questions(ctx: RunContext) -> list[Finding]:
     """Patterns that are one question with one set of words, however they are written."""
     first: dict[Any, int] = {}
     found = []
-    for pvp in work.pvps:
-        tokens, _ = spell_words(work, pvp)
+    for pvp in ctx.pvps:
+        tokens, _ = spell_words(ctx, pvp)
         key = (pvp.pattern.segments, tuple(tuple(sorted(one.values())) for one in tokens.values()))
         if key in first:
             text = f"asks the same as p{first[key]}, with the same words; remove one"
@@ -185,14 +189,14 @@ def same_questions(work: Work) -> list[Finding]:
     return found
 
 
-def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Finding]]:
+def fit(ctx: RunContext, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Finding]]:
     """Number of a pattern -> its encoder, and the patterns that leave no room for a text."""
     encoders, found = {}, []
     for pvp in pvps:
         try:
-            settings = work.settings
+            settings = ctx.settings
             encoders[pvp.number] = Encoder(
-                work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation
+                ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation
             )
         except PetError as problem:
             found.append(Finding("problem", f"p{pvp.number}", str(problem)))
@@ -202,21 +206,21 @@ def fit(work: Work, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Findi
 # ---- texts ---------------------------------------------------------------------------------------------------------
 
 
-def draw(work: Work) -> tuple[drawn_texts.Splits[Texts] | None, list[Finding]]:
+def draw(ctx: RunContext) -> tuple[drawn_texts.Splits[Texts] | None, list[Finding]]:
     """The splits that a run with these settings draws; a remark where it cannot, or on texts that are not what
     they were."""
     try:
-        remarks = [Finding("remark", "texts", note) for note in prepare.remarks(work)]
-        return prepare.draw_splits(work)[0], remarks
+        remarks = [Finding("remark", "texts", note) for note in prepare.remarks(ctx)]
+        return prepare.draw_splits(ctx)[0], remarks
     except TaskError as problem:
         return None, [Finding("remark", "texts", f"a run with these sizes would stop: {problem}")]
 
 
-def labels_without_texts(work: Work, source: Mapping[str, Texts]) -> list[Finding]:
+def labels_without_texts(ctx: RunContext, source: Mapping[str, Texts]) -> list[Finding]:
     """Labels that cannot be learned, as no text has them."""
     counts = Counter(source["train"].labels) if "train" in source else Counter()
-    without = [label for label in work.card.labels if not counts[label]]
-    if len(without) == len(work.card.labels):
+    without = [label for label in ctx.card.labels if not counts[label]]
+    if len(without) == len(ctx.card.labels):
         return [Finding("remark", "texts", "none has a label: patterns can be asked untuned, nothing can be learned")]
     text = "no labelled text has it, and training needs one of each; label one or remove it from the card"
     return [Finding("problem", f"label {label!r}", text) for label in without]
@@ -246,9 +250,9 @@ def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None)
     ]
 
 
-def untested(work: Work, splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
+def untested(ctx: RunContext, splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
     """That no test text of a run has some label."""
-    card = work.card
+    card = ctx.card
     absent = prepare.absent_labels(splits.test, card.labels) if splits else []
     said = describe_absent(absent, card.metric, len(card.labels))
     return [Finding("remark", "texts", f"of this seed's draw, {said}")] if said else []
@@ -269,44 +273,44 @@ def sample_texts(source: Mapping[str, Texts], size: int, seed: int) -> Texts:
 
 
 def ask(
-    work: Work,
+    ctx: RunContext,
     pvps: Sequence[PVP],
     encoders: Mapping[int, Encoder],
     texts: Texts,
     splits: drawn_texts.Splits[Texts] | None,
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
-    runtime = work.runtime
-    cloze = ClozeModel(loading.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
-    twin = computing_copy(cloze, runtime)
-    tokens = TokenizedTexts(work.speller, texts)
+    runtime = ctx.runtime
+    cloze = ClozeModel(loading.load_masked_lm(ctx.model_settings(None))).to(runtime.device).eval()
+    compute_model = computing_copy(cloze, runtime)
+    tokens = TokenizedTexts(ctx.prompt_tokenizer, texts)
     rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]
     choices, spent = [], []
-    for pvp, one, words in zip(pvps, rows, encode_verbalizers(work.speller, pvps, work.card.name), strict=True):
+    for pvp, one, words in zip(pvps, rows, encode_verbalizers(ctx.prompt_tokenizer, pvps, ctx.card.name), strict=True):
         begun = time.perf_counter()
         there = words.to(runtime.device)
         scores = score_rows(
-            lambda batch, there=there: twin.label_scores(batch, there),  # type: ignore[misc]
+            lambda batch, there=there: compute_model.label_scores(batch, there),  # type: ignore[misc]
             one,
-            packing.scoring_layout(twin.lm),
+            packing.scoring_layout(compute_model.lm),
             runtime,
             f"p{pvp.number}",
-            Origin(work.speller.name),
+            Origin(ctx.prompt_tokenizer.name),
         )
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(scores.argmax(-1))
     # The fastest: the first warms up, and something else may have been running.
-    estimate = None if splits is None else estimate_run(work, cloze, rows, splits, 1 / min(spent))
+    estimate = None if splits is None else estimate_run(ctx, cloze, rows, splits, 1 / min(spent))
     return [
-        describe(work, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
+        describe(ctx, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
     ], estimate
 
 
 def describe(
-    work: Work, pvp: PVP, rows: Rows, texts: Texts, choices: Sequence[NDArray[np.intp]], place: int
+    ctx: RunContext, pvp: PVP, rows: EncodedTexts, texts: Texts, choices: Sequence[NDArray[np.intp]], place: int
 ) -> Answers:
     """One pattern's answers in numbers; `choices`: of all patterns the labels [N] they give, this one's at `place`."""
-    mine, labels = choices[place], work.card.labels
+    mine, labels = choices[place], ctx.card.labels
     gold = np.asarray([-1 if label is None else labels.index(label) for label in texts.labels])
     sizes = rows.part_sizes(slice(None)).sum(1) + rows.encoder.frame.size
     is_cut = sizes > rows.encoder.max_length
@@ -323,9 +327,9 @@ def describe(
     )
 
 
-def show_row(rows: Rows, row: int) -> str:
+def show_row(rows: EncodedTexts, row: int) -> str:
     """A row as the model sees it: its tokens decoded, and where a text was cut, how many tokens are missing."""
-    encoder, tokenizer = rows.encoder, rows.encoder.speller.tokenizer
+    encoder, tokenizer = rows.encoder, rows.encoder.prompt_tokenizer.tokenizer
     chosen = np.asarray([row])
     whole, kept = rows.part_sizes(chosen)[0], encoder.kept_sizes(rows, chosen)[0]
     shown = [tokenizer.decode(encoder.frame.before)]

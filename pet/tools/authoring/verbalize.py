@@ -16,7 +16,7 @@ from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
-from pet.pipeline.context import Work
+from pet.pipeline.context import RunContext
 from pet.pipeline.score_files import label_numbers
 from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
@@ -48,7 +48,7 @@ class Proposal:
         return {label: [word for word, _ in found] for label, found in self.words.items()}
 
 
-def propose(work: Work, count: int) -> Proposal:
+def propose(ctx: RunContext, count: int) -> Proposal:
     """`count` words for each label, the same for all patterns of the walk (P3's joint variant; alone for one).
 
     Raises:
@@ -56,9 +56,9 @@ def propose(work: Work, count: int) -> Proposal:
             many to be kept out of a test set that is drawn from them.
         ModelError, SettingsError: model or patterns cannot be used.
     """
-    labels = work.card.labels
-    prepare.say_notes(work)
-    train = prepare.draw_splits(work)[0].train
+    labels = ctx.card.labels
+    prepare.say_notes(ctx)
+    train = prepare.draw_splits(ctx)[0].train
     missing = [label for label in labels if label not in train.labels]
     if missing:
         raise TaskError(
@@ -66,17 +66,17 @@ def propose(work: Work, count: int) -> Proposal:
             f"--train-examples {len(labels)} or more"
         )
     # Of a test file nothing was read. Without one, every seed draws its test texts from the same ones.
-    read = () if "test" in work.source else tuple(sorted(set(marks(train))))
-    if len(read) + len(work.card.words_from) > MAX_WORDS_FROM:
+    read = () if "test" in ctx.source else tuple(sorted(set(marks(train))))
+    if len(read) + len(ctx.card.words_from) > MAX_WORDS_FROM:
         raise TaskError(
             f"label words found on {len(train):,} texts need a test file, as a card cannot keep more than "
             f"{MAX_WORDS_FROM:,} texts out of the test set; give the card one, or lower --train-examples"
         )
-    words, tally = count_words(work, train)
+    words, tally = count_words(ctx, train)
     found, scores = words_of_labels(tally, count)
     raise_problems(
         TaskError,
-        f"model {work.settings.model.name!r}",
+        f"model {ctx.settings.model.name!r}",
         [
             f"no word of its vocabulary is left for label {labels[number]!r}"
             for number, one in enumerate(found)
@@ -87,21 +87,21 @@ def propose(work: Work, count: int) -> Proposal:
         label: [(words[word], float(scores[number, word])) for word in found[number]]
         for number, label in enumerate(labels)
     }
-    return Proposal(chosen, tuple(pvp.number for pvp in work.pvps), len(train), read)
+    return Proposal(chosen, tuple(pvp.number for pvp in ctx.pvps), len(train), read)
 
 
-def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
+def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
     """Every word that could stand for a label, and what the untuned model says of it at the mask of all patterns."""
-    speller, runtime, pvps = work.speller, work.runtime, work.pvps
-    words, ids = whole_words(speller, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
-    encoders = [encoder_of(work, pvp) for pvp in pvps]
-    cloze = ClozeModel(loading.load_masked_lm(work.model_settings(None))).to(runtime.device).eval()
+    prompt_tokenizer, runtime, pvps = ctx.prompt_tokenizer, ctx.runtime, ctx.pvps
+    words, ids = whole_words(prompt_tokenizer, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
+    encoders = [encoder_of(ctx, pvp) for pvp in pvps]
+    cloze = ClozeModel(loading.load_masked_lm(ctx.model_settings(None))).to(runtime.device).eval()
     model = computing_copy(cloze, runtime)
-    gold = label_numbers(train, work.card.labels)
-    tally = Tally.empty(len(work.card.labels), len(words))
+    gold = label_numbers(train, ctx.card.labels)
+    tally = Tally.empty(len(ctx.card.labels), len(words))
     for start in range(0, len(train), CHUNK):
         rows = range(start, min(start + CHUNK, len(train)))
-        tokens = TokenizedTexts(speller, train.take(rows))
+        tokens = TokenizedTexts(prompt_tokenizer, train.take(rows))
         for pvp, encoder in zip(pvps, encoders, strict=True):
             tokens_of_words = torch.tensor(ids[mask_glue(pvp.pattern)], dtype=torch.long, device=runtime.device)
             log_p = score_rows(
@@ -110,16 +110,16 @@ def count_words(work: Work, train: Texts) -> tuple[list[str], Tally]:
                 packing.scoring_layout(model.lm),
                 runtime,
                 f"pattern {pvp.number}",
-                Origin(speller.name),
+                Origin(prompt_tokenizer.name),
             )
             tally.add(log_p, gold[start : start + CHUNK])
     return words, tally
 
 
-def encoder_of(work: Work, pvp: PVP) -> Encoder:
+def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
     """As a member's."""
-    settings = work.settings
-    return Encoder(work.speller, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
+    settings = ctx.settings
+    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
@@ -140,17 +140,17 @@ def card_with(card: TaskCard, proposal: Proposal) -> tuple[dict[str, Any], str]:
     return values, name
 
 
-def write_card(path: Path, work: Work, proposal: Proposal) -> None:
+def write_card(path: Path, ctx: RunContext, proposal: Proposal) -> None:
     """Write a copy of the walk's task card that has the words and uses them; the words it had stay in it.
 
     Raises:
         TaskError: the path is no new YAML file, or cannot be written.
     """
     check_output(path)
-    values, name = card_with(work.card, proposal)
-    settings = work.settings
+    values, name = card_with(ctx.card, proposal)
+    settings = ctx.settings
     comment = (
-        f"# The card {work.card.name!r} with the label words {name!r}, found by `pet verbalize` (PETAL, Schick et al.\n"
+        f"# The card {ctx.card.name!r} with the label words {name!r}, found by `pet verbalize` (PETAL, Schick et al.\n"
         f"# 2020) for {scalar(settings.model.name)} on {proposal.texts} labelled texts of seed {settings.seed}. "
         "Another model may spell\n# them in several tokens.\n"
     )
@@ -163,11 +163,11 @@ def write_card(path: Path, work: Work, proposal: Proposal) -> None:
         raise TaskError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
 
 
-def data_folder(work: Work, path: Path) -> str | None:
+def data_folder(ctx: RunContext, path: Path) -> str | None:
     """What --data a card written to `path` needs for the texts of the walk's card; `None`: nothing."""
-    if work.settings.task.data is not None:
-        return work.settings.task.data
-    card, folder = load_card(work.settings.task.name)
+    if ctx.settings.task.data is not None:
+        return ctx.settings.task.data
+    card, folder = load_card(ctx.settings.task.name)
     beside = card.folder.package is None if card.folder else card.files and find_split(card.files.train, folder)
     return str(folder) if beside and not path.absolute().parent.samefile(folder) else None
 

@@ -14,7 +14,7 @@ from pet.errors import MissingArtifact, ModelError
 from pet.modeling import loading, lora, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import Speller, TokenizedTexts
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.runs import Run
 from pet.pipeline.stages import label
@@ -41,27 +41,29 @@ class Ensemble:
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
-        self.speller = Speller(loading.load_tokenizer(settings[0]), settings[0].name)
+        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings[0]), settings[0].name)
         pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]
-        self.words = [ids.to(runtime.device) for ids in encode_verbalizers(self.speller, pvps, run.summary["task"])]
+        self.words = [
+            ids.to(runtime.device) for ids in encode_verbalizers(self.prompt_tokenizer, pvps, run.summary["task"])
+        ]
         self.encoders = [
-            Encoder(self.speller, pvp.pattern, settings[0].max_length, truncation_of(one))
+            Encoder(self.prompt_tokenizer, pvp.pattern, settings[0].max_length, truncation_of(one))
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
         self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
-        self.twin = computing_copy(self.cloze, runtime)
+        self.compute_model = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
         self.folded: lora.Adapters | None = None
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.floating[Any]]:
         """Pooled scores [N, L]."""
-        tokens, found = TokenizedTexts(self.speller, texts), []
+        tokens, found = TokenizedTexts(self.prompt_tokenizer, texts), []
         for number, member in enumerate(self.members):
             self._become(member)
             rows = self.encoders[number].encode(tokens)
-            label_scores = partial(self.twin.label_scores, verbalizers=self.words[number])
+            label_scores = partial(self.compute_model.label_scores, verbalizers=self.words[number])
             title = f"member {number + 1} of {len(self.members)}, {name}"
-            layout = packing.steady_layout(self.twin.lm)
+            layout = packing.steady_layout(self.compute_model.lm)
             origin = Origin(f"member {member.path.name}", remedy="use the student, or another run")
             found.append(score_rows(label_scores, rows, layout, self.runtime, title, origin))
         return pool_scores(np.stack(found), self.weights) + self.shift
@@ -80,7 +82,7 @@ class Ensemble:
         if member.has("adapter"):
             self.folded = lora.load(self.cloze.lm, member.file("adapter"))
             self.folded.fold(0)
-        refresh(self.twin, self.cloze)
+        refresh(self.compute_model, self.cloze)
 
 
 def pvp_of(number: int, member: Artifact, fields: tuple[str, ...], labels: tuple[str, ...]) -> PVP:

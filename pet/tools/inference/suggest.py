@@ -23,7 +23,7 @@ from pet.pipeline.stages.label import load_scores
 from pet.store.files import new_file
 from pet.store.store import Artifact
 from pet.tasks.annotations import COLUMNS, field_columns, guarded
-from pet.tasks.near_duplicates import Known, shingles
+from pet.tasks.near_duplicates import NearDuplicateIndex, shingles
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import TextFile, Texts, concatenate
 from pet.tasks.writers import delimited_line
@@ -90,7 +90,7 @@ def first_different(
 ) -> tuple[NDArray[np.int64], Texts]:
     """The first rows of `order` whose texts nearly repeat neither each other nor a labelled text, at most `most`; and
     their texts."""
-    seen = Known(labelled.joined(row) for row in range(len(labelled)))
+    seen = NearDuplicateIndex(labelled.joined(row) for row in range(len(labelled)))
     rows: list[int] = []
     parts: list[Texts] = []
     for start in range(0, len(order), most):
@@ -104,7 +104,7 @@ def first_different(
     return np.asarray(rows, dtype=np.int64), concatenate(parts)
 
 
-def unlike(texts: Texts, seen: Known, most: int) -> Iterator[int]:
+def unlike(texts: Texts, seen: NearDuplicateIndex, most: int) -> Iterator[int]:
     """The places of at most `most` texts that nearly repeat none of `seen`, which they join."""
     for place in range(len(texts)):
         if most == 0:
