@@ -24,6 +24,6 @@ def same_on_every_cpu() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer random BERT with its tokenizer; never write into it."""
-    from tiny import save_tiny
+    from support.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny-bert")

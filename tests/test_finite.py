@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rows import Finished, find_all, finish_run, lay_ground, lively_model, pet, pet_run, read_json, save_lively
 from safetensors.torch import load_file, save_file
+from support.rows import Finished, find_all, finish_run, lay_ground, lively_model, pet, pet_run, read_json, save_lively
 
 import pet as package
 from pet.config.schema import FinetuneSettings, ModelSettings

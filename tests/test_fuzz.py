@@ -21,8 +21,8 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rows import CARD, HIDDEN, LABELS, PIPELINE, TRAIN, invent_rows, lay_ground, lively_model
-from tiny import save_tiny
+from support.rows import CARD, HIDDEN, LABELS, PIPELINE, TRAIN, invent_rows, lay_ground, lively_model
+from support.tiny import save_tiny
 
 from pet.cli import main
 from pet.config import messages as messages_module

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from rows import LABELS, Ground, find_one, lay_ground, lively_model, pet, pet_run, read_json
+from support.rows import LABELS, Ground, find_one, lay_ground, lively_model, pet, pet_run, read_json
 
 from pet.pipeline.runs import open_folder
 from pet.tools.export.model_card import model_card

@@ -85,7 +85,7 @@ HEADS: dict[str, Callable[[Any], Head]] = {
     "roberta": roberta_head,
     "xlm-roberta": roberta_head,
 }
-"""config.model_type -> its head. Add a family here and to the equality test in tests/test_cloze.py."""
+"""config.model_type -> its head. Add a family here and to the equality test in tests/modeling/test_cloze.py."""
 
 
 class ClozeModel(nn.Module):

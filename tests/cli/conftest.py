@@ -1,7 +1,7 @@
 """The run that the tests of the command line here look at, made once."""
 
 import pytest
-from rows import Finished, finish_run
+from support.rows import Finished, finish_run
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import transformers
 import yaml
-from rows import Ground, digest, find_all, find_one, garble, hidden_in, is_kept, pet, pet_run, snapshot
-from tiny import TOKENIZERS, tiny_config, wordpiece_tokenizer
+from support.rows import Ground, digest, find_all, find_one, garble, hidden_in, is_kept, pet, pet_run, snapshot
+from support.tiny import TOKENIZERS, tiny_config, wordpiece_tokenizer
 
 from pet.config.schema import Settings
 

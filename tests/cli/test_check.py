@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from rows import FILLERS, LABELS, PATTERNS, Ground, invent_rows, lay_ground, lively_model, pet, write_csv
-from tiny import wordpiece_tokenizer
+from support.rows import FILLERS, LABELS, PATTERNS, Ground, invent_rows, lay_ground, lively_model, pet, write_csv
+from support.tiny import wordpiece_tokenizer
 
 from pet.cli.check import rough_size, rough_time
 from pet.config.resolve import resolve_settings

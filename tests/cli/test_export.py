@@ -19,7 +19,9 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from rows import (
+from safetensors.numpy import load_file
+from scipy.special import softmax
+from support.rows import (
     LABELS,
     PATTERNS,
     Finished,
@@ -31,9 +33,7 @@ from rows import (
     save_lively,
     snapshot,
 )
-from safetensors.numpy import load_file
-from scipy.special import softmax
-from tiny import FAMILIES
+from support.tiny import FAMILIES
 from transformers import AutoTokenizer
 
 from pet.config.schema import ModelSettings

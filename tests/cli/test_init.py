@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from rows import FILLERS, TOPICS, files_of, lively_model, pet
-from tiny import TOKENIZERS, wordpiece_tokenizer
+from support.rows import FILLERS, TOPICS, files_of, lively_model, pet
+from support.tiny import TOKENIZERS, wordpiece_tokenizer
 
 from pet.modeling.tokenization import PromptTokenizer
 from pet.tasks.card import load_card

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from rows import (
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from support.rows import (
     LABELS,
     PATTERNS,
     Finished,
@@ -23,8 +25,6 @@ from rows import (
     save_lively,
     snapshot,
 )
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.tasks.texts import read_texts

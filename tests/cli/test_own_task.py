@@ -6,7 +6,7 @@ import runpy
 import shlex
 from pathlib import Path
 
-from rows import files_of, lively_model, pet
+from support.rows import files_of, lively_model, pet
 
 TICKETS = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "tickets.py"))
 

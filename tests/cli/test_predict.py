@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pyarrow.parquet
 import pytest
-from rows import (
+from safetensors.numpy import load_file
+from support.rows import (
     LABELS,
     Finished,
     declare,
@@ -21,7 +22,6 @@ from rows import (
     read_json,
     snapshot,
 )
-from safetensors.numpy import load_file
 
 import pet as package
 from pet.errors import SettingsError, TaskError

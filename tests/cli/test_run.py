@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from rows import find_all, find_one, pet, pet_run, read_json
+from support.rows import find_all, find_one, pet, pet_run, read_json
 
 from pet.cli import main
 from pet.cli.run import STAGE_NAMES, typed_options

@@ -1,7 +1,7 @@
 """`pet tasks`: every shipped card is listed and can be shown."""
 
 import pytest
-from rows import lay_ground, pet
+from support.rows import lay_ground, pet
 
 from pet.config.shipped import shipped_names
 from pet.tasks.card import load_card

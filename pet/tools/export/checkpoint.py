@@ -39,7 +39,7 @@ CHECKED = 32
 """Test texts, from the shortest to the longest, that what is written is asked about; and texts of the larger batch."""
 
 MOST = 1e-4
-"""How far a probability of onnxruntime may be from torch's. Measured: at most 2e-6, over tests/tiny.py's families."""
+"""How far a probability of onnxruntime may be from torch's. Measured: at most 2e-6, over tests/support/tiny.py's families."""
 
 TIMED, SECONDS = 11, 10.0
 """Runs of one timing, and the time after which no further one begins."""

@@ -1,0 +1,1 @@
+"""What tests share: invented rows and tasks, tiny models, references; no tests."""
