@@ -1,5 +1,5 @@
 # make demo   ten labels to a classifier on BBC news: installs, then runs `pet run` (minutes on two cores, no hub, no GPU)
-# make test   everything CI checks: lint, format, types, tests
+# make test   everything CI checks: lint, format, types, layers, tests
 # make check  the same without the tests
 # make cover  the tests, and which lines they do not reach (two minutes more)
 # make docs   docs/commands.md from what --help says
@@ -25,6 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -2,7 +2,8 @@
 
     python bench/distillation.py [--steps 500]
 
-16 pool texts a step. Ours is `pet.training.trainer.Trainer` with `pet.modeling.classifier` and the loss of `stages/distill.py`.
+16 pool texts a step. Ours is `pet.training.trainer.Trainer` with `pet.modeling.classifier` and the loss of
+`pipeline/stages/distill.py`.
 """
 
 import dataclasses

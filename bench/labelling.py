@@ -3,8 +3,8 @@
     python bench/labelling.py [--texts 40000]
 
 Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
-`pet.training.scoring.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the encoder's weights
-are in bf16 (`computing_copy`), its layers plain or compiled.
+`pet.training.scoring.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the
+encoder's weights are in bf16 (`computing_copy`), its layers plain or compiled.
 """
 
 import dataclasses

@@ -2,9 +2,9 @@
 
     python bench/pretraining.py [--steps 100]
 
-`pet.training.trainer.Trainer` with the batches and the loss of `stages/pretrain.py` on random tokens, 131,072 a step, 15 %
-masked. `plain` is transformers' own forward pass in bf16 autocast with torch's fused AdamW, as a few lines of one's own
-would be: no graph, every position through the LM head. Figures of a CPU mean nothing.
+`pet.training.trainer.Trainer` with the batches and the loss of `pipeline/stages/pretrain.py` on random tokens, 131,072
+a step, 15 % masked. `plain` is transformers' own forward pass in bf16 autocast with torch's fused AdamW, as a few lines
+of one's own would be: no graph, every position through the LM head. Figures of a CPU mean nothing.
 """
 
 import dataclasses

@@ -2,10 +2,11 @@
 
     python bench/train_step.py [--steps 500] [--members 18]
 
-4 labelled and 12 unlabelled rows a step and member. Ours is `pet.training.trainer.Trainer` with the losses and batches of the
-stages: kernel by kernel, captured as a CUDA graph, with compiled layers, and all members at once as LoRA adapters.
-Prints milliseconds a step, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. A step with
-adapters is compared with the reference's steps of as many members. Needs a GPU for figures that mean anything.
+4 labelled and 12 unlabelled rows a step and member. Ours is `pet.training.trainer.Trainer` with the losses and batches
+of the stages: kernel by kernel, captured as a CUDA graph, with compiled layers, and all members at once as LoRA
+adapters. Prints milliseconds a step, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. A
+step with adapters is compared with the reference's steps of as many members. Needs a GPU for figures that mean
+anything.
 """
 
 import dataclasses

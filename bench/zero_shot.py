@@ -63,7 +63,7 @@ def judge(model: str, task: str, data: str | None, test: int, store: Store) -> N
         f"{Path(model).name:16} {task:10} pooled {accuracy(pooled, gold):.1f}, less its means "
         f"{accuracy(pooled - pooled.mean(0), gold):.1f}; patterns "
         f"{', '.join(f'{accuracy(one, gold):.1f}' for one in scores)}; recall "
-        f"{', '.join(f'{label} {value:.0f}' for label, value in zip(work.card.labels, recall, strict=True))}",
+        f"{', '.join(f'{label} {value:.0f}' for label, value in zip(ctx.card.labels, recall, strict=True))}",
         flush=True,
     )
 

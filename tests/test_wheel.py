@@ -16,9 +16,10 @@ def test_an_unpacked_wheel_finds_every_card_and_pipeline_far_from_the_checkout(t
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     program = (
-        "from pet.config.schema import resolve_pretraining, resolve_settings, shipped_folder, shipped_names\n"
+        "from pet.config.resolve import resolve_pretraining, resolve_settings\n"
+        "from pet.config.shipped import shipped_folder, shipped_names\n"
         "from pet.tasks.card import load_card\n"
-        "from pet.modeling.loading import MINI_DELTA\n"
+        "from pet.modeling.mini import MINI_DELTA\n"
         "assert 'site' in str(shipped_folder('data')), shipped_folder('data')\n"
         "assert MINI_DELTA.is_file()\n"
         "[load_card(name) for name in shipped_names('data')]\n"

@@ -7,6 +7,7 @@ import click
 from pet.cli.run import walk, walk_options
 
 if TYPE_CHECKING:
+    from pet.pipeline.context import RunContext
     from pet.pipeline.runner import Step
 
 
@@ -29,7 +30,7 @@ def ipet(**given: Any) -> None:
     from pet.pipeline.runner import plan
     from pet.pipeline.stages.draw import generations as generations_of
 
-    def steps(ctx: "Work") -> "list[Step]":
+    def steps(ctx: "RunContext") -> "list[Step]":
         for line in describe_schedule(ctx):
             ctx.runtime.reporter.say(line)
         return plan(ctx, generations_of(ctx))

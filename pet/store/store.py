@@ -5,7 +5,7 @@
         ...                  JSON, Parquet and safetensors only: nothing that executes on load
 
 The identity is a digest of what determines the result: stage name, stage version, settings, identities of the inputs.
-One process at a time is at an identity, in a hidden folder (`drafts`); one rename publishes. An identity that is there
+One process at a time is at an identity, in a hidden folder (`draft`); one rename publishes. An identity that is there
 is reused; nothing is ever overwritten. A file is compared with its digest before it is read, once a process.
 """
 

@@ -10,7 +10,7 @@ of an encoder pair; everything else stands for itself. After `|` come modifiers 
 trailing punctuation, `whole` keeps it from being truncated.
 
 White space only says that a new word begins: a part written directly after another one, as in `({mask})`, is glued to
-it. How a tokenizer spells that difference is the business of `encoding`.
+it. How a tokenizer spells that difference is the business of `modeling/tokenization`.
 """
 
 import re

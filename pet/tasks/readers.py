@@ -1,7 +1,8 @@
 """Files of rows as a stream: CSV, TSV and JSONL (each also .gz) and Parquet (also .gz), read and written a row at a
 time, so that memory does not grow with the file. A row that cannot be read is handed over as such, with its line.
 
-What a row means is not known here: see `tasks` for a card's own files, which are read whole, and `predict`.
+What a row means is not known here: see `sources` for a card's own files, which are read whole, and
+`tools/inference/predict_file`.
 """
 
 import csv

@@ -197,7 +197,7 @@ class CheckpointManager:
         self._writer = ThreadPoolExecutor(1)
         self._job: Future[None] | None = None
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, *_: object) -> None:

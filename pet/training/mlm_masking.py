@@ -1,6 +1,6 @@
 """Which tokens of blocks are hidden from a masked language model.
 
-Nothing here knows of models or files; what replaces a hidden token is said in `losses`.
+Nothing here knows of models or files; what replaces a hidden token is up to `apply_mlm_mask`.
 
 Shapes: B blocks of T tokens, N = B T of them, V words, K places.
 """

@@ -107,7 +107,7 @@ def token_batches(
 
 def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
     """The model to compute with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
-    `alike`: as of `models.compile_layers`.
+    `alike`: see `compile_layers`.
 
     `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
     """

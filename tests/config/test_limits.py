@@ -19,13 +19,13 @@ import yaml
 from support.hub import patch_hub
 from support.rows import CARD, finish_run, is_kept, lay_ground, lively_model, pet
 
-from pet.config import limits
+from pet.config import limits, safe_yaml
 from pet.config.limits import read_bytes, stays_inside
 from pet.config.resolve import parse_assignment, read_yaml, resolve_settings, resolve_tasks, settings_yaml
 from pet.config.safe_yaml import MAX_DEPTH, MAX_NODES, MAX_YAML, load_yaml
 from pet.errors import SHOWN, CorpusError, PetError, SettingsError, TaskError, raise_problems
 from pet.tasks import card as card_module
-from pet.tasks import hub_source, readers
+from pet.tasks import hub_source, readers, sources
 from pet.tasks.annotations import read_given_labels
 from pet.tasks.card import Source, load_card
 from pet.tasks.sources import load_texts
@@ -153,7 +153,7 @@ def test_parquet_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
     card = write_card(tmp_path, files={"format": "parquet", "train": "train.parquet"})
     assert len(read(card)["train"]) == 5000
     assert (tmp_path / "train.parquet").stat().st_size < 20_000
-    monkeypatch.setattr(card_module, "MAX_UNPACKED", 100_000)
+    monkeypatch.setattr(sources, "MAX_UNPACKED", 100_000)
     assert "train.parquet has more than 100,000 bytes unpacked" in refusal(read, card)
 
 
@@ -410,7 +410,7 @@ def test_a_card_cannot_make_long_texts_of_short_ones(tmp_path, monkeypatch):
     assert "`replace` has nothing to look for" in refusal(
         load_card, write_card(tmp_path, files=files | {"replace": {"": "x" * 1000}})
     )
-    monkeypatch.setattr(card_module, "MAX_FIELD", 1000)
+    monkeypatch.setattr(sources, "MAX_FIELD", 1000)
     said = refusal(read, write_card(tmp_path, files=files | {"fields": {"body": "{body}" * 500}}))
     assert "the text has more than 1,000 characters" in said
 
@@ -495,20 +495,21 @@ def test_a_dollar_sign_in_a_name_is_no_mathematics_in_a_picture(tmp_path):
 
 
 def test_security_md_names_tests_that_exist():
-    tests = Path(__file__).parent
+    root = Path(__file__).parents[2]
     named = re.findall(
-        r"`((?:\w+/)?test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", (tests.parent / "SECURITY.md").read_text()
+        r"`(tests/(?:\w+/)*test_\w+\.py)`(?:: ((?:`test_\w+`(?:, )?)+))?", (root / "SECURITY.md").read_text()
     )
     assert len(named) > 10
     for file, names in named:
-        source = (tests / file).read_text(encoding="utf-8")
+        source = (root / file).read_text(encoding="utf-8")
         for name in re.findall(r"test_\w+", names):
             assert f"\ndef {name}(" in source, (file, name)
 
 
-def test_limits_have_reasons():
-    named = [name for name in vars(limits) if name.startswith("MAX_")]
-    text = Path(limits.__file__).read_text(encoding="utf-8")
-    assert len(named) == 7
+@pytest.mark.parametrize(("module", "count"), [(limits, 4), (safe_yaml, 3)])
+def test_limits_have_reasons(module, count):
+    named = [name for name in vars(module) if name.startswith("MAX_")]
+    text = Path(module.__file__).read_text(encoding="utf-8")
+    assert len(named) == count
     for name in named:
         assert text.split(f"\n{name} = ")[1].split("\n")[1].startswith('"""'), name

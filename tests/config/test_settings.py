@@ -7,7 +7,6 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pet.config import schema as schema_module
 from pet.config import shipped as shipped_module
 from pet.config.recipes import RECIPES
 from pet.config.resolve import (
@@ -331,7 +330,7 @@ def test_shipped_files_are_looked_for_inside_an_installed_package_first(tmp_path
     inside = tmp_path / "pet" / "shipped" / "pipelines"
     inside.mkdir(parents=True)
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(schema_module, "__file__", str(tmp_path / "pet" / "settings.py"))
+    monkeypatch.setattr(shipped_module, "__file__", str(tmp_path / "pet" / "config" / "shipped.py"))
     assert shipped_folder("pipelines") == inside
     assert shipped_folder("data") == tmp_path / "data", "the checkout has them beside the package"
     write(inside / "demo.yaml", yaml.safe_dump({"seed": 4}))

@@ -52,8 +52,8 @@ from support.parity import (
     reference_row,
 )
 from support.plain import LIVELY, assert_near, assert_same_gradients, gradients
+from support.published import NEWS, PVPS
 from support.tiny import KIND_OF, WORDS, tiny_model
-from test_tasks import NEWS, PVPS
 
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings

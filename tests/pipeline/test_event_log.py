@@ -123,7 +123,7 @@ def test_a_run_that_fails_says_how_and_where(ground, tmp_path, monkeypatch):
     (path,) = logs_of(tmp_path / "store")
     end = read_events(path)[-1]
     assert (end["event"], end["type"], end["problem"]) == ("failed", "StoreError", "the disk is on fire")
-    assert "test_events.py" in end["traceback"]
+    assert "test_event_log.py" in end["traceback"]
 
 
 def test_a_run_that_is_interrupted_says_by_what(ground, tmp_path, monkeypatch):

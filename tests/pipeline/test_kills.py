@@ -4,6 +4,7 @@ In a process of its own that forks: pytest's has threads, and a fork of those is
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 from support.killing import LONG
 
 KILLS = 27
+TESTS = Path(__file__).parents[1]
 
 
 def run_script(*arguments: object) -> dict[str, Any]:
-    """What `killing.py` finds."""
-    command = [sys.executable, Path(__file__).with_name("killing.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
+    """What `support.killing` finds."""
+    command = [sys.executable, "-m", "support.killing", *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True, env=env)
     return dict(json.loads(done.stdout))
 
 

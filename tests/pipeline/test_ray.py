@@ -25,6 +25,7 @@ import torch
 from support.killing import differences
 from support.rows import find_all, killable, lay_ground, lively_model, logs_of, open_context, pet, read_json
 
+from pet import __file__ as package
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError, StoreError, TaskError
 from pet.pipeline.event_log import read_events
@@ -204,7 +205,7 @@ def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_pat
     ctx = open_context(ground, tmp_path / "store")
     keys = [Key("finetune", 1, {"number": number}, {}) for number in range(2)]
     order = ray_module.task_spec(ctx, lambda given: "called", makes=keys)
-    monkeypatch.setattr(ray_module, "work_of", lambda order, executor: ctx)
+    monkeypatch.setattr(ray_module, "context_of", lambda order, executor: ctx)
     assert ray_module.do(order, crew_of(Heard())) == "called"
     with ctx.store.publish(keys[0], "made"):
         pass
@@ -237,7 +238,7 @@ def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, mon
         )
         prepared, plans = prepare.run(ctx), finetune.distinct(*finetune.plans(ctx))
         monkeypatch.setattr(ray_module, "_kept", {"cpu": ray_module.WorkerCache(ctx)})
-        monkeypatch.setattr(ray_module, "work_of", lambda order, executor, ctx=ctx: ctx)
+        monkeypatch.setattr(ray_module, "context_of", lambda order, executor, ctx=ctx: ctx)
         if ahead:
             ray_module.do(ray_module.task_spec(ctx, ray_module.read_ahead), crew_of(Heard()))
         loaded = ray_module.kept_of(ctx).member_trainer.__dict__.get("cloze")
@@ -296,7 +297,7 @@ def address() -> Iterator[str]:
 
 def environment(**more: str) -> dict[str, str]:
     """Of the cluster and of `pet`: this source, one thread, as in this process."""
-    source = str(Path(ray_module.__file__).parents[1])
+    source = str(Path(package).parents[1])
     ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **ray, **more}
 

@@ -62,7 +62,8 @@ def half_trained(draft: Draft) -> None:
 BEGIN = f"""
 import os, signal, sys
 from pet.store.store import Store
-from pet.store.draft import Draft, take
+from pet.store.draft import Draft
+from pet.store.lock import acquire
 from pet.store.key import Key
 
 {inspect.getsource(half_trained)}
@@ -171,14 +172,14 @@ def test_the_manifest_is_written_when_all_else_is_on_the_disk_and_then_one_renam
 
         monkeypatch.setattr(draft_module, name, noted)
 
-    for name in ("sync_all", "write_manifest", "settle"):
+    for name in ("sync_all", "write_manifest", "rename_into_place"):
         note(name)
     with store.publish(KEY, "mine") as draft:
         draft.write_json("result.json", 1)
     assert events == [
         ("sync_all", ["result.json"]),
         ("write_manifest", ["result.json"]),
-        ("settle", [MANIFEST, "result.json"]),
+        ("rename_into_place", [MANIFEST, "result.json"]),
     ]
     assert published(store) == [MANIFEST, "result.json"]
 
@@ -337,7 +338,7 @@ def test_after_what_is_no_part_of_the_artifact(store):
 
 
 HOLD = """
-lock = take(store.root, KEY.stage, KEY.identity, None)
+lock = acquire(store.root, KEY.stage, KEY.identity, None)
 print("held", flush=True)
 sys.stdin.read(1)
 lock.release()
@@ -367,7 +368,7 @@ def test_a_lock_is_waited_for_and_who_holds_it_is_named_once(store):
 
 
 def test_the_lock_of_a_process_that_died_is_free(store):
-    die(store, "if lock := take(store.root, KEY.stage, KEY.identity, None):\n")
+    die(store, "if lock := acquire(store.root, KEY.stage, KEY.identity, None):\n")
     acquire(store.root, KEY.stage, KEY.identity, None).release()
 
 
@@ -401,7 +402,7 @@ def test_a_lock_that_cannot_say_whose_it_is_is_held_all_the_same(store, monkeypa
     assert refused == [True]
 
 
-@pytest.mark.parametrize("place", ["open_draft", "take"])
+@pytest.mark.parametrize("place", ["open_draft", "acquire"])
 def test_a_draft_that_cannot_be_begun_is_said_and_leaves_no_lock(store, monkeypatch, place):
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -424,8 +425,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "checkout"
     (folder / "pet").mkdir(parents=True)
-    (folder / "pet" / "drafts.py").write_text("one")
-    monkeypatch.setattr(draft_module, "__file__", str(folder / "pet" / "drafts.py"))
+    (folder / "pet" / "store").mkdir()
+    (folder / "pet" / "store" / "environment.py").write_text("one")
+    monkeypatch.setattr(environment, "__file__", str(folder / "pet" / "store" / "environment.py"))
     return folder
 
 
@@ -443,7 +445,7 @@ def test_the_commit_is_recorded_and_whether_the_code_was_changed_since(checkout)
     head = git(checkout, "rev-parse", "HEAD")
     (checkout / "notes.txt").write_text("not of the code")
     assert code_state() == {"commit": head, "dirty": False}
-    (checkout / "pet" / "drafts.py").write_text("two")
+    (checkout / "pet" / "store" / "environment.py").write_text("two")
     assert code_state() == {"commit": head, "dirty": True}
 
 

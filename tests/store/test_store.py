@@ -11,6 +11,7 @@ import pytest
 
 from pet.errors import Busy, DamagedArtifact, MissingArtifact, StoreError
 from pet.store import draft as draft_module
+from pet.store import manifest
 from pet.store.files import digest_file, read_json
 from pet.store.key import Key
 from pet.store.manifest import MANIFEST, write_manifest
@@ -254,7 +255,7 @@ def test_a_file_that_was_read_is_not_hashed_again_unless_it_was_touched(store, m
         return digest_file(path)
 
     found = publish(store)
-    monkeypatch.setattr(draft_module, "digest_file", note)
+    monkeypatch.setattr(manifest, "digest_file", note)
     for _ in range(3):
         assert found.read_json("result.json") == "one"
     assert hashed == ["result.json"]

@@ -1,7 +1,7 @@
 """A Ray cluster of two hosts, as two network namespaces of this machine, that loses a worker and then a host. No test:
 it needs root, `ip` and some five minutes (docs/reliability.md).
 
-    python tests/support/nodes.py FOLDER
+    PYTHONPATH=tests python -m support.nodes FOLDER
 """
 
 import json

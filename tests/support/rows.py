@@ -286,8 +286,7 @@ def finish_run(base: Path) -> Finished:
 def killable(folder: Path) -> list[list[object]]:
     """Commands that go through every stage, each saving its trainings after every step: full members and generations on
     an adapted model; members trained together as adapters; a model trained on a corpus."""
-    from pet import stages  # noqa: F401 - what a run needs is there before it is forked
-    from pet.pipeline.stages import pretrain  # noqa: F401
+    from pet.pipeline.stages import pretrain  # noqa: F401 - what a run needs is there before it is forked
 
     model = save_lively(folder / "model")
     steps = {"finetune": {"steps": 22}, "distill": {"steps": 32}, "baseline": {"steps": 31}}

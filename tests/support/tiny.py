@@ -7,6 +7,7 @@ import string
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -168,3 +169,9 @@ def save_tiny(folder: Path, family: str = "bert", seed: int = 0) -> Path:
     tiny_model(family, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def invent(count: int, seed: int = 0) -> list[str]:
+    """So many invented texts of 1 to 29 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, 30, size=count)]

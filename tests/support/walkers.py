@@ -1,7 +1,7 @@
 """One of several processes that walk together, for `test_ranks`: it does everything that ranks share on small invented
 things, and writes down what it found. Alone it is what they are compared with.
 
-    PYTHONPATH=tests python -c 'import sys, pathlib, walkers; walkers.build(pathlib.Path(sys.argv[1]))' GROUND
+    PYTHONPATH=tests python -c 'import pathlib; from support import walkers; walkers.build(pathlib.Path("GROUND"))'
     PYTHONPATH=tests torchrun --nproc_per_node 2 tests/support/walkers.py GROUND OUT cpu
 """
 

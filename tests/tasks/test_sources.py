@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from support.hub import patch_hub
+from support.published import PVPS, YAHOO
 
 from pet.config.shipped import shipped_folder, shipped_names
 from pet.errors import SHOWN_PROBLEMS, TaskError
-from pet.tasks import card as card_module
+from pet.tasks import texts as texts_module
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.sources import load_texts
 from pet.tasks.texts import TextFile, Texts, concatenate, read_texts, write_texts
@@ -67,31 +68,6 @@ def texts_refusal(folder: Path, files: dict[str, str | bytes], /, **changes: Any
 # ---- the shipped cards ---------------------------------------------------------------------------------------------
 
 # Fact sheet 1.1, transcribed a second time: `_` the mask, `<a>` and `<b>` the texts, a' without trailing punctuation.
-NEWS = ["_ : <a> <b>", "_ {} <a> <b>", "<a> ( _ ) <b>", "<a> <b> ( _ )", "[ Category: _ ] <a> <b>", "_ - <a> <b>"]
-YELP = ["It was _ . <a>", "<a> . All in all, it was _ .", "Just _ ! || <a>", "<a> || In summary, the restaurant is _ ."]
-MNLI = ['" <a\'> " ? || _ , " <b> "', "<a'> ? || _ , <b>"]
-STANCE = ['" <a> " || _ . " <b> "', "<a> || _ . <b>"]
-RIGHT_WRONG = {"contradiction": ("Wrong",), "entailment": ("Right",), "neutral": ("Maybe",)}
-YES_NO = {"contradiction": ("No",), "entailment": ("Yes",), "neutral": ("Maybe",)}
-GERMAN = {"FAVOR": ("Ja",), "AGAINST": ("Nein",)}
-ENGLISH = {"FAVOR": ("Yes",), "AGAINST": ("No",)}
-FRENCH = {"FAVOR": ("Oui",), "AGAINST": ("Non",)}
-AGNEWS_WORDS = {"World": ("World",), "Sports": ("Sports",), "Business": ("Business",), "Tech": ("Tech",)}
-YELP_WORDS = {"1": ("terrible",), "2": ("bad",), "3": ("okay",), "4": ("good",), "5": ("great",)}
-YAHOO = ["Society", "Science", "Health", "Education", "Computer", "Sports", "Business"]
-YAHOO += ["Entertainment", "Relationship", "Politics"]
-YAHOO_WORDS = {word: (word,) for word in YAHOO}
-PVPS = {
-    "agnews": [(pattern.format("News:"), AGNEWS_WORDS) for pattern in NEWS],
-    "yahoo": [(pattern.format("Question:"), YAHOO_WORDS) for pattern in NEWS],
-    "yelp-full": [(pattern, YELP_WORDS) for pattern in YELP],
-    "yelp-polarity": [(pattern, {"negative": ("bad",), "positive": ("good",)}) for pattern in YELP],
-    "mnli": [(pattern, words) for words in (RIGHT_WRONG, YES_NO) for pattern in MNLI],
-    "mnli-mm": [(pattern, words) for words in (RIGHT_WRONG, YES_NO) for pattern in MNLI],
-    "xstance": [(pattern, words) for words in (GERMAN, ENGLISH, FRENCH) for pattern in STANCE],
-    "xstance-de": [(pattern, words) for words in (GERMAN, ENGLISH) for pattern in STANCE],
-    "xstance-fr": [(pattern, words) for words in (ENGLISH, FRENCH) for pattern in STANCE],
-}
 # Fact sheet 1.3: label as written in the files -> label of the card, in the order of the original's logits.
 RAW_LABELS = {
     "agnews": {"1": "World", "2": "Sports", "3": "Business", "4": "Tech"},
@@ -550,7 +526,7 @@ def test_texts_can_be_written_without_their_labels(tmp_path, labels):
 
 
 def test_a_file_of_texts_is_read_in_chunks_in_its_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(card_module, "CHUNK", 4)
+    monkeypatch.setattr(texts_module, "CHUNK", 4)
     texts = Texts([f"t{row}" for row in range(10)], {"body": [f"text {row}" for row in range(10)]}, [None] * 10)
     write_texts(tmp_path / "texts.parquet", texts, labelled=False)
     file = TextFile(tmp_path / "texts.parquet")

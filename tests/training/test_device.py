@@ -11,6 +11,7 @@ import torch
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.training import device as runtime_module
+from pet.training import memory
 from pet.training.device import BATCH_TOKENS, CPU_BF16, Runtime, open_runtime, seed_everything
 from pet.training.memory import peak_memory, reset_peak_memory
 from pet.training.reporter import Silent
@@ -164,10 +165,10 @@ def test_where_the_kernel_tells_no_peak_it_is_that_of_the_whole_process(monkeypa
     def refuse(self: Path, *rest: str) -> str:
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(runtime_module.Path, "read_text", refuse)
-    monkeypatch.setattr(runtime_module.Path, "write_text", refuse)
-    monkeypatch.setattr(runtime_module, "sys", SimpleNamespace(platform=platform))
-    monkeypatch.setattr(runtime_module.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
+    monkeypatch.setattr(memory.Path, "read_text", refuse)
+    monkeypatch.setattr(memory.Path, "write_text", refuse)
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(memory.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=5))
     reset_peak_memory()
     assert peak_memory()["peak_memory_bytes"] == 5 * scale
 

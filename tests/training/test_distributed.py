@@ -24,7 +24,7 @@ from pet.errors import SettingsError
 from pet.training.device import open_runtime
 from pet.training.distributed import ALONE, Ranks, buckets_of, join_ranks, shard
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SIZE = 2
 
 
@@ -50,7 +50,7 @@ def both(base: Path, device: str) -> tuple[list[Path], dict[str, Any], list[dict
     outs = [base / name for name in ("one", "two")]
     for out in outs:
         out.mkdir()
-    with launched(TESTS / "walkers.py", base / "ground", outs[1], device):
+    with launched(TESTS / "support" / "walkers.py", base / "ground", outs[1], device):
         walkers.main(base / "ground", outs[0], device)
     alone = torch.load(outs[0] / "0.pt", weights_only=False)
     return outs, alone, [torch.load(outs[1] / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support.plain import kind
-from support.tiny import TOKENIZERS, WORDS
+from support.tiny import TOKENIZERS, invent
 
 from pet.errors import CorpusError
 from pet.modeling.tokenization import PromptTokenizer
@@ -23,11 +23,6 @@ from pet.training.mlm_corpus import (
 )
 
 FAMILIES = ["bert", "roberta", "xlm-roberta"]
-
-
-def invent(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, size=size)) for size in rng.integers(1, 30, size=count)]
 
 
 def prompt_tokenizer_of(family):

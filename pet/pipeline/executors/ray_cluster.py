@@ -27,7 +27,7 @@ see all, are kept with the model they have loaded, and take the one they are giv
 
 
 @contextlib.contextmanager
-def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["Crew"]:
+def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["RayExecutor"]:
     """The cluster at RAY_ADDRESS, the one that runs on this host, or one of this host alone that ends with the block.
     `store`: that all its hosts are to see.
 

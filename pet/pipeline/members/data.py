@@ -53,7 +53,7 @@ class BackgroundWriter:
     Leaving the context waits for the job, also when something else went wrong. A job must not touch the GPU.
     """
 
-    def __enter__(self) -> "Aside":
+    def __enter__(self) -> "BackgroundWriter":
         self._thread = ThreadPoolExecutor(1)
         self._job: Future[None] | None = None
         return self

@@ -1,6 +1,6 @@
 """A first task card for a file of texts: what is in the file, and the card that `pet init` writes.
 
-Which label words it proposes is the business of `labelwords`; nothing here loads a model or prints.
+Which label words it proposes is the business of `label_words`; nothing here loads a model or prints.
 """
 
 import os

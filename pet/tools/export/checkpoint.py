@@ -1,5 +1,5 @@
 """A run's student as a folder for programs that have no pet: a transformers checkpoint, or an ONNX model; each with
-tokenizer and model card. What is written is asked before it is published. Trains nothing; the card is `modelcard`'s.
+tokenizer and model card. What is written is asked before it is published. Trains nothing; the card is `model_card`'s.
 
 Shapes: B rows, T tokens (padded), L labels.
 """
@@ -39,7 +39,8 @@ CHECKED = 32
 """Test texts, from the shortest to the longest, that what is written is asked about; and texts of the larger batch."""
 
 MOST = 1e-4
-"""How far a probability of onnxruntime may be from torch's. Measured: at most 2e-6, over tests/support/tiny.py's families."""
+"""How far a probability of onnxruntime may be from torch's. Measured: at most 2e-6, over the families of
+tests/support/tiny.py."""
 
 TIMED, SECONDS = 11, 10.0
 """Runs of one timing, and the time after which no further one begins."""

@@ -14,7 +14,7 @@ from pet.store.environment import environment
 from pet.store.files import readable_yaml
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
-"""The hub's name of what `models.EMBEDDED` come from (pet/modeling/weights/mini/README.md)."""
+"""The hub's name of what `mini.EMBEDDED` come from (pet/modeling/weights/mini/README.md)."""
 
 CARD = """\
 ---
@@ -148,7 +148,7 @@ def hub_base(run: Run) -> str | None:
     if weights.startswith("adapt-"):
         with suppress(MissingArtifact):
             weights = str(run.by_identity("adapt", weights.removeprefix("adapt-")).manifest["settings"]["model"])
-    return name if weights.startswith(f"{name}@") else None  # as of `models.fingerprint`
+    return name if weights.startswith(f"{name}@") else None  # see `fingerprint`
 
 
 def shown_name(model: str) -> str:

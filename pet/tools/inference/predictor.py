@@ -1,7 +1,7 @@
 """A finished run as a classifier: labels and probabilities of new texts, from Python (`pet.load`) or of a file's rows.
 
 Works from a run's artifacts alone; the task card, if it is still there, is only asked how its own files are laid out.
-What a file looks like is the business of `rowfiles`, how a temperature is found of `calibration`.
+What a file looks like is the business of `tasks/readers`, how a temperature is found of `calibration`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -141,13 +141,13 @@ def test_the_soft_labels_are_scored_where_the_pool_s_labels_are_known(done, scor
 def test_the_weights_follow_the_members_in_whatever_order_the_patterns_are_named(done, tmp_path, monkeypatch):
     """The soft labels were made with the patterns in one order, evaluate is run with them in the other one."""
     pooled = []
-    original = evaluate.pool_scores
+    original = label.pool_scores
 
     def spy(scores, weights):
         pooled.append(original(scores, weights))
         return pooled[-1]
 
-    monkeypatch.setattr(evaluate, "pool_scores", spy)
+    monkeypatch.setattr(label, "pool_scores", spy)
     walk(done, done.ground, tmp_path, finetune={"patterns": [1, 0]})
     np.testing.assert_allclose(pooled[-1], ensemble_scores(done), rtol=1e-6)
 
@@ -274,7 +274,7 @@ def test_labelled_texts_of_the_pool_that_the_student_has_seen_are_not_held_out(f
     assert 0 < len(fresh) < 12
     monkeypatch.setattr(calibrate, "ENOUGH", len(fresh))
     given = []
-    monkeypatch.setattr(evaluate, "calibrate", lambda *both: given.append(both) or Calibration(1.0))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *both: given.append(both) or Calibration(1.0))
     made = walk(first, first.ground, tmp_path / "labelled").read_json("calibration.json")["student"]
     texts = train_texts.take(fresh)
     np.testing.assert_allclose(given[0][0], ask_student(first, texts), rtol=1e-4, atol=1e-4)
@@ -353,7 +353,7 @@ def test_texts_that_taught_a_member_are_left_out_where_members_are_held_to_each_
     first, tmp_path, monkeypatch, enough, which
 ):
     monkeypatch.setattr(calibrate, "ENOUGH", enough)
-    monkeypatch.setattr(evaluate, "calibrate", lambda *both: Calibration(fit_temperature(*both)))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *both: Calibration(fit_temperature(*both)))
     found = walk(first, first.ground, tmp_path).read_json("calibration.json")["ensemble"]
     assert found["fitted_on"] == f"each member's label of pool texts{which}, given the others' scores"
     assert found["texts"] == (28 if enough == 28 else 40)

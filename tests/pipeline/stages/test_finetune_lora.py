@@ -533,7 +533,7 @@ def test_adapters_whose_process_died_while_they_were_sealed_count_if_all_were(lo
             monkeypatch.setattr(draft_module, "clear", lambda folder: None)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(manifest_module, "write_manifest", die)
+    monkeypatch.setattr(draft_module, "write_manifest", die)
     pet_run(lora.ground, tmp_path, *LORA, code=130)
     monkeypatch.undo()
     again = pet_run(lora.ground, tmp_path, "--stage", "finetune", *LORA)

@@ -11,7 +11,7 @@ from support.rows import LABELS, declare, files_of, open_context, read_json
 
 from pet.pipeline.stages import finetune, label, prepare
 from pet.store.store import Store
-from pet.tasks import card
+from pet.tasks import texts
 from pet.tasks.texts import read_texts
 
 MEMBERS = {"p0-r0": 0, "p0-r1": 0, "p1-r0": 1, "p1-r1": 1}
@@ -62,7 +62,7 @@ def relabel(done, folder, **sections):
 
 
 def test_soft_labels_pooled_in_chunks_are_those_pooled_at_once(done, tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "CHUNK", 7)
+    monkeypatch.setattr(texts, "CHUNK", 7)
     artifact = relabel(done, tmp_path)
     (table, *found), (whole, *expected) = (read_soft_labels(one) for one in (artifact.path, done.one("label")))
     assert table["id"].equals(whole["id"])

@@ -14,8 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from support.rows import digest, files_of, find_all, find_one, garble, lay_ground, pet, pet_run, read_json, stop_at
-from support.tiny import save_tiny
-from test_corpus import invent
+from support.tiny import invent, save_tiny
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
