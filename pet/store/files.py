@@ -30,15 +30,15 @@ def readable_json(content: Any) -> str:
 def readable_yaml(content: Any, **style: Any) -> str:
     """YAML that a person can read and `load_yaml` reads as it was.
 
-    Letters of all languages stand as they are, unless there is a character that cannot be seen: PyYAML leaves U+0085
-    and others like it as they are, which end a line for those who read YAML.
+    Letters of all languages stand as they are, and what joins or parts them (Persian, emoji). All is escaped where
+    there is a U+0085 or another character like it: PyYAML leaves them, and they end a line for those who read YAML.
 
     Args:
         content: plain values, as `yaml.safe_dump` takes them.
         style: more arguments of `yaml.safe_dump`.
     """
     text, escaped = (yaml.safe_dump(content, sort_keys=False, allow_unicode=one, **style) for one in (True, False))
-    return str(text if text.replace("\n", "").isprintable() else escaped)
+    return str(escaped if len(text.replace("\n", "").splitlines()) > 1 else text)
 
 
 def flow(value: Any) -> str:

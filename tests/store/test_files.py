@@ -51,7 +51,7 @@ def test_yaml_comes_back_whatever_ends_a_line_for_somebody(one):
                 "key": text,
                 "other": [value],
             }
-            assert readable_yaml(value).replace("\n", "").isprintable()
+            assert len(readable_yaml(value).replace("\n", "").splitlines()) == 1
 
 
 @settings(max_examples=200, derandomize=True, database=None, deadline=None)
@@ -73,6 +73,8 @@ def test_yaml_of_odd_texts_comes_back(value):
 
 def test_yaml_is_for_people_who_write_in_any_letters():
     assert readable_yaml({"größe": ["中", "naïve 😀"]}, default_flow_style=None) == "größe: [中, naïve 😀]\n"
+    joined = ["نمی\u200cشود", "l\u00a0état", "👩\u200d🚀"]  # Persian, French, an emoji of two
+    assert all(one in readable_yaml(joined) and one in flow(joined) for one in joined)
 
 
 def test_json_files_are_for_people_and_come_back_as_they_were(tmp_path):
