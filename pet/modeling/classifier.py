@@ -3,7 +3,6 @@
 Shapes: B rows, N tokens of all rows together, H hidden size, L labels.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,39 +10,7 @@ from torch import nn
 
 from pet.modeling import packing
 from pet.modeling.batch import Batch
-
-
-def bert_head(model: Any, first: torch.Tensor) -> torch.Tensor:
-    """BERT: pooler, dropout, one linear map."""
-    pooled = model.bert.pooler(like(first, model.bert.pooler)[:, None])
-    return torch.as_tensor(model.classifier(model.dropout(like(pooled, model.classifier))))
-
-
-def albert_head(model: Any, first: torch.Tensor) -> torch.Tensor:
-    """ALBERT: the same, its pooler a plain linear map."""
-    body = model.albert
-    pooled = body.pooler_activation(body.pooler(like(first, body.pooler)))
-    return torch.as_tensor(model.classifier(model.dropout(like(pooled, model.classifier))))
-
-
-def roberta_head(model: Any, first: torch.Tensor) -> torch.Tensor:
-    """RoBERTa and XLM-R."""
-    return torch.as_tensor(model.classifier(like(first, model.classifier)[:, None]))
-
-
-def like(states: torch.Tensor, module: torch.nn.Module) -> torch.Tensor:
-    """States in the precision of a module's weights: a pooler belongs to the body, which may be in a lower one."""
-    return states.to(next(module.parameters()).dtype)
-
-
-HEADS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
-    "albert": albert_head,
-    "bert": bert_head,
-    "roberta": roberta_head,
-    "xlm-roberta": roberta_head,
-}
-"""config.model_type -> its head: first hidden state of each row [B, H] -> logits [B, L]. Other families are asked as a
-whole, on padded rows."""
+from pet.modeling.families import family_of
 
 
 class ClassifierModel(nn.Module):
@@ -52,8 +19,8 @@ class ClassifierModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.family: str = model.config.model_type
-        self.shortcut = self.family in HEADS and packing.install(model)
+        self.head = family_of(model).classifier_head
+        self.shortcut = self.head is not None and packing.install(model)
 
     @property
     def transformer(self) -> Any:
@@ -62,11 +29,11 @@ class ClassifierModel(nn.Module):
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, L]."""
-        if not self.shortcut:
+        if self.head is None or not self.shortcut:
             packing.warm_up(self.model, batch)
             return torch.as_tensor(self.model(**packing.inputs_of(self.model, batch)).logits)
         first = packing.states_at(self.model, batch, batch.starts[: len(batch)], most=1)
-        return HEADS[self.family](self.model, first)
+        return self.head(self.model, first)
 
     def features(self, batch: Batch) -> torch.Tensor:
         """Hidden states of the last layer, averaged over each row's tokens, at unit length [B, H]."""

@@ -4,11 +4,10 @@ Shapes: B rows, N tokens of all rows together, H hidden size, V vocabulary, W la
 
 Only the hidden states that are asked for go through the LM head, and for label scores only the rows of the label words
 are multiplied: a projection of every position onto the vocabulary is most of the original's cost. How a head is built
-differs by family; HEADS says it for those that are tested against the full logits. Any other family takes the full
-path, slower and right, and `ClozeModel.shortcut` is False.
+differs by family, and `families` says it for those that are tested against the full logits. Any other family takes the
+full path, slower and right, and `ClozeModel.shortcut` is False.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,75 +16,9 @@ from torch.nn import functional
 
 from pet.modeling import packing
 from pet.modeling.batch import Batch
+from pet.modeling.families import family_of
 from pet.modeling.token_losses import TokenLosses, token_losses
 from pet.modeling.verbalizers import VerbalizerIds
-
-Transform = Callable[[torch.Tensor], torch.Tensor]
-Head = tuple[Transform, torch.Tensor, torch.Tensor | None]
-"""Transform of hidden states [..., H] -> [..., E], output embeddings [V, E], bias [V]."""
-
-
-def bert_head(lm: Any) -> Head:
-    """BERT, and DeBERTa-v2 with its legacy head."""
-    return lm.cls.predictions.transform, lm.cls.predictions.decoder.weight, lm.cls.predictions.decoder.bias
-
-
-def roberta_head(lm: Any) -> Head:
-    """RoBERTa and XLM-R."""
-    head = lm.lm_head
-    return (
-        lambda hidden: head.layer_norm(functional.gelu(head.dense(hidden))),
-        head.decoder.weight,
-        head.decoder.bias,
-    )
-
-
-def albert_head(lm: Any) -> Head:
-    """ALBERT: the transform leads to the smaller embedding size."""
-    head = lm.predictions
-    return (
-        lambda hidden: head.LayerNorm(head.activation(head.dense(hidden))),
-        head.decoder.weight,
-        head.decoder.bias,
-    )
-
-
-def deberta_head(lm: Any) -> Head:
-    """DeBERTa-v2 and v3, with the legacy head or the one tied to the input embeddings."""
-    if lm.legacy:
-        return bert_head(lm)
-    head = lm.lm_predictions.lm_head
-    return (
-        lambda hidden: head.LayerNorm(head.transform_act_fn(head.dense(hidden))),
-        lm.deberta.embeddings.word_embeddings.weight,
-        head.bias,
-    )
-
-
-def distilbert_head(lm: Any) -> Head:
-    """DistilBERT."""
-    return (
-        lambda hidden: lm.vocab_layer_norm(lm.activation(lm.vocab_transform(hidden))),
-        lm.vocab_projector.weight,
-        lm.vocab_projector.bias,
-    )
-
-
-def modernbert_head(lm: Any) -> Head:
-    """ModernBERT."""
-    return lm.head, lm.decoder.weight, lm.decoder.bias
-
-
-HEADS: dict[str, Callable[[Any], Head]] = {
-    "albert": albert_head,
-    "bert": bert_head,
-    "deberta-v2": deberta_head,
-    "distilbert": distilbert_head,
-    "modernbert": modernbert_head,
-    "roberta": roberta_head,
-    "xlm-roberta": roberta_head,
-}
-"""config.model_type -> its head. Add a family here and to the equality test in tests/modeling/test_cloze.py."""
 
 
 class ClozeModel(nn.Module):
@@ -95,7 +28,8 @@ class ClozeModel(nn.Module):
         super().__init__()
         self.lm = lm
         self.family: str = lm.config.model_type
-        self.shortcut = self.family in HEADS
+        self.lm_head = family_of(lm).lm_head
+        self.shortcut = self.lm_head is not None
         self.token_losses: TokenLosses = token_losses
         """In which form; `computing_copy` decides."""
         packing.install(lm)
@@ -121,9 +55,9 @@ class ClozeModel(nn.Module):
 
     def products(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Vocabulary logits of selected states [K, H] without the head's bias [V, K], and that bias [V]."""
-        if not self.shortcut:
+        if self.lm_head is None:
             return states.T, None
-        transform, weight, bias = HEADS[self.family](self.lm)
+        transform, weight, bias = self.lm_head(self.lm)
         # The head is in fp32 at least, though states and embeddings may be in less, as the body is. Its own product is
         # then computed in less too: what is to be multiplied by embeddings in bf16 is rounded to that anyway.
         lower = weight.dtype.itemsize < 4
@@ -134,7 +68,7 @@ class ClozeModel(nn.Module):
     @property
     def bias(self) -> torch.Tensor | None:
         """The LM head's bias [V], where the head is known and has one."""
-        return HEADS[self.family](self.lm)[2] if self.shortcut else None
+        return self.lm_head(self.lm)[2] if self.lm_head is not None else None
 
     def word_logits(self, at_mask: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Logits [B, W] of some words, in fp32 whatever the encoder computes in.
@@ -142,9 +76,9 @@ class ClozeModel(nn.Module):
         `at_mask`: what `states` has at the masks, [B, H] or [B, V]; `words`: token ids [W].
         """
         at_mask = at_mask.float()
-        if not self.shortcut:
+        if self.lm_head is None:
             return at_mask[:, words]
-        transform, weight, bias = HEADS[self.family](self.lm)
+        transform, weight, bias = self.lm_head(self.lm)
         return functional.linear(
             transform(at_mask), weight[words].float(), None if bias is None else bias[words].float()
         )

@@ -21,6 +21,7 @@ from pet.config.limits import is_file, is_folder, path_of
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError, PetError, SettingsError
 from pet.modeling.batch import all_finite
+from pet.modeling.families import family_of
 from pet.modeling.mini import (
     EMBEDDED,
     MINI,
@@ -263,8 +264,13 @@ def freeze_lower(model: Any, num_layers: int | None, setting: str = "frozen_laye
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
     """The layers of a transformers model, the lowest first; none if it has no separate ones (ALBERT)."""
+    return list(layer_stack(model))
+
+
+def layer_stack(model: Any) -> torch.nn.ModuleList:
+    """The list that holds these layers; an empty one if there is none."""
     stacks = [one for one in model.base_model.modules() if isinstance(one, torch.nn.ModuleList)]
-    return next((list(one) for one in stacks if len(one) == model.config.num_hidden_layers), [])
+    return next((one for one in stacks if len(one) == model.config.num_hidden_layers), torch.nn.ModuleList())
 
 
 def check_length(model: ModelSettings, config: Any, setting: str = "model.max_length") -> None:
@@ -276,8 +282,7 @@ def check_length(model: ModelSettings, config: Any, setting: str = "model.max_le
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        positions -= config.pad_token_id + 1  # these families number positions from there
+    positions -= family_of(config).first_position(config)
     if model.max_length > positions:
         raise SettingsError(
             f"{setting} {model.max_length} is more than the {positions} tokens that {model.name!r} can read; lower it"

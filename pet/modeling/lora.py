@@ -25,22 +25,8 @@ from torch.nn import functional
 from pet.config.schema import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.modeling.batch import all_finite
+from pet.modeling.families import family_of
 from pet.modeling.loading import layers_of
-
-TARGETS = {
-    "albert": ("query", "value"),
-    "bert": ("query", "value"),
-    "deberta-v2": ("query_proj", "value_proj"),
-    "distilbert": ("q_lin", "v_lin"),
-    "electra": ("query", "value"),
-    "modernbert": ("Wqkv",),
-    "roberta": ("query", "value"),
-    "xlm-roberta": ("query", "value"),
-}
-"""config.model_type -> the linear maps that get adapters unless told otherwise (Hu et al. 4.2: query, value)."""
-
-POSITIONAL = ("query_proj", "key_proj")
-"""Maps that DeBERTa may also use on its table of positions."""
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -262,23 +248,23 @@ def find_targets(
     Raises:
         SettingsError: there are none of these names, says which there are; or no adapter can be theirs.
     """
-    family = model.config.model_type
+    family = family_of(model)
     linear = adaptable_maps(model, frozen_layers)
     if wanted == (ALL_LINEAR,):
         wanted = sorted({name.rpartition(".")[2] for name in linear})
-    ends = tuple(wanted or TARGETS.get(family, ()))
+    ends = tuple(wanted or family.lora_targets)
     found = {end: [name for name in linear if f".{name}".endswith(f".{end}")] for end in ends}
     unknown = [end for end, names in found.items() if not names]
     if unknown or not found:
         names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise SettingsError(
-            f"{setting} {unknown}: the {family} model has no such linear maps; name some of {names}, "
+            f"{setting} {unknown}: the {family.model_type} model has no such linear maps; name some of {names}, "
             f"or {ALL_LINEAR} alone"
         )
     chosen = {name for names in found.values() for name in names}
-    if getattr(model.config, "share_att_key", False) and any(name.endswith(POSITIONAL) for name in chosen):
+    if getattr(model.config, "share_att_key", False) and any(name.endswith(family.positional_maps) for name in chosen):
         raise SettingsError(
-            f"{setting} {list(ends)}: in this {family} model query and key maps also read a table of "
+            f"{setting} {list(ends)}: in this {family.model_type} model query and key maps also read a table of "
             "positions (share_att_key), which belongs to no member; name others, such as value_proj, or use "
             "finetune.method=full"
         )

@@ -1,8 +1,8 @@
 """How a transformers encoder reads a `Batch`: rows end to end and no padding where its family allows it.
 
 All that an encoder does apart from attention, it does token by token. So the rows of a batch can lie end to end, as
-one row, if attention is told where each begins: no token of padding is computed. PACKED names the families that this is
-tested for; the others are given padded rows (`scoring_layout`, `training_layout`). Nothing here knows of heads.
+one row, if attention is told where each begins: no token of padding is computed. `families` says for which families
+this is tested; the others are given padded rows (`scoring_layout`, `training_layout`). Nothing here knows of heads.
 
 Shapes: B rows, N tokens, Q of them asked about, T places (padded), H hidden size.
 """
@@ -12,16 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
-from pet.modeling.attention import ATTENTION, Reads, read_attention
+from pet.modeling.attention import ATTENTION, Reads
 from pet.modeling.batch import Batch, Layout
-from pet.modeling.loading import layers_of
-
-PACKED = {"albert": False, "bert": False, "roberta": True, "xlm-roberta": True}
-"""config.model_type -> whether its positions are numbered from after the padding token's id, else from 0."""
-
-READS = ("bert", "roberta", "xlm-roberta")
-"""Families whose last layer can compute some tokens only: their layers are built alike."""
+from pet.modeling.families import family_of
+from pet.modeling.loading import layer_stack
 
 WIDTH_MULTIPLE = 8
 TRAINING_WIDTHS = {True: 32, False: 256}
@@ -38,18 +34,30 @@ Not 1,024: torch.compile would take it that tokens are always as many as a state
 
 def install(model: Any) -> bool:
     """Let a transformers model read packed batches, if its family can; says whether."""
-    packed = model.config.model_type in PACKED
-    if packed:
+    family = family_of(model)
+    if family.packs:
         model.set_attn_implementation(ATTENTION)
-    if model.config.model_type in READS and not isinstance(last := layers_of(model)[-1], ReadLayer):
-        last.__class__ = reading(type(last))  # type: ignore[arg-type]
-    return packed
+    if family.read_layer is not None:
+        stack = layer_stack(model)
+        stack[-1] = reading_layer(stack[-1], family.read_layer)
+    return family.packs
+
+
+def reading_layer(layer: nn.Module, over: type) -> nn.Module:
+    """A layer to take this one's place, of its class with `over` (`Family.read_layer`) laid over it. It has the same
+    parts and weights under the same names. A layer that has `over` already is returned as it is."""
+    if isinstance(layer, over):
+        return layer
+    kind = reading_class(type(layer), over)
+    made: nn.Module = kind.__new__(kind)  # no `__init__`: it would draw weights
+    made.__setstate__(layer.__getstate__())
+    return made
 
 
 @functools.cache
-def reading(kind: type) -> type:
-    """A layer's class with `ReadLayer` laid over it; one for all models: torch.compile starts anew for each class."""
-    return type(f"Read{kind.__name__}", (ReadLayer, kind), {})
+def reading_class(kind: type, over: type) -> type:
+    """A layer's class with another laid over it; one for all models: torch.compile starts anew for each class."""
+    return type(f"Read{kind.__name__}", (over, kind), {})
 
 
 def scoring_layout(model: Any) -> Layout:
@@ -85,10 +93,11 @@ def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
         if batch.token_type_ids is not None:
             padded["token_type_ids"] = batch.token_type_ids.view(shape)
         return padded
-    first = model.config.pad_token_id + 1 if PACKED[model.config.model_type] else 0
+    family = family_of(model)
+    assert family.packs, f"rows of a {family.model_type} model are padded"
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids[None],
-        "position_ids": batch.places[None] + first,
+        "position_ids": batch.places[None] + family.first_position(model.config),
         "starts": batch.starts,
         "rows": batch.rows,
         "places": batch.places,
@@ -100,43 +109,11 @@ def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
     return inputs
 
 
-class ReadLayer:
-    """Lets the last layer compute only the tokens that are asked about (`reads`), where no others are read.
-
-    Laid over the layer's own class, so that no name of a weight changes.
-    """
-
-    def forward(self: Any, hidden_states: torch.Tensor, *rest: Any, reads: Reads | None = None, **inputs: Any) -> Any:
-        """[1, N, H] -> [1, N, H], or [1, Q, H]."""
-        if reads is None:
-            return super().forward(hidden_states, *rest, **inputs)  # type: ignore[misc]
-        attention = self.attention.self
-        chosen = hidden_states[:, reads.tokens]  # [1, Q, H]
-        query, key, value = (
-            project(given).unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
-            for project, given in (
-                (attention.query, chosen),
-                (attention.key, hidden_states),
-                (attention.value, hidden_states),
-            )
-        )
-        found = read_attention(
-            query,
-            key,
-            value,
-            attention.scaling,
-            attention.dropout.p if self.training else 0.0,
-            reads,
-            *(inputs[name] for name in ("starts", "rows", "places", "width")),
-        )
-        return self.feed_forward_chunk(self.attention.output(found.flatten(2), chosen))
-
-
 def states_at(model: Any, batch: Batch, tokens: torch.Tensor, most: int | None = None) -> torch.Tensor:
     """Last hidden states [Q, H] of some tokens of a transformers model's body. `tokens`: which of N [Q]; `most`: no row
     has more of them, if that is known."""
     saves = len(tokens) < len(batch.input_ids)
-    if batch.attention_mask is not None or model.config.model_type not in READS or not saves:
+    if batch.attention_mask is not None or family_of(model).read_layer is None or not saves:
         return hidden_states(model, batch)[tokens]
     order = tokens.argsort()
     found = run_body(model, batch, find_reads(batch, tokens[order], most))

@@ -13,7 +13,7 @@ def compile_layers(model: Any, runtime: Runtime, alike: bool = False) -> bool:
     says whether. `alike`: all batches have one shape, or two.
 
     Layers are compiled one by one: they share one program, so it takes seconds. The last layer may differ from the
-    others (`packing.ReadLayer`), as the embeddings do, and where lengths are free to differ these two took 15 of the
+    others (`families.ReadLayer`), as the embeddings do, and where lengths are free to differ these two took 15 of the
     34 s of a first training step on one H100, and are one part in 25 of RoBERTa-large's work. For batches that are
     alike, all is compiled, for just their shapes: a step of `mini`'s took 45.7 ms then instead of 47.1.
     """

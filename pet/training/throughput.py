@@ -11,6 +11,7 @@ from torch import nn
 from pet.config.schema import PretrainSettings
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
+from pet.modeling.families import family_of
 from pet.training.checkpoint import CheckpointManager
 from pet.training.device import Runtime, matmul_rate
 from pet.training.trainer import LOG_EVERY, State
@@ -62,7 +63,7 @@ def flops_per_token(cloze: ClozeModel, settings: PretrainSettings) -> float:
     """
     config, frozen = cloze.lm.config, settings.frozen_layers or 0
     asked = settings.mask_probability
-    ends_early = config.model_type in packing.READS and packing.is_packed(cloze.lm)
+    ends_early = family_of(config).read_layer is not None and packing.is_packed(cloze.lm)
     layers = loading.layers_of(cloze.lm) or [cloze.lm.base_model]
     total = 0.0
     for number, layer in enumerate(layers):

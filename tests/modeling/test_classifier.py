@@ -3,17 +3,29 @@ model asked row by row, for every family."""
 
 import pytest
 import torch
-from support.plain import FILLED, LIVELY, OTHERS, alone, assert_near, assert_same_gradients, gradients, kind, some_batch
+from support.plain import (
+    FILLED,
+    LIVELY,
+    OTHERS,
+    PACKED,
+    alone,
+    assert_near,
+    assert_same_gradients,
+    gradients,
+    kind,
+    some_batch,
+)
 from support.tiny import FAMILIES, TOKENIZERS, tiny_classifier
 
+from pet.modeling import families
 from pet.modeling.batch import Batch, Layout
-from pet.modeling.classifier import HEADS, ClassifierModel
-from pet.modeling.packing import PACKED
+from pet.modeling.classifier import ClassifierModel
 
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
 PADDED = {"padded": Layout(True, width_multiple=8)}
 CASES = [(family, name) for family in PACKED for name in (*END_TO_END, *PADDED)]
 CASES += [(family, "padded") for family in (*FAMILIES, *OTHERS) if family not in PACKED]
+HEADS = tuple(name for name, one in families.FAMILIES.items() if one.classifier_head is not None)
 TARGETS = torch.tensor([0, 2, 1, 1, 0, 2, 2])
 
 

@@ -11,6 +11,7 @@ from support.plain import (
     FILLED,
     LIVELY,
     OTHERS,
+    PACKED,
     alone,
     assert_near,
     assert_same_gradients,
@@ -26,7 +27,7 @@ from pet.modeling import packing
 from pet.modeling.attention import ATTENTION, packed_attention, unpack
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.loading import layers_of
-from pet.modeling.packing import PACKED, TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
+from pet.modeling.packing import TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, hidden_states, states_at
 from pet.training.device import Runtime
 from pet.training.reporter import Silent
 

@@ -8,6 +8,7 @@ import torch
 
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.cloze import ClozeModel
+from pet.modeling.families import FAMILIES
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.tasks.patterns import parse_pattern
@@ -16,6 +17,9 @@ from support.tiny import KIND_OF, TOKENIZERS, WORDS
 
 OTHERS = {"electra": "wordpiece", "camembert": "byte-bpe"}
 """Families whose head nobody took apart, with a tokenizer."""
+
+PACKED = tuple(name for name, one in FAMILIES.items() if one.packs)
+"""Families whose rows lie end to end."""
 
 FILLED = Layout(False, None, 128, 64)
 """Rows end to end as on a GPU: a multiple of 64 tokens."""

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from support.plain import LIVELY, OTHERS, assert_near, kind, some_batch
+from support.plain import LIVELY, OTHERS, PACKED, assert_near, kind, some_batch
 from support.tiny import FAMILIES, TOKENIZERS, WORDS, tiny_classifier, tiny_model
 
 from pet.errors import NotFinite
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.packing import PACKED
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers

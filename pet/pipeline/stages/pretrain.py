@@ -22,7 +22,8 @@ from torch import nn
 from pet.config.schema import Pretraining
 from pet.errors import ModelError, SettingsError
 from pet.modeling import delta, loading, packing, quiet
-from pet.modeling.cloze import HEADS, ClozeModel
+from pet.modeling.cloze import ClozeModel
+from pet.modeling.families import FAMILIES, family_of
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
@@ -112,13 +113,11 @@ def check(settings: Pretraining, prompt_tokenizer: PromptTokenizer, section: str
         find_targets(body, chosen.lora.targets, chosen.frozen_layers or 0, f"{section}.lora.targets")
         if chosen.decay_to == "start":
             raise SettingsError(f"{section}.decay_to is start, but with method lora adapters start at 0; leave it out")
-    biased = body.config.model_type in HEADS and getattr(
-        body.config, "decoder_bias", True
-    )  # ModernBERT's may have none
-    if chosen.logit_adjustment and not biased:
+    if chosen.logit_adjustment and not family_of(body).has_known_bias(body.config):
+        known = ", ".join(name for name, one in FAMILIES.items() if one.lm_head is not None)
         raise SettingsError(
             f"{section}.logit_adjustment is {chosen.logit_adjustment}, but this {body.config.model_type} model has no "
-            f"LM head with a bias that is known; leave it out, or give one of {', '.join(HEADS)}"
+            f"LM head with a bias that is known; leave it out, or give one of {known}"
         )
     if chosen.warmup_steps >= chosen.steps:
         raise SettingsError(
