@@ -48,9 +48,9 @@ def reading_layer(layer: nn.Module, over: type) -> nn.Module:
     parts and weights under the same names. A layer that has `over` already is returned as it is."""
     if isinstance(layer, over):
         return layer
-    kind = reading_class(type(layer), over)
-    made: nn.Module = kind.__new__(kind)  # no `__init__`: it would draw weights
-    made.__setstate__(layer.__getstate__())
+    kind: type[nn.Module] = reading_class(type(layer), over)  # type: ignore[arg-type]
+    made = kind.__new__(kind)  # no `__init__`: it would draw weights
+    made.__setstate__(layer.__getstate__())  # type: ignore[no-untyped-call]
     return made
 
 
