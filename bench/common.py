@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pet.config.schema import FinetuneSettings
 from pet.modeling.prompts import EncodedTexts, Joined
 from pet.modeling.tokenization import TokenColumn
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.members.batches import ClozeBatch, MemberSources, collate_members, draw_member_batches
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
@@ -127,7 +127,7 @@ def random_batches(
     rows: EncodedTexts, settings: FinetuneSettings, layout: Any, device: torch.device, seeds: Sequence[int] = (0,)
 ) -> Iterator[ClozeBatch]:
     """As `stages.finetune.draw_batches`: 4 labelled and 12 unlabelled rows of each member, one member a seed."""
-    words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS)))
+    words = Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS)))
     sources = MemberSources(rows, np.zeros(len(rows), dtype=np.int64), rows, words, np.arange(5))
     shares = [draw_member_batches(sources, settings, layout, np.random.default_rng(seed)) for seed in seeds]
     while True:

@@ -18,7 +18,7 @@ from pet.config.schema import RuntimeSettings
 from pet.modeling import packing
 from pet.modeling.batch import Batch
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.training.device import open_runtime
 from pet.training.scoring import computing_copy, score_rows
 
@@ -34,7 +34,7 @@ def main() -> None:
     show("reference", reference, reference, flops, rate, "texts/s")
 
     rows = random_rows(lengths)
-    words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))).to(device)
+    words = Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS))).to(device)
     for compiled in (False, True):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
         scorer = computing_copy(ClozeModel(lm).eval(), runtime)

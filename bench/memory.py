@@ -18,7 +18,7 @@ from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.lora import find_targets
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.training.device import Runtime, open_runtime
 from pet.training.scoring import computing_copy, score_rows
 
@@ -55,7 +55,7 @@ def label(model: ClozeModel, rows: object, runtime: Runtime) -> None:
     """Score all rows, as the stages do."""
     compute_model, words = (
         computing_copy(model.eval(), runtime),
-        VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))),
+        Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS))),
     )
     words = words.to(runtime.device)
     layout = packing.scoring_layout(compute_model.lm)

@@ -24,7 +24,7 @@ from pet.modeling import packing
 from pet.modeling.batch import Batch, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.student import layout_of_all
 from pet.training.device import Runtime, open_runtime
 from pet.training.losses import distillation_loss
@@ -99,7 +99,7 @@ def label(texts: int, runtime: Runtime) -> tuple[float, Any]:
     """Seconds of scoring so many rows, and their scores."""
     counting[0] = True
     rows = random_rows(draw_lengths(texts))
-    words = VerbalizerIds(torch.tensor(WORDS), torch.eye(len(WORDS))).to(runtime.device)
+    words = Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS))).to(runtime.device)
     scorer = computing_copy(ClozeModel(build_large(runtime.device)).eval(), runtime)
     layout = packing.scoring_layout(scorer.lm)
 

@@ -18,7 +18,7 @@ from pet.modeling import packing
 from pet.modeling.batch import Batch
 from pet.modeling.families import family_of
 from pet.modeling.token_losses import TokenLosses, token_losses
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 
 
 class ClozeModel(nn.Module):
@@ -89,7 +89,10 @@ class ClozeModel(nn.Module):
         everything = torch.arange(self.lm.config.vocab_size, device=words.device)
         return self.word_logits(at_mask, everything).log_softmax(-1)[:, words]
 
-    def label_scores(self, batch: Batch, verbalizers: VerbalizerIds) -> torch.Tensor:
-        """Scores [B, L]: per label the mean logit of its words at the mask (fact sheet 3.3)."""
-        at_mask = self.states_at(batch, batch.mask_positions, most=1)
-        return self.word_logits(at_mask, verbalizers.words) @ verbalizers.averaging
+    def label_scores(self, batch: Batch, verbalizers: Verbalizer) -> torch.Tensor:
+        """Scores [B, L] of labels, by their words at the mask."""
+        return self.scores_at(self.states_at(batch, batch.mask_positions, most=1), verbalizers)
+
+    def scores_at(self, at_mask: torch.Tensor, verbalizers: Verbalizer) -> torch.Tensor:
+        """The same from what `states` has at the masks, [B, H] or [B, V]; the shape is that of `Verbalizer.scores`."""
+        return verbalizers.scores(lambda words: self.word_logits(at_mask, words))

@@ -1,6 +1,6 @@
-"""Label words as token ids, and the matrix that averages their logits for each label."""
+"""Label words as token ids, and how the scores of labels come from what a model says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,18 +14,38 @@ from pet.tasks.patterns import PVP
 
 
 @dataclass(frozen=True)
-class VerbalizerIds:
-    """Token ids [W] of all label words, and the matrix [W, L] that averages word scores into label scores."""
+class Verbalizer:
+    """The label words of one pattern, each of one token, or those of M members that share a batch.
+
+    All that a label's score takes from a model is asked for in `scores`.
+    """
 
     words: torch.Tensor
-    averaging: torch.Tensor
+    """Token ids of all label words [W]."""
 
-    def to(self, device: torch.device) -> "VerbalizerIds":
+    averaging: torch.Tensor
+    """From their logits to label scores, the mean of each label's words: [W, L], or of M members [M, W, L]."""
+
+    def scores(self, word_logits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Scores of labels: for each the mean logit of its words at the mask (fact sheet 3.3).
+
+        Args:
+            word_logits: says for words [W] their logits at the masks of B rows [B, W].
+
+        Returns:
+            [B, L]; of M members, whose rows come one after another and are as many each, [M, B / M, L].
+        """
+        logits = word_logits(self.words)
+        if self.averaging.ndim == 3:
+            logits = logits.view(len(self.averaging), -1, len(self.words))
+        return logits @ self.averaging
+
+    def to(self, device: torch.device) -> "Verbalizer":
         """The same on a device."""
         return send(self, device)
 
 
-def encode_verbalizers(prompt_tokenizer: PromptTokenizer, pvps: Sequence[PVP], task: str) -> list[VerbalizerIds]:
+def encode_verbalizers(prompt_tokenizer: PromptTokenizer, pvps: Sequence[PVP], task: str) -> list[Verbalizer]:
     """The label words of every PVP as token ids, spelled as they stand at the pattern's mask.
 
     Raises:
@@ -48,7 +68,7 @@ def encode_verbalizers(prompt_tokenizer: PromptTokenizer, pvps: Sequence[PVP], t
         averaging = torch.zeros(len(ids), len(pvp.words))
         for place, number in enumerate(labels):
             averaging[place, number] = 1 / labels.count(number)
-        found.append(VerbalizerIds(torch.tensor(ids, dtype=torch.long), averaging))
+        found.append(Verbalizer(torch.tensor(ids, dtype=torch.long), averaging))
     raise_problems(
         TaskError, f"task {task!r}: label words must be one known token of {prompt_tokenizer.name!r}", list(problems)
     )

@@ -25,7 +25,7 @@ from support.tiny import FAMILIES, TOKENIZERS, tiny_model
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.families import FAMILIES as KNOWN
-from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
+from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.tasks.patterns import PVP
 
 MODELS = [(family, {}) for family in (*FAMILIES, *OTHERS)] + [("deberta-v2", {"legacy": False})]
@@ -41,7 +41,7 @@ class Asked:
     cloze: ClozeModel
     untouched: Any
     batch: Batch
-    verbalizers: VerbalizerIds
+    verbalizers: Verbalizer
 
 
 def name_of(case: tuple[str, dict[str, object], Layout]) -> str:
@@ -56,7 +56,7 @@ def asked(request: pytest.FixtureRequest) -> Asked:
     return Asked(ClozeModel(mine), untouched, *question(family, layout))
 
 
-def question(family: str, layout: Layout) -> tuple[Batch, VerbalizerIds]:
+def question(family: str, layout: Layout) -> tuple[Batch, Verbalizer]:
     """Five rows of different lengths, one of them twice, and label words that average to three labels."""
     rows = some_rows(family)
     (verbalizers,) = encode_verbalizers(
@@ -80,7 +80,7 @@ def mask_of(batch: Batch) -> int:
     return one
 
 
-def reference_scores(logits: torch.Tensor, verbalizers: VerbalizerIds) -> torch.Tensor:
+def reference_scores(logits: torch.Tensor, verbalizers: Verbalizer) -> torch.Tensor:
     """[B, L]: fact sheet 3.3, label by label."""
     ids = iter(verbalizers.words.tolist())
     means = []

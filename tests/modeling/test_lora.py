@@ -50,7 +50,7 @@ from pet.modeling.lora import (
     read,
 )
 from pet.modeling.token_losses import IGNORED
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.members.batches import (
     KEY_STEP,
     ClozeBatch,
@@ -901,7 +901,7 @@ def sources_of(member: int) -> MemberSources:
     averaging = torch.zeros(4, 3)
     averaging[range(4), [0, 1, 2, 2]] = torch.tensor([1.0, 1.0, 0.5, 0.5])
     never = np.asarray(tokenizer.all_special_ids)
-    return MemberSources(rows, np.asarray([0, 1, 2, 0, 1, 2, member]), rows, VerbalizerIds(words, averaging), never)
+    return MemberSources(rows, np.asarray([0, 1, 2, 0, 1, 2, member]), rows, Verbalizer(words, averaging), never)
 
 
 def batches_of(members: Sequence[int], layout: Layout = FILLED) -> Iterator[ClozeBatch]:

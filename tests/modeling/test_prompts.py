@@ -32,7 +32,7 @@ from pet.modeling.prompts import (
     shorten_longest,
 )
 from pet.modeling.tokenization import PromptTokenizer, TokenColumn, TokenizedTexts, glued_parts
-from pet.modeling.verbalizers import encode_verbalizers
+from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.tasks import texts as texts_module
 from pet.tasks.patterns import PVP, Mask, Pattern, Slot, parse_pattern, read_part
 from pet.tasks.texts import Texts
@@ -503,7 +503,26 @@ def test_the_score_of_a_label_is_the_mean_of_its_words(prompt_tokenizer):
     ids = [reference_ids(prompt_tokenizer, word, True) for group in words.values() for word in group]
     assert found.words.tolist() == [one for (one,) in ids]
     scores = torch.arange(6, dtype=torch.float32) ** 2
-    assert torch.allclose(scores @ found.averaging, torch.tensor([(0 + 1 + 4) / 3, 9.0, (16 + 25) / 2]))
+    expected = torch.tensor([(0 + 1 + 4) / 3, 9.0, (16 + 25) / 2])
+    assert torch.allclose(scores @ found.averaging, expected)
+    assert torch.allclose(
+        found.scores(lambda asked: scores[asked == found.words].expand(2, -1)), expected.expand(2, -1)
+    )
+
+
+def test_members_that_share_a_batch_are_scored_by_their_own_words_alone():
+    """Row by row: the mean of what the member's own words of a label get, whatever the other member's get."""
+    own = [{0: [0, 1], 1: [2]}, {0: [3], 1: [4, 5, 6]}]  # member, label -> places among all words
+    averaging = torch.zeros(2, 7, 2)
+    for member, places in enumerate(own):
+        for label, some in places.items():
+            averaging[member, some, label] = 1 / len(some)
+    logits = torch.randn(6, 7, generator=torch.Generator().manual_seed(0))
+    found = Verbalizer(torch.arange(7), averaging).scores(lambda words: logits[:, words])
+    rows = [(member, logits[3 * member + row]) for member in range(2) for row in range(3)]
+    expected = [[row[own[member][label]].mean() for label in range(2)] for member, row in rows]
+    assert found.shape == (2, 3, 2)
+    torch.testing.assert_close(found.view(6, 2), torch.tensor(expected))
 
 
 def test_label_words_can_be_moved_to_a_device(prompt_tokenizer):

@@ -22,7 +22,7 @@ from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, collate
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
-from pet.modeling.verbalizers import VerbalizerIds
+from pet.modeling.verbalizers import Verbalizer
 from pet.training.cuda_graphs import Losses
 from pet.training.distributed import ALONE, Ranks, shard
 from pet.training.losses import combined_loss, label_loss, mlm_loss
@@ -58,6 +58,11 @@ class ClozeBatch:
     averaging: torch.Tensor
     weights: torch.Tensor | None = None
 
+    @property
+    def verbalizer(self) -> Verbalizer:
+        """Label words of all members."""
+        return Verbalizer(self.words, self.averaging)
+
     def to(self, device: torch.device) -> "ClozeBatch":
         """The same batch on a device."""
         return send(self, device)
@@ -70,8 +75,7 @@ def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
     uses_mlm = len(given.batch) > num_labels  # there are unlabelled rows
     asked = torch.cat([given.label_places, given.target_places]) if uses_mlm else given.label_places
     states = cloze.states_at(given.batch, asked)  # [M n + K, H]
-    logits = cloze.word_logits(states[:num_labels], given.words).view(num_members, -1, len(given.words))
-    label = label_loss(logits @ given.averaging, given.labels)
+    label = label_loss(cloze.scores_at(states[:num_labels], given.verbalizer), given.labels)
     if given.weights is not None:
         label = label * given.weights[0]
     if not uses_mlm:
@@ -99,7 +103,7 @@ class MemberBatch:
     keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     targets: NDArray[np.int64]
-    verbalizers: VerbalizerIds
+    verbalizers: Verbalizer
     sizes: NDArray[np.int64]
     weights: tuple[float, float]
 
@@ -111,7 +115,7 @@ class MemberSources:
     labelled: EncodedTexts
     labels: NDArray[np.int64]
     pool: EncodedTexts
-    verbalizers: VerbalizerIds
+    verbalizers: Verbalizer
     never_masked: NDArray[np.int64]
 
 
@@ -236,7 +240,7 @@ def pad_targets(places: NDArray[np.int64], expected: float, most: int = 0) -> ND
     return np.pad(places, (0, capacity - len(places)), constant_values=-1)
 
 
-def join_verbalizers(parts: Sequence[VerbalizerIds]) -> tuple[torch.Tensor, torch.Tensor]:
+def join_verbalizers(parts: Sequence[Verbalizer]) -> tuple[torch.Tensor, torch.Tensor]:
     """Label words of all members [W], and how each member's scores are averaged from their logits [M, W, L]."""
     averaging = torch.zeros(len(parts), sum(len(one.words) for one in parts), parts[0].averaging.shape[1])
     start = 0

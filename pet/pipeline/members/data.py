@@ -15,7 +15,7 @@ from pet.modeling.batch import Layout
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenizedTexts
-from pet.modeling.verbalizers import VerbalizerIds, encode_verbalizers
+from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
 from pet.pipeline.members.batches import (
@@ -44,7 +44,7 @@ class EncodedPattern:
 
     rows: dict[str, EncodedTexts]
     labels: NDArray[np.int64]
-    verbalizers: VerbalizerIds
+    verbalizers: Verbalizer
 
 
 class BackgroundWriter:
@@ -85,7 +85,7 @@ class MemberTrainer:
         self.ctx = ctx
 
     @cached_property
-    def verbalizers(self) -> dict[int, VerbalizerIds]:
+    def verbalizers(self) -> dict[int, Verbalizer]:
         """Label words of all patterns, checked together so that every problem is told at once."""
         found = encode_verbalizers(self.ctx.prompt_tokenizer, self.ctx.pvps, self.ctx.card.name)
         return {pvp.number: ids for pvp, ids in zip(self.ctx.pvps, found, strict=True)}
