@@ -10,12 +10,14 @@ from pet.modeling import loading
 from pet.pipeline import drawn_texts, event_log
 from pet.pipeline import summary as summary_module
 from pet.pipeline.context import RunContext, mending
+from pet.pipeline.runs import READING
 from pet.pipeline.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare
 from pet.pipeline.stages.evaluate import Generation
 from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
+from pet.tasks.card import reading_of
 
 STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1
@@ -128,7 +130,7 @@ class Outcome:
 
 
 def publish_run(ctx: RunContext, outcome: Outcome) -> Artifact:
-    """Write summary.json, summary.md and settings.yaml, or reuse the run."""
+    """Write summary.json, summary.md, settings.yaml and what the card says about reading, or reuse the run."""
 
     def fill(draft: Draft) -> None:
         summary = summary_module.build_summary(
@@ -147,11 +149,13 @@ def publish_run(ctx: RunContext, outcome: Outcome) -> Artifact:
         draft.write_json("summary.json", summary)
         (draft.path / "summary.md").write_text(summary_module.summary_markdown(summary), encoding="utf-8")
         (draft.path / "settings.yaml").write_text(settings_yaml(ctx.settings), encoding="utf-8")
+        draft.write_json(READING, reading_of(ctx.card).model_dump(mode="json"))
         event_log.save(ctx.runtime.reporter, draft.path, draft.final.name)
 
     name = f"{ctx.draw_label}-{ctx.model_label}" + ("-ipet" if outcome.is_ipet else "")
     made = ctx.make(run_key(ctx, outcome), name, "run", fill, seed=ctx.settings.seed)
-    for one in ("summary.json", "summary.md", "settings.yaml"):  # what is damaged is made anew while it can be
+    kept = (READING,) if made.has(READING) else ()  # older runs have none
+    for one in ("summary.json", "summary.md", "settings.yaml", *kept):  # what is damaged is made anew while it can be
         made.file(one)
     return made
 

@@ -15,6 +15,10 @@ from pet.config.schema import Settings
 from pet.errors import DamagedArtifact, MissingArtifact, StoreError, raise_problems
 from pet.store.manifest import MANIFEST
 from pet.store.store import Artifact, Store
+from pet.tasks.card import CardReading, parse_reading
+
+READING = "reading.json"
+"""The file of a run that has what its card says about reading."""
 
 LAST = "last"
 """What stands for the newest run."""
@@ -45,6 +49,18 @@ class Run:
             SettingsError: its settings.yaml is not one that this version of pet can read.
         """
         return resolve_settings(str(self.artifact.file("settings.yaml")))
+
+    @cached_property
+    def reading(self) -> CardReading | None:
+        """How its card says that texts are read; `None` for runs that were made before that was kept.
+
+        Raises:
+            StoreError: this version of pet cannot read what was kept.
+        """
+        if not self.artifact.has(READING):
+            return None
+        what = f"{self.path / READING} is not as this version of pet writes it; use the version that made the run, or make it again"
+        return parse_reading(self.artifact.read_json(READING), what, StoreError)
 
     @property
     def labels(self) -> tuple[str, ...]:

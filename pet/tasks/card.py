@@ -21,7 +21,7 @@ from pet.config.messages import parse_model
 from pet.config.resolve import read_extended
 from pet.config.schema import Revision, Section, spelled
 from pet.config.shipped import find_file
-from pet.errors import TaskError, raise_problems
+from pet.errors import PetError, TaskError, raise_problems
 from pet.tasks.patterns import PVP, parse_pattern
 
 SPLITS = ("train", "test", "unlabelled")
@@ -145,6 +145,43 @@ class TaskCard(Section):
         return [one if isinstance(one, PatternEntry) else PatternEntry(pattern=one) for one in self.patterns]
 
 
+class CardReading(Section):
+    """What a card says about reading. A run keeps it, so that new texts are read as the run read its own, wherever the
+    card is by then and whatever it says."""
+
+    fields: tuple[str, ...]
+    labels: tuple[str, ...]
+    files: FilesSource | None = None
+    folder: FolderSource | None = None
+    hub: HubSource | None = None
+
+    @property
+    def sources(self) -> list[Source]:
+        """The sources that the card names, in the order in which they are tried."""
+        return [one for one in (self.files, self.folder, self.hub) if one]
+
+
+def reading_of(card: TaskCard) -> CardReading:
+    """What a card says about reading."""
+    return CardReading.model_validate({name: getattr(card, name) for name in CardReading.model_fields})
+
+
+def parse_reading(values: dict[str, Any], what: str, error: type[PetError]) -> CardReading:
+    """What a run kept of its card, checked as the card was.
+
+    Args:
+        values: The content of the run's file.
+        what: What the file is called in messages.
+        error: What is raised.
+
+    Raises:
+        PetError: `error`, naming every problem.
+    """
+    reading = parse_model(CardReading, values, what, error)
+    raise_problems(error, what, [problem for source in reading.sources for problem in source_problems(reading, source)])
+    return reading
+
+
 # ---- cards ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +263,7 @@ def pattern_problems(card: TaskCard, entry: PatternEntry) -> list[str]:
     return problems
 
 
-def source_problems(card: TaskCard, source: Source | None) -> list[str]:
+def source_problems(card: TaskCard | CardReading, source: Source | None) -> list[str]:
     """Fields or labels of a source that the card does not know, or a source with nothing to learn from."""
     if source is None:
         return []

@@ -211,15 +211,22 @@ def test_texts_less_sure_than_asked_for_have_no_label_and_are_counted(done, tmp_
     assert f"{sum(sure >= limit)} of {len(sure)} texts labelled" in said.stderr
 
 
+def of_an_older_run(store, old, new):
+    """Settings that name another card, and nothing kept of the card: as runs were made before."""
+    run = find_one(store, "run")
+    settings = run / "settings.yaml"
+    settings.write_text(settings.read_text().replace(str(old), str(new)))
+    (run / "reading.json").unlink()
+    declare(run)
+    assert str(new) in settings.read_text()
+
+
 def test_the_task_card_need_not_be_there_any_more(done, tmp_path):
     ground = lay_ground(tmp_path / "ground", done.ground.folder)
     shutil.rmtree(ground.folder)
     store = tmp_path / "store"
     shutil.copytree(done.store, store)
-    settings = find_one(store, "run") / "settings.yaml"
-    settings.write_text(settings.read_text().replace(str(done.ground.card), str(ground.card)))
-    declare(settings.parent)
-    assert str(ground.card) in settings.read_text()
+    of_an_older_run(store, done.ground.card, ground.card)
     write_texts(tmp_path / "in.csv", [("goal", "team")])
     pet("predict", find_one(store, "run"), "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv")
     assert len(read_csv(tmp_path / "out.csv")) == 1
@@ -232,9 +239,7 @@ def test_columns_that_the_card_s_own_source_maps_are_read_as_it_reads_them(done,
     own = {"format": "csv", "train": "train.csv", "columns": ["n", "title", "text"]}
     own |= {"fields": {"headline": "{title}", "body": "{text}"}, "replace": {"\\": " "}}
     ground.change_card(files=own)
-    settings = find_one(store, "run") / "settings.yaml"
-    settings.write_text(settings.read_text().replace(str(done.ground.card), str(ground.card)))
-    declare(settings.parent)
+    of_an_older_run(store, done.ground.card, ground.card)
     rows = [("1", "goal\\match", "team"), ("2", "bank", "profit")]
     write_texts(tmp_path / "names.csv", rows, ("n", "title", "text"))
     write_texts(tmp_path / "none.csv", rows[1:], rows[0])

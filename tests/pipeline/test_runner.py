@@ -218,7 +218,7 @@ def test_recipe_paper_restores_what_it_names_of_the_published_code(done, tmp_pat
 
 
 def test_the_summary_says_what_was_run_what_came_out_and_what_it_cost(done):
-    files = {"manifest.json", "summary.json", "summary.md", "settings.yaml", "events.jsonl"}
+    files = {"manifest.json", "summary.json", "summary.md", "settings.yaml", "reading.json", "events.jsonl"}
     assert files_of(done.one("run")) == files
     summary = read_json(done.one("run") / "summary.json")
     facts = {"train_examples": 12, "pool": 30, "test": 20, "seed": 0, "recipe": "fixed", "metric": "accuracy"}

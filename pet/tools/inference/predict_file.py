@@ -13,7 +13,7 @@ from pet.tasks.readers import Broken, Row, RowFile, format_of
 from pet.tasks.sources import columns_of, read_field
 from pet.tasks.texts import CHUNK
 from pet.tasks.writers import RowWriter, draft_of
-from pet.tools.inference.predictor import DECIMALS, Prediction, Predictor, check_text, fields_of, find_card
+from pet.tools.inference.predictor import DECIMALS, Prediction, Predictor, check_text, fields_of, find_reading
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
@@ -71,12 +71,12 @@ def open_layout(run: Run, path: Path) -> Reading:
     Raises:
         TaskError: the file cannot be read, or has not the columns.
     """
-    file, fields, card = RowFile(path), fields_of(run), find_card(run)
-    known = [source for source in (card.files, card.folder, card.hub) if source] if card else []
+    file, fields, reading = RowFile(path), fields_of(run), find_reading(run)
+    known = reading.sources if reading else []
     for source in (*known, Source()):
         if set(columns_of(source, fields)) <= set(file.names):
             return Reading(file, source, fields)
-    own = card.files if card else None
+    own = reading.files if reading else None
     if own and own.columns and file.format in ("csv", "tsv") and len(own.columns) == len(file.names):
         return Reading(RowFile(path, own.columns), own, fields)
     wanted = " or ".join(dict.fromkeys(str(columns_of(source, fields)) for source in (Source(), *known)))

@@ -1,6 +1,7 @@
 """A finished run as a classifier: labels and probabilities of new texts, from Python (`pet.load`) or of a file's rows.
 
-Works from a run's artifacts alone; the task card, if it is still there, is only asked how its own files are laid out.
+Works from a run's artifacts alone. How texts are read is kept in the run; of older runs the task card is asked, if it is
+still there.
 What a file looks like is the business of `tasks/readers`, how a temperature is found of `calibration`.
 """
 
@@ -19,7 +20,7 @@ from pet.errors import NotFinite, PetError, SettingsError, TaskError, raise_prob
 from pet.pipeline.runs import Run, open_run
 from pet.pipeline.student import Checkpoint
 from pet.store.store import Store
-from pet.tasks.card import TaskCard, load_card
+from pet.tasks.card import CardReading, load_card, reading_of
 from pet.tasks.texts import CHUNK, Texts
 from pet.tools.inference import ensemble
 from pet.training.device import open_runtime
@@ -181,10 +182,17 @@ def fields_of(run: Run) -> tuple[str, ...]:
     return tuple(run.prepared.manifest["settings"]["fields"])
 
 
-def find_card(run: Run) -> TaskCard | None:
-    """The task card of the run if it is there, readable, and still of these fields and labels."""
+def find_reading(run: Run) -> CardReading | None:
+    """What the run's card said about reading, as the run kept it. Of a run that kept nothing it is what the card says
+    now, if it is there, readable, and still of these fields and labels.
+
+    Raises:
+        StoreError: what the run kept cannot be read.
+    """
+    if run.reading:
+        return run.reading
     try:
         card, _ = load_card(run.settings.task.name)
     except PetError:
         return None
-    return card if (card.fields, card.labels) == (fields_of(run), run.labels) else None
+    return reading_of(card) if (card.fields, card.labels) == (fields_of(run), run.labels) else None
