@@ -59,7 +59,10 @@ class Run:
         """
         if not self.artifact.has(READING):
             return None
-        what = f"{self.path / READING} is not as this version of pet writes it; use the version that made the run, or make it again"
+        what = (
+            f"{self.path / READING} is not as this version of pet writes it; use the version that made the run, or "
+            "make the run again"
+        )
         return parse_reading(self.artifact.read_json(READING), what, StoreError)
 
     @property

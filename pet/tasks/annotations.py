@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pet.config.limits import path_of
 from pet.errors import TaskError, raise_problems
-from pet.tasks.card import FilesSource, FolderSource, Source, TaskCard
-from pet.tasks.readers import Row
-from pet.tasks.sources import columns_of, delimited_rows, read_field, read_label, read_text
+from pet.tasks.card import FolderSource, Source, TaskCard
+from pet.tasks.readers import ReadingRules, Row, read_rows
+from pet.tasks.sources import columns_of, read_field, read_label
 from pet.tasks.texts import Texts
 
 COLUMNS = ("id", "label", "suggested_label", "probability", "disagreement")
@@ -118,7 +118,7 @@ def read_given_labels(card: TaskCard, source: Source, paths: Sequence[str], text
     problems: list[str] = []
     for path in map(path_of, paths):
         labelled = skipped = moved = unchecked = 0
-        for row in delimited_rows(FilesSource(format="csv"), path, read_text(path, ("utf-8-sig",))):
+        for row in read_rows(path, ReadingRules("csv")):
             missing = [name for name in ("id", "label") if name not in row.values]
             if missing:
                 raise TaskError(

@@ -1,10 +1,7 @@
 """A card's texts: files, folders and hub datasets, read as rows and turned into `Texts` per split."""
 
-import csv
 import importlib.util
-import io
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -12,21 +9,20 @@ from pathlib import Path
 from string import Formatter
 
 from pet.config.limits import (
-    MAX_COLUMNS,
     MAX_FIELD,
-    MAX_UNPACKED,
     is_file,
     is_folder,
     is_unicode,
     leads_inside,
     path_of,
     read_bytes,
+    require_file,
 )
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource, Source, TaskCard
 from pet.tasks.hub_source import hub_splits
-from pet.tasks.readers import Row, separator_of
-from pet.tasks.texts import CHUNK, Texts
+from pet.tasks.readers import DELIMITERS, ReadingRules, Row, find_encoding, read_rows
+from pet.tasks.texts import Texts
 
 SUFFIXES = ("", ".gz")
 
@@ -90,12 +86,16 @@ def build_texts(card: TaskCard, source: Source, split: str, rows: Iterable[Row])
         source = source.model_copy(update={"label": None})
     texts = Texts([], {field: [] for field in card.fields}, [])
     problems: list[str] = []
+    rows = iter(rows)
     for row in rows:
         try:
             if all(str(row.values[column]) == value for column, value in source.where.items()):
                 add_row(texts, card, source, row)
         except KeyError as missing:
-            headed = isinstance(source, FilesSource) and source.format in ("csv", "tsv")
+            if isinstance(source, FilesSource):
+                for _ in rows:  # what is wrong with the file's own rows is told first
+                    pass
+            headed = isinstance(source, FilesSource) and source.format in DELIMITERS
             where = row.where.rpartition(":")[0] if headed else row.where
             raise TaskError(
                 f"{where}: no column {missing.args[0]!r}; task {card.name!r} expects it, found {list(row.values)}"
@@ -229,133 +229,36 @@ def refuse_outside(path: Path | None, root: Path) -> None:
 
 def file_rows(source: FilesSource, path: Path) -> Iterator[Row]:
     """The rows of one file, whatever its format."""
-    if source.format == "parquet":
-        return parquet_rows(path)
-    text = read_text(path, source.encodings)
-    if source.format == "jsonl":
-        return jsonl_rows(path, text, source.label)
-    return delimited_rows(source, path, text)
+    rows = read_rows(path, rules_of(source))
+    return rows if source.format != "jsonl" or source.label is None else fill_label(rows, source.label)
 
 
-def read_text(path: Path, encodings: Iterable[str]) -> str:
+def rules_of(source: FilesSource) -> ReadingRules:
+    """How a card says that its files are laid out."""
+    return ReadingRules(source.format, source.quoted, source.encodings, source.columns)
+
+
+def fill_label(rows: Iterator[Row], label: str) -> Iterator[Row]:
+    """Rows of JSON of which one without a label may leave it out; where all do, the column is missing."""
+    first = []
+    for row in rows:
+        first.append(row)
+        if label in row.values:
+            break
+    blank = {label: None} if first and label in first[-1].values else {}
+    for row in itertools.chain(first, rows):
+        yield Row(row.where, {**blank, **row.values})
+
+
+def read_text(path: Path, encodings: Sequence[str]) -> str:
     """A whole file decoded by the first encoding that fits.
 
     Raises:
         TaskError: none fits; names the line of the first byte that does not. Or there is a NUL character.
     """
-    content = read_bytes(path, TaskError)
-    tried = list(encodings)
-    for encoding in tried:
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError as problem:
-            line = content.count(b"\n", 0, problem.start) + 1
-            continue
-        if (at := text.find("\0")) >= 0:
-            line = text.count("\n", 0, at) + 1
-            raise TaskError(f"{path}, line {line}: a NUL character, which no text has; convert the file to UTF-8")
-        return text
-    raise TaskError(
-        f"{path}, line {line}: not {' or '.join(tried).replace('utf-8-sig', 'UTF-8')} text; convert the file to UTF-8"
-    )
-
-
-def delimited_rows(source: FilesSource, path: Path, text: str) -> Iterator[Row]:
-    """Rows of a CSV or TSV file.
-
-    Raises:
-        TaskError: rows with another number of columns than the header or the card says, with their lines; or two
-            columns of one name.
-    """
-    csv.field_size_limit(MAX_FIELD)
-    lines = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter="\t" if source.format == "tsv" else "," if source.columns else separator_of(text),
-        quoting=csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE,
-        strict=True,
-    )
-    names = list(source.columns or ())
-    problems, rows, line = [], [], 1
-    try:
-        for cells in lines:
-            start, line = line, lines.line_num + 1
-            if not names:
-                names = different(cells, path)
-            elif len(cells) == len(names):
-                rows.append(Row(f"{path.name}:{start}", dict(zip(names, cells, strict=True))))
-            elif cells:
-                problems.append(f"line {start} has {len(cells)} columns, expected {len(names)} ({', '.join(names)})")
-    except csv.Error as problem:
-        problems.append(f"line {lines.line_num}: {problem}")
-    if problems and len(names) == 1:
-        problems = [
-            f"its first line has the one column {names[0]!r}; separate columns by {lines.dialect.delimiter!r}, "
-            "as a spreadsheet does if told to"
-        ]
-    if len(problems) > SHOWN_PROBLEMS and not rows:
-        raise TaskError(
-            f"{path}: none of its lines has the columns {', '.join(names)} ({problems[0]}); give another file"
-        )
-    raise_problems(TaskError, str(path), problems)
-    yield from rows
-
-
-def different(names: Sequence[str], path: Path) -> list[str]:
-    """The names of columns; some may have none.
-
-    Raises:
-        TaskError: two have the same, or there are too many.
-    """
-    if len(names) > MAX_COLUMNS:
-        raise TaskError(f"{path} has {len(names):,} columns, more than {MAX_COLUMNS:,}; leave out those without a text")
-    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
-    if repeated:
-        raise TaskError(f"{path} has several columns {repeated[0]!r}; give each its own name in the first line")
-    return list(names)
-
-
-def jsonl_rows(path: Path, text: str, label: str | None) -> Iterator[Row]:
-    """Rows of a file with one JSON object a line; every malformed line is named."""
-    problems, rows = [], []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if isinstance(values, dict):
-            rows.append(Row(f"{path.name}:{number}", values))
-        else:
-            problems.append(f"line {number} is not a JSON object")
-    raise_problems(TaskError, str(path), problems)
-    # A line without a label may leave it out; where all do, the column is missing.
-    blank = {label: None} if label is not None and any(label in row.values for row in rows) else {}
-    for row in rows:
-        yield Row(row.where, {**blank, **row.values})
-
-
-def parquet_rows(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file."""
-    import pyarrow.parquet
-
-    content = pyarrow.BufferReader(read_bytes(path, TaskError))
-    number = size = 0
-    try:
-        with pyarrow.parquet.ParquetFile(content) as file:
-            different(file.schema_arrow.names, path)
-            for group in range(file.num_row_groups):
-                for batch in file.iter_batches(CHUNK, row_groups=[group]):
-                    size += batch.nbytes
-                    if size > MAX_UNPACKED:
-                        raise TaskError(f"{path} has more than {MAX_UNPACKED:,} bytes unpacked, which is too much")
-                    for values in batch.to_pylist():
-                        number += 1
-                        yield Row(f"{path.name}:{number}", values)
-    except TaskError:
-        raise
-    except Exception as problem:  # pyarrow has a dozen kinds for a damaged file, and leaves times to Python
-        raise TaskError(f"{path} is not a Parquet file, or a damaged one: {problem}") from None
+    require_file(path, TaskError)
+    encoding = find_encoding(path, encodings)
+    return read_bytes(path, TaskError).decode(encoding)
 
 
 # ---- folders and the hub -------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_parquet_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
     card = write_card(tmp_path, files={"format": "parquet", "train": "train.parquet"})
     assert len(read(card)["train"]) == 5000
     assert (tmp_path / "train.parquet").stat().st_size < 20_000
-    monkeypatch.setattr(sources, "MAX_UNPACKED", 100_000)
+    monkeypatch.setattr(readers, "MAX_UNPACKED", 100_000)
     assert "train.parquet has more than 100,000 bytes unpacked" in refusal(read, card)
 
 

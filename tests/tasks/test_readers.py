@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from contextlib import ExitStack
 
 import pyarrow
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pet.config import limits
 from pet.errors import TaskError
+from pet.tasks import readers
 from pet.tasks.card import FilesSource
-from pet.tasks.readers import FORMATS, Broken, Row, RowFile
+from pet.tasks.readers import FORMATS, Broken, ReadingRules, Row, RowFile, read_rows
 from pet.tasks.sources import file_rows
 from pet.tasks.writers import RowWriter, as_json, as_text, draft_of
 
@@ -54,7 +57,9 @@ def test_delimited_rows_are_read_with_the_line_that_they_begin_on(name, content,
 
 
 def test_a_file_without_a_header_line_is_read_by_the_names_given(tmp_path):
-    assert read(write(tmp_path / "a.csv", "1,one\n"), headless=["id", "text"]) == [(1, {"id": "1", "text": "one"})]
+    assert read(write(tmp_path / "a.csv", "1,one\n"), rules=ReadingRules("csv", columns=("id", "text"))) == [
+        (1, {"id": "1", "text": "one"})
+    ]
 
 
 def test_delimited_rows_that_cannot_be_read_are_told_and_the_others_read(tmp_path):
@@ -101,7 +106,7 @@ def test_parquet_rows_keep_their_types(name, tmp_path):
         ("a.csv", "a,b,a\n1,2,3\n", "several columns 'a'"),
         ("a.csv", "\xff\xfea".encode("latin-1"), "line 1: not UTF-8"),
         ("a.parquet", "no parquet", "is not a Parquet file"),
-        ("a.txt", "text\n", "must end in .csv"),
+        ("a.xlsx", "text\n", "must end in .csv"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_one_sentence(name, content, said, tmp_path):
@@ -115,6 +120,106 @@ def test_a_gz_that_breaks_off_is_one_sentence(tmp_path):
     file = RowFile(tmp_path / "a.csv.gz")
     with pytest.raises(TaskError, match="cannot be read"):
         assert not any(isinstance(one, Broken) for one in file.rows())
+
+
+WRONG = {
+    "a.csv": (
+        'a,b\n1,2\n3\n4,"x"y\n5,6,7\n8,9\n',
+        "line 3 has 1 columns, expected 2 (a, b)",
+        "line 4: ",
+        "line 5 has 3",
+    ),
+    "a.tsv.gz": ("a\tb\n1\t2\n\n3\n5\t6\t7\n8\t9\n", "line 4 has 1 columns", "line 5 has 3 columns"),
+    "a.jsonl": ('{"a": "1"}\nno\n[1]\n{"a": "8"}\n', "line 2 is not a JSON object", "line 3 is not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_read_strictly_the_right_rows_come_first_and_then_all_that_is_wrong_is_told(name, tmp_path):
+    content, *said = WRONG[name]
+    path = write(tmp_path / name, content)
+    rules = ReadingRules(name.split(".")[1])
+    found = []
+    with pytest.raises(TaskError) as raised:
+        found.extend(read_rows(path, rules))
+    assert [list(one.values.values())[0] for one in found] == ["1", "8"]
+    assert all(one in str(raised.value) for one in said)
+    assert [one for one in RowFile(path, rules).rows() if isinstance(one, Row)] == found
+
+
+def test_both_ways_stream(tmp_path, monkeypatch):
+    """The first row is there before the others are read."""
+    lines = []
+    real = readers.Reader._refuse_long
+    monkeypatch.setattr(readers.Reader, "_refuse_long", lambda self, line: lines.append(line) or real(self, line))
+    for name in ("a.csv", "a.txt", "a.jsonl"):
+        path = write(tmp_path / name, '{"a": 1}\n' * 1000)
+        rules = ReadingRules(readers.SUFFIXES[name[2:]], quoted=False)
+        for rows in (read_rows(path, rules), RowFile(path, rules).rows()):
+            lines.clear()
+            next(rows)
+            assert 0 < len(lines) < 10
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "latin-1"])
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_encoding_is_read_in_pieces_as_it_is_in_one_go(encoding, marked, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "READ_AT_ONCE", 3)
+    text = "a,b\n\u00e9,\u00fc\n" * 5
+    content = text.encode(encoding)
+    if not marked and encoding in ("utf-16", "utf-32"):
+        content = text.encode(f"{encoding}-{'le' if sys.byteorder == 'little' else 'be'}")
+    rules = ReadingRules("csv", encodings=("ascii", encoding), columns=("x", "y"))
+    path = write(tmp_path / "a.csv", content)
+    expected = [line.split(",") for line in content.decode(encoding).splitlines()]
+    for rows in (read_rows(path, rules), RowFile(path, rules).rows()):
+        assert [list(one.values.values()) for one in rows] == expected
+
+
+def test_rows_that_no_encoding_fits_are_told_one_by_one_leniently_and_at_once_strictly(tmp_path):
+    path = write(tmp_path / "a.csv", b"a\nx\n\x81\ny\n")
+    rules = ReadingRules("csv", encodings=("utf-8", "cp1252"))
+    with pytest.raises(TaskError, match="line 3: not utf-8 or cp1252 text; convert the file to UTF-8"):
+        read_rows(path, rules)
+    assert read(path, rules=rules) == [(2, {"a": "x"}), (3, "not utf-8 text"), (4, {"a": "y"})]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet"])
+def test_columns_without_a_name_are_named_by_their_place_where_there_are_several(name, tmp_path):
+    names, cells = ["", "text", "", "column_3"], ["1", "one", "2", "3"]
+    if name == "a.parquet":
+        arrays = [pyarrow.array([one]) for one in cells]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, names=names), tmp_path / name)
+    else:
+        separator = readers.DELIMITERS[name[2:]]
+        write(tmp_path / name, f"{separator.join(names)}\n{separator.join(cells)}\n")
+    wanted = dict(zip(["column_1", "text", "_column_3", "column_3"], cells, strict=True))
+    assert [one.values for one in read_rows(tmp_path / name, ReadingRules(name[2:]))] == [wanted]
+    assert [one.values for one in RowFile(tmp_path / name).rows()] == [wanted]
+    assert RowFile(tmp_path / name).names == list(wanted)
+
+
+def test_limits_hold_however_a_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_LINE", 50)
+    for name, content in (("a.csv", "a\n{}\n"), ("a.jsonl", '{{"a": "{}"}}\n'), ("a.txt", "{}\n")):
+        path = write(tmp_path / name, content.format("x" * 100))
+        for read_all in (lambda rules: list(read_rows(path, rules)), lambda rules: list(RowFile(path, rules).rows())):
+            with pytest.raises(TaskError, match="a line of more than 50 characters"):
+                read_all(readers.rules_by_name(path))
+    monkeypatch.setattr(readers, "MAX_LINE", 10_000)
+    monkeypatch.setattr(readers, "MAX_FIELD", 20)
+    monkeypatch.setattr(readers, "MAX_COLUMNS", 3)
+    write(tmp_path / "a.csv", f"a\n{'x' * 100}\ny\n")
+    with pytest.raises(TaskError, match="line 2: field larger than field limit"):
+        list(read_rows(tmp_path / "a.csv", ReadingRules("csv")))
+    assert [type(one) for one in RowFile(tmp_path / "a.csv").rows()] == [Broken, Row]
+    write(tmp_path / "a.csv", "a,b,c,d\n")
+    for read_names in (
+        lambda: list(read_rows(tmp_path / "a.csv", ReadingRules("csv"))),
+        lambda: RowFile(tmp_path / "a.csv"),
+    ):
+        with pytest.raises(TaskError, match="has 4 columns, more than 3"):
+            read_names()
 
 
 def write_rows(path, rows):

@@ -12,21 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
-from pet.config.limits import require_file
 from pet.errors import TaskError, raise_problems
 from pet.store.files import flow, scalar
-from pet.tasks.card import FilesSource, load_card
-from pet.tasks.readers import Row
-from pet.tasks.sources import file_rows, load_texts, read_text
+from pet.tasks.card import load_card
+from pet.tasks.readers import SUFFIXES, ReadingRules, Row, read_rows, suffix_of
+from pet.tasks.sources import load_texts
 from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import Texts, marks, rows_from
 from pet.tasks.writers import delimited_line
 from pet.tools.authoring.label_words import Proposal, Proposals
-
-FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "lines"}
-"""End of a file's name -> how it is read."""
 
 TEXT_NAMES = (
     "text body content message review sentence comment document description utterance tweet post article "
@@ -49,15 +44,13 @@ SEEDS = (0, 1, 2)
 LONGEST_KEY = 1000
 """Characters of a YAML key before a mere colon; YAML allows 1,024."""
 
-Format = Literal["csv", "tsv", "jsonl", "parquet"]
-
 
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file as it is: `kind` of FORMATS, columns in order, rows."""
+    """A file as it is: `kind` is the format of its `ReadingRules`, columns in order, rows."""
 
     path: Path
     kind: str
@@ -105,18 +98,14 @@ def read_input(path: Path) -> Table:
     Raises:
         TaskError: missing, of another kind, damaged or without a row; names every bad line.
     """
-    kind = FORMATS.get(Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower())
-    if kind is None:
-        known = ", ".join(FORMATS)
+    suffix = suffix_of(path)
+    if suffix not in SUFFIXES:
+        known = ", ".join(f".{one}" for one in SUFFIXES)
         raise TaskError(
             f"--input {str(path)!r} ends in none of {known} (or one of them with .gz); rename or convert it"
         )
-    require_file(path, TaskError)
-    if kind == "lines":
-        lines = read_text(path, ("utf-8-sig",)).splitlines()
-        rows = [Row(f"{path.name}:{number}", {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
-    else:
-        rows = list(file_rows(FilesSource(format=cast(Format, kind), train=path.name), path))
+    kind = SUFFIXES[suffix]
+    rows = list(read_rows(path, ReadingRules(kind)))
     if not rows:
         raise TaskError(f"--input {str(path)!r} has no texts; give a file with a header line and a row a text")
     return Table(path, kind, list(dict.fromkeys(name for row in rows for name in row.values)), rows)

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.pipeline.runs import Run
-from pet.tasks.card import Source
-from pet.tasks.readers import Broken, Row, RowFile, format_of
-from pet.tasks.sources import columns_of, read_field
+from pet.tasks.card import FilesSource, Source, paths_of
+from pet.tasks.readers import DELIMITERS, Broken, ReadingRules, Row, RowFile, format_of, rules_by_name, suffix_of
+from pet.tasks.sources import columns_of, read_field, rules_of
 from pet.tasks.texts import CHUNK
 from pet.tasks.writers import RowWriter, draft_of
 from pet.tools.inference.predictor import DECIMALS, Prediction, Predictor, check_text, fields_of, find_reading
@@ -66,21 +66,42 @@ def fill(source: Source, fields: Sequence[str], needed: Sequence[str], row: Row)
 
 def open_layout(run: Run, path: Path) -> Reading:
     """How a file is to be read: the card's first source whose columns it has, else by columns named like the fields. A
-    CSV or TSV file without a header line is one of the card's own, if those have none either.
+    CSV or TSV file without a header line is one of the card's own, if those have none either. Quotation marks and
+    encodings are those of the card's files where the format is theirs.
 
     Raises:
         TaskError: the file cannot be read, or has not the columns.
     """
-    file, fields, reading = RowFile(path), fields_of(run), find_reading(run)
-    known = reading.sources if reading else []
+    fields, reading = fields_of(run), find_reading(run)
+    known, own = (reading.sources, reading.files) if reading else ([], None)
+    rules = rules_for(path, own)
+    if own and own.columns and rules.format in DELIMITERS:
+        file = RowFile(path, replace(rules, columns=own.columns))
+        cells = set(first := file.first_cells())
+        headed = any(set(columns_of(source, fields)) <= cells for source in (*known, Source()))
+        if len(first) == len(own.columns) and not headed:
+            return Reading(file, own, fields)
+    file = RowFile(path, rules)
+    if rules.format == "lines" and len(fields) == 1:  # a line is a whole text, whatever columns the card makes one of
+        return Reading(file, Source(fields={fields[0]: "{text}"}, replace=known[0].replace if known else {}), fields)
     for source in (*known, Source()):
         if set(columns_of(source, fields)) <= set(file.names):
             return Reading(file, source, fields)
-    own = reading.files if reading else None
-    if own and own.columns and file.format in ("csv", "tsv") and len(own.columns) == len(file.names):
-        return Reading(RowFile(path, own.columns), own, fields)
     wanted = " or ".join(dict.fromkeys(str(columns_of(source, fields)) for source in (Source(), *known)))
     raise TaskError(f"{path} has the columns {file.names}; expected {wanted} among them")
+
+
+def rules_for(path: Path, own: FilesSource | None) -> ReadingRules:
+    """How a file with a header line is laid out: as the card's `own` files where its name ends like theirs, whatever
+    that end stands for elsewhere; else as its name says, with what the card says of the same format.
+
+    Raises:
+        TaskError: its name ends in nothing that is known.
+    """
+    if own and suffix_of(path) in {suffix_of(Path(name)) for name in paths_of(own)}:
+        return replace(rules_of(own), columns=None)
+    rules = rules_by_name(path)
+    return replace(rules_of(own), columns=None) if own and own.format == rules.format else rules
 
 
 def predict_file(

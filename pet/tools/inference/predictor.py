@@ -1,8 +1,7 @@
 """A finished run as a classifier: labels and probabilities of new texts, from Python (`pet.load`) or of a file's rows.
 
-Works from a run's artifacts alone. How texts are read is kept in the run; of older runs the task card is asked, if it is
-still there.
-What a file looks like is the business of `tasks/readers`, how a temperature is found of `calibration`.
+Works from a run's artifacts alone. How texts are read is kept in the run; of older runs the task card is asked, if it
+is still there. What a file looks like is the business of `tasks/readers`, how a temperature is found of `calibration`.
 """
 
 from collections.abc import Mapping, Sequence
