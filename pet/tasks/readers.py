@@ -158,20 +158,20 @@ def find_encoding(path: Path, encodings: Sequence[str], lenient: bool = False) -
         return streamable(path, encodings[0])
     most, line = sys.maxsize if lenient else MAX_UNPACKED, 1
     for encoding in map(streamable, itertools.repeat(path), encodings):
-        decoder, line = codecs.getincrementaldecoder(encoding)(), 1
+        decoder, line, nul = codecs.getincrementaldecoder(encoding)(), 1, 0
         try:
             with readable(path), open_bytes(path) as file:
                 for piece in itertools.chain(bounded(file, path, TaskError, most), [b""]):
                     text = decoder.decode(piece, final=not piece)
-                    if not lenient and (at := text.find("\0")) >= 0:
-                        line += text.count("\n", 0, at)
-                        raise TaskError(
-                            f"{path}, line {line}: a NUL character, which no text has; convert the file to UTF-8"
-                        )
+                    if not nul and (at := text.find("\0")) >= 0:
+                        nul = line + text.count("\n", 0, at)
                     line += text.count("\n")
-            return encoding
         except UnicodeDecodeError as problem:
             line += problem.object.count(b"\n", 0, problem.start)
+            continue
+        if nul and not lenient:
+            raise TaskError(f"{path}, line {nul}: a NUL character, which no text has; convert the file to UTF-8")
+        return encoding
     if lenient:
         return streamable(path, encodings[0])
     raise TaskError(f"{path}, line {line}: not {name_encodings(encodings)} text; convert the file to UTF-8")

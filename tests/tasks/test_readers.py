@@ -142,7 +142,7 @@ def test_read_strictly_the_right_rows_come_first_and_then_all_that_is_wrong_is_t
     found = []
     with pytest.raises(TaskError) as raised:
         found.extend(read_rows(path, rules))
-    assert [list(one.values.values())[0] for one in found] == ["1", "8"]
+    assert [next(iter(one.values.values())) for one in found] == ["1", "8"]
     assert all(one in str(raised.value) for one in said)
     assert [one for one in RowFile(path, rules).rows() if isinstance(one, Row)] == found
 
@@ -203,13 +203,13 @@ def test_limits_hold_however_a_file_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "MAX_LINE", 50)
     for name, content in (("a.csv", "a\n{}\n"), ("a.jsonl", '{{"a": "{}"}}\n'), ("a.txt", "{}\n")):
         path = write(tmp_path / name, content.format("x" * 100))
-        for read_all in (lambda rules: list(read_rows(path, rules)), lambda rules: list(RowFile(path, rules).rows())):
+        for read_all in (lambda one, rules: list(read_rows(one, rules)), lambda one, _: list(RowFile(one).rows())):
             with pytest.raises(TaskError, match="a line of more than 50 characters"):
-                read_all(readers.rules_by_name(path))
+                read_all(path, readers.rules_by_name(path))
     monkeypatch.setattr(readers, "MAX_LINE", 10_000)
     monkeypatch.setattr(readers, "MAX_FIELD", 20)
     monkeypatch.setattr(readers, "MAX_COLUMNS", 3)
-    write(tmp_path / "a.csv", f"a\n{'x' * 100}\ny\n")
+    write(tmp_path / "a.csv", f"a,b\n{'x' * 100},x\ny,y\n")
     with pytest.raises(TaskError, match="line 2: field larger than field limit"):
         list(read_rows(tmp_path / "a.csv", ReadingRules("csv")))
     assert [type(one) for one in RowFile(tmp_path / "a.csv").rows()] == [Broken, Row]
