@@ -21,9 +21,16 @@ SHOWN_TEXT = 60
 @click.option(
     "--text", "texts", multiple=True, help="A text, as the task's first field (others empty); may be repeated."
 )
-@click.option("--input", "source", type=click.Path(path_type=Path), help="CSV, TSV, JSONL or Parquet file (also .gz).")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Such a file to write, or to replace; default: CSV to the screen."
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    help="CSV, TSV, JSONL or Parquet file, or .txt with one text per line (also .gz).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="CSV, TSV, JSONL or Parquet file (also .gz) to write, or to replace; default: CSV to the screen.",
 )
 @click.option(
     "--from",
@@ -57,7 +64,8 @@ def predict(
     """Label new texts with the student, or the ensemble, of a finished RUN.
 
     RUN is its folder, its name, the beginning of its identity, or `last`. The input's columns are the task's fields (or
-    those that the task card reads them from); all columns are kept, and `label`, `probability` and one
+    those that the task card read them from). The run has kept what the card said of its files (quotation marks,
+    encodings, columns, `replace`), and a file of their format is read by that, from any folder. All columns are kept, and `label`, `probability` and one
     `probability_<label>` a label are added, `predicted_...` where the input has that name already. Rows without a text
     are left out and reported; the exit code is 0 then, and 2 with --strict.
 
