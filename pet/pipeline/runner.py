@@ -17,7 +17,7 @@ from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
-from pet.tasks.card import reading_of
+from pet.tasks.card import SOURCES, reading_of
 
 STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1
@@ -157,7 +157,24 @@ def publish_run(ctx: RunContext, outcome: Outcome) -> Artifact:
     kept = (READING,) if made.has(READING) else ()  # older runs have none
     for one in ("summary.json", "summary.md", "settings.yaml", *kept):  # what is damaged is made anew while it can be
         made.file(one)
+    if kept and (changed := changed_reading(made.read_json(READING), reading_of(ctx.card).model_dump(mode="json"))):
+        ctx.runtime.reporter.say(
+            f"run {made.path.name} was made when the card said otherwise how texts are read ({', '.join(changed)}), "
+            f"and pet predict reads by that; to keep what it says now, remove {made.path} and run again"
+        )
     return made
+
+
+def changed_reading(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a card says otherwise about reading than it did, as dotted keys. The texts are the same: they are part
+    of the run's identity."""
+    changed = []
+    for part in SOURCES:
+        before, after = kept.get(part) or {}, now.get(part) or {}
+        both = before.keys() & after.keys()
+        changed += [f"{part}.{key}" for key in after if key in both and before[key] != after[key]]
+        changed += [part] if bool(before) != bool(after) else []
+    return changed
 
 
 def run_key(ctx: RunContext, outcome: Outcome) -> Key:

@@ -176,6 +176,19 @@ def test_the_texts_that_are_predicted_are_those_that_the_run_trained_on(tmp_path
     assert_read_as_trained(store, tmp_path / "t.csv", [text for text, _ in rows()], tmp_path)
 
 
+def test_a_run_that_is_reused_says_that_it_keeps_what_the_card_said_before(tmp_path, tmp_path_factory):
+    ground, store = finish(tmp_path, tmp_path_factory, table(FOREIGN).encode("cp1252"), "t.csv", encodings=["cp1252"])
+    again = (ground, store, "--set", "data.test=8")
+    assert "was made when the card said otherwise" not in pet_run(*again).output
+    (ground.folder / "t.csv").write_text(table(FOREIGN), encoding="utf-8")
+    ground.change_card(files={"format": "csv", "train": "t.csv"})
+    said = " ".join(pet_run(*again).output.split())
+    assert "was made when the card said otherwise how texts are read (files.encodings)" in said
+    shutil.rmtree(find_one(store, "run"))
+    assert "was made when the card said otherwise" not in pet_run(*again).output
+    assert_read_as_trained(store, ground.folder / "t.csv", [text for text, _ in FOREIGN], tmp_path)
+
+
 def test_what_is_kept_and_cannot_be_read_is_one_sentence(done, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(done.store, store)
