@@ -9,6 +9,8 @@ is looked for in this order, the last one found wins:
 
 A flag and --set of the same are refused.
 
+Whether a setting is part of an artifact's identity is said in its annotation (`pet/config/identity.py`).
+
 Nothing here reads a task card or knows what a stage does with a setting.
 """
 
@@ -16,6 +18,8 @@ import re
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from pet.config.identity import InIdentity
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -63,12 +67,17 @@ class TaskSettings(Section):
 class ModelSettings(Section):
     """Which masked language model, and how much text it sees."""
 
-    name: Name = Field("mini", description="`mini`, a folder, or a hub id of a masked language model")
-    revision: Revision | None = Field(None, description="branch, tag or commit on the hub; default: main")
+    # What lies there is part of the identity of every training, as the fingerprint of its weights.
+    name: Annotated[Name, InIdentity.OF_RUN] = Field(
+        "mini", description="`mini`, a folder, or a hub id of a masked language model"
+    )
+    revision: Annotated[Revision | None, InIdentity.OF_RUN] = Field(
+        None, description="branch, tag or commit on the hub; default: main"
+    )
     max_length: Annotated[int, Field(ge=8, le=10**6)] = Field(
         256, description="tokens a row may have, pattern and special tokens included (P1 Tab 5: 256)"
     )
-    trust_remote_code: bool = Field(
+    trust_remote_code: Annotated[bool, InIdentity.NEVER] = Field(  # that code is part of the model's fingerprint
         False,
         description="run Python code that the model's folder or hub page brings along; it may do anything that you may",
     )
@@ -89,7 +98,8 @@ class DataSettings(Section):
         description="`seed`: labelled texts and pool are drawn by the run's seed and do not overlap; "
         "`first`: the first texts of each label in file order, labelled texts also in the pool (P1 App C)",
     )
-    train_files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
+    # The labels in them are part of the identity of `prepare`; where they lie is not.
+    train_files: Annotated[tuple[Name, ...], BeforeValidator(listed), InIdentity.NEVER] = Field(
         (),
         description="CSV files with the columns `id` and `label`, as `pet suggest` writes them: those texts of the "
         "task are labelled texts too, beside the train_examples that are drawn, and never in pool or test set. Where "
@@ -143,10 +153,13 @@ class FinetuneSettings(Optimisation):
         "model, trained together",
     )
     lora: LoraSettings = LoraSettings()
-    patterns: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+    # A member is the same whichever others there are.
+    patterns: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, InIdentity.OF_RUN] = Field(
         None, description="numbers of the card's patterns to use; default: all"
     )
-    repetitions: Count = Field(3, description="members per pattern, differing in their random state (P1 section 4)")
+    repetitions: Annotated[Count, InIdentity.OF_RUN] = Field(
+        3, description="members per pattern, differing in their random state (P1 section 4)"
+    )
     labelled_batch: Count = Field(4, description="labelled rows per micro-batch (P1 Tab 5: 1, accumulated 4 times)")
     unlabelled_batch: Annotated[int, Field(ge=0, le=10**9)] = Field(
         12, description="pool rows per micro-batch for the auxiliary MLM loss (P1 Tab 5: 3, accumulated 4 times)"
@@ -186,7 +199,7 @@ class LabelSettings(Section):
 class IpetSettings(Section):
     """Generations of ensembles, each trained on larger sets that the one before it labelled (P1 section 3.4)."""
 
-    generations: Annotated[int, Field(ge=1, le=100)] | None = Field(
+    generations: Annotated[Annotated[int, Field(ge=1, le=100)] | None, InIdentity.OF_RUN] = Field(
         None,
         description="ensembles after generation 0; default: until training sets would hold 1,000 texts, one at least "
         "(P1 section 4: 3 for 10 labelled texts, 2 for 50 or 100, 4 for none)",
@@ -194,7 +207,7 @@ class IpetSettings(Section):
     growth: Annotated[float, Field(ge=1.5, le=1000)] = Field(
         5.0, description="how many times as many texts a training set holds as in the generation before (P1 section 4)"
     )
-    teachers: Annotated[float, Field(gt=0, le=1)] = Field(
+    teachers: Annotated[float, Field(gt=0, le=1), InIdentity.OF_RUN] = Field(  # who labels is an input of `draw`
         0.25,
         description="share of the other members that label a member's training set, one at least (P1 section 4); below "
         "1, an untuned pattern is drawn as often as there are repetitions (published code)",
@@ -213,7 +226,7 @@ class IpetSettings(Section):
     first_candidates: Count = Field(
         100, description="of each label, those are drawn from so many that fit it best (P1 section 3.4)"
     )
-    steps: Count | None = Field(
+    steps: Annotated[Count | None, InIdentity.OF_RUN] = Field(  # a member has them as its finetune.steps
         None, description="optimizer steps of a member after generation 0; default: finetune.steps (P1 section 4)"
     )
 
@@ -222,7 +235,9 @@ class DistillSettings(Optimisation):
     """The student: a plain classifier trained on the soft labels."""
 
     steps: Count = Field(5000, description="optimizer steps (P1 Tab 5)")
-    model: str | None = Field(None, description="the student's model, may be a smaller one; default: model.name")
+    model: Annotated[str | None, InIdentity.OF_RUN] = Field(  # the stage knows it by its fingerprint
+        None, description="the student's model, may be a smaller one; default: model.name"
+    )
     batch: Count = Field(16, description="pool texts per micro-batch (P1 Tab 5: 4, accumulated 4 times)")
     temperature: Positive = Field(
         2.0, description="softens student and teacher; the loss is multiplied by its square (P1 Tab 5)"
@@ -233,7 +248,9 @@ class BaselineSettings(Optimisation):
     """Supervised baselines on the same labelled texts: a fine-tuned classifier and a linear probe."""
 
     steps: Count = Field(250, description="optimizer steps of the fine-tuned classifier (P1 Tab 5)")
-    model: str | None = Field(None, description="model of the fine-tuned classifier; default: model.name")
+    model: Annotated[str | None, InIdentity.OF_RUN] = Field(  # the stage knows it by its fingerprint
+        None, description="model of the fine-tuned classifier; default: model.name"
+    )
     batch: Count = Field(16, description="labelled texts per micro-batch (P1 Tab 5: 4, accumulated 4 times)")
     probe_c: Positive = Field(1.0, description="inverse L2 strength of the linear probe (scikit-learn's default)")
 
@@ -241,11 +258,16 @@ class BaselineSettings(Optimisation):
 class CorpusSettings(Section):
     """Texts without a task, to train a masked language model on."""
 
-    files: Annotated[tuple[Name, ...], BeforeValidator(listed)] = Field(
+    # The texts are part of a corpus' identity; where they lie is not.
+    files: Annotated[tuple[Name, ...], BeforeValidator(listed), InIdentity.NEVER] = Field(
         (), description="text files, one document a line; .gz and .xz are read too"
     )
-    task: Name | None = Field(None, description="a task card whose texts are taken too, those of its test set apart")
-    data: Name | None = Field(None, description="folder with that card's files; default: the card's own source")
+    task: Annotated[Name | None, InIdentity.NEVER] = Field(
+        None, description="a task card whose texts are taken too, those of its test set apart"
+    )
+    data: Annotated[Name | None, InIdentity.NEVER] = Field(
+        None, description="folder with that card's files; default: the card's own source"
+    )
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.01, description="share of the documents that is not trained on, but measured on; chosen by their text"
     )
@@ -329,7 +351,7 @@ class TableSettings(Section):
 class AdaptSettings(PretrainSettings):
     """In-domain training of the masked language model on the pool, before the members (P1 section 5, Tab 5)."""
 
-    enabled: bool = Field(False, description="whether it is part of the walk")
+    enabled: Annotated[bool, InIdentity.OF_RUN] = Field(False, description="whether it is part of the walk")
     steps: Count = Field(50_000, description="optimizer steps (P1 Tab 5)")
     learning_rate: Positive = Field(5e-5, description="peak learning rate of AdamW (P1 Tab 5)")
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
@@ -397,8 +419,8 @@ class Settings(Section):
     ipet: IpetSettings = IpetSettings()
     distill: DistillSettings = DistillSettings()
     baseline: BaselineSettings = BaselineSettings()
-    table: TableSettings = TableSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+    table: Annotated[TableSettings, InIdentity.NEVER] = TableSettings()
+    runtime: Annotated[RuntimeSettings, InIdentity.NEVER] = RuntimeSettings()
 
 
 class Pretraining(Section):
@@ -408,4 +430,4 @@ class Pretraining(Section):
     model: ModelSettings = ModelSettings()
     corpus: CorpusSettings = CorpusSettings()
     pretrain: PretrainSettings = PretrainSettings()
-    runtime: RuntimeSettings = RuntimeSettings()
+    runtime: Annotated[RuntimeSettings, InIdentity.NEVER] = RuntimeSettings()

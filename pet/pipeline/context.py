@@ -1,7 +1,7 @@
 """What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 from torch.nn import Module
 
+from pet.config.identity import identity_settings
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import loading, quiet
@@ -141,14 +142,11 @@ class RunContext:
 
     def model_identity(self, model: str | None = None) -> dict[str, Any]:
         """What training starts from, for identities."""
-        base = self.settings.model
-        if self.adapted is not None and model in (None, base.name):
-            return {
-                "weights": f"{self.adapted.manifest['stage']}-{self.adapted.identity}",
-                "max_length": base.max_length,
-            }
-        settings = self.model_settings(model)
-        return {"weights": self._fingerprint(settings), "max_length": settings.max_length}
+        if self.adapted is not None and model in (None, self.settings.model.name):
+            weights = f"{self.adapted.manifest['stage']}-{self.adapted.identity}"
+        else:
+            weights = self._fingerprint(self.model_settings(model))
+        return {"weights": weights, **identity_settings(self.settings.model)}
 
     def start_identity(self) -> str:
         """What model.name is, as it was before `adapt`."""
@@ -305,10 +303,10 @@ def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
             runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
 
 
-def training_settings(ctx: RunContext, section: BaseModel, *left_out: str) -> dict[str, Any]:
-    """Settings of a training stage as they enter its identity: all but `left_out`, the precision asked for, and how
-    many ranks share it, if several do."""
-    return {**section.model_dump(mode="json", exclude=set(left_out)), **shared_by(ctx.runtime, ctx.settings.runtime)}
+def training_settings(ctx: RunContext, section: BaseModel, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """Settings of a training stage as they enter its identity, with the precision asked for, and how many ranks share
+    it, if several do. `without`: see `identity_settings`."""
+    return {**identity_settings(section, without=without), **shared_by(ctx.runtime, ctx.settings.runtime)}
 
 
 def shared_by(runtime: Runtime, settings: RuntimeSettings) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pet.config.identity import fields_of, identity_settings
 from pet.config.resolve import settings_yaml
+from pet.config.schema import Settings
 from pet.errors import DamagedArtifact, SettingsError
 from pet.modeling import loading
 from pet.pipeline import drawn_texts, event_log
@@ -21,6 +22,9 @@ from pet.tasks.card import SOURCES, reading_of
 
 STAGES = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
 RUN_VERSION = 1
+
+IPET, ADAPT = fields_of(Settings, "ipet"), fields_of(Settings, "adapt")
+"""Sections that are no part of the identity of a run without generations, and of one without in-domain training."""
 
 
 def run_stage(ctx: RunContext, stage: str) -> Artifact | None:
@@ -178,11 +182,9 @@ def changed_reading(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def run_key(ctx: RunContext, outcome: Outcome) -> Key:
-    """Depends on the settings, runtime apart, and on what was scored."""
-    unused = {"runtime", "table", *(() if outcome.is_ipet else ("ipet",)), *(() if outcome.adapted else ("adapt",))}
-    left_out: dict[str, Any] = {**dict.fromkeys(unused, True), "data": {"train_files"}, "model": {"trust_remote_code"}}
-    # The content of the files is prepare's, the code of a model part of its fingerprint.
-    settings = ctx.settings.model_dump(mode="json", exclude=left_out)
+    """Depends on the settings, and on what was scored."""
+    unused = (frozenset() if outcome.is_ipet else IPET) | (frozenset() if outcome.adapted else ADAPT)
+    settings = identity_settings(ctx.settings, of_run=True, without=unused)
     inputs = {"evaluate": outcome.scored.identity}
     if outcome.is_ipet:
         inputs |= {f"generation-{number}": one.labelled.identity for number, one in enumerate(outcome.generations)}

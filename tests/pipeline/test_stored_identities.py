@@ -6,11 +6,15 @@ where that is meant, and only then write the new identity down. Keys alone; no m
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
 import yaml
+from pydantic import create_model
 
+from pet.config.identity import InIdentity
 from pet.config.resolve import resolve_pretraining, resolve_settings
+from pet.config.schema import PretrainSettings, RuntimeSettings
 from pet.pipeline.context import RunContext
 from pet.pipeline.runner import Outcome, plan_steps, run_key
 from pet.pipeline.stages import adapt, pretrain, tokenize_corpus
@@ -178,3 +182,54 @@ def test_every_artifact_of_a_run_has_the_identity_that_stores_know_it_by(name, m
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_corpus_and_what_is_trained_on_it_have_the_identities_that_stores_know_them_by(name):
     assert identities_of_a_pretraining(CORPORA[name]) == STORED["pretrain"][name]
+
+
+# ---- a setting that is added later ---------------------------------------------------------------------------------
+
+READERS = {
+    "model": "finetune",
+    "data": "prepare",
+    "adapt": "adapt",
+    "finetune": "finetune",
+    "label": "label",
+    "ipet": "draw",
+    "distill": "distill",
+    "baseline": "evaluate: supervised baselines",
+}
+"""Section -> the first artifact that reads it."""
+
+
+def with_a_later_setting(sections, section, value):
+    """Identities where a section has one more field, as a later version of pet would have it."""
+    ctx = context_of(sections)
+    own = getattr(ctx.settings, section)
+    marked = (Annotated[int, InIdentity.UNLESS_DEFAULT], 7)
+    extended = create_model("Later", __base__=type(own), added=marked)
+    given = {name: getattr(own, name) for name in type(own).model_fields}
+    later = ctx.settings.model_copy(update={section: extended(**given, added=value)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "resolve_settings", lambda *_: later)
+        return identities_of_a_run(sections, 2)
+
+
+@pytest.mark.parametrize("section", READERS)
+def test_a_setting_that_is_added_later_changes_no_identity_until_it_is_set(section):
+    assert with_a_later_setting(EVERY_SETTING, section, 7) == STORED["ipet"]["every setting"]
+    changed = with_a_later_setting(EVERY_SETTING, section, 8)
+    differing = {name for name, identity in changed.items() if STORED["ipet"]["every setting"].get(name) != identity}
+    assert any(name.startswith(READERS[section]) for name in differing)
+    assert "run" in differing
+
+
+def test_a_setting_of_pretraining_that_is_added_later_changes_no_identity_until_it_is_set(monkeypatch):
+    class Later(PretrainSettings):
+        added: Annotated[int, InIdentity.UNLESS_DEFAULT] = 7
+
+    settings = resolve_pretraining(None, CORPORA["defaults"])
+    for value, differing in ((7, set()), (8, {"pretrain"})):
+        later = settings.model_copy(update={"pretrain": Later(added=value)})
+        with monkeypatch.context() as patch:
+            fixed = later.model_copy(update={"runtime": RuntimeSettings(device="cpu", precision="fp32")})
+            patch.setitem(globals(), "resolve_pretraining", lambda *_, fixed=fixed: fixed)
+            found = identities_of_a_pretraining(CORPORA["defaults"])
+        assert {name for name in found if found[name] != STORED["pretrain"]["defaults"][name]} == differing

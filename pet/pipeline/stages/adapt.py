@@ -36,7 +36,7 @@ def key(ctx: RunContext, prepared: Artifact) -> Key:
     """Depends on the pool, the model and how it is trained."""
     settings = {
         "model": ctx.start_identity(),
-        "adapt": training_settings(ctx, ctx.settings.adapt, "enabled"),
+        "adapt": training_settings(ctx, ctx.settings.adapt),
         "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})

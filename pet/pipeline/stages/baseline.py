@@ -30,7 +30,7 @@ def key(ctx: RunContext, prepared: Artifact) -> Key:
     settings = {
         "model": ctx.model_identity(ctx.settings.baseline.model),
         "probe_model": ctx.model_identity(ctx.settings.distill.model),
-        "baseline": training_settings(ctx, ctx.settings.baseline, "model"),
+        "baseline": training_settings(ctx, ctx.settings.baseline),
         "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity})

@@ -36,7 +36,7 @@ def key(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Key:
     """Depends on the soft labels, the texts, the model and how it is trained."""
     settings = {
         "model": ctx.model_identity(ctx.settings.distill.model),
-        "distill": training_settings(ctx, ctx.settings.distill, "model"),
+        "distill": training_settings(ctx, ctx.settings.distill),
         "seed": ctx.settings.seed,
     }
     return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, "label": labelled.identity})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pet.algorithms.ensemble import Array, pool_scores, soften
 from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
+from pet.config.identity import identity_settings
 from pet.config.schema import Settings
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext, begin, finish
@@ -66,8 +67,8 @@ def key(ctx: RunContext, prepared: Artifact, plan: Plan, teachers: Members) -> K
     will be."""
     settings = {
         "generation": plan.generation,
-        "ipet": ctx.settings.ipet.model_dump(mode="json", exclude={"generations", "steps", "teachers"}),
-        "label": ctx.settings.label.model_dump(mode="json"),
+        "ipet": identity_settings(ctx.settings.ipet),
+        "label": identity_settings(ctx.settings.label),
         "labels": list(ctx.card.labels),
         "pattern": plan.pvp.name,
         "repetition": plan.repetition,

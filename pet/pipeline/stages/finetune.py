@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.config.identity import fields_of
 from pet.config.schema import FinetuneSettings
 from pet.errors import Busy
 from pet.modeling import loading, quiet
@@ -44,6 +45,9 @@ from pet.training.trainer import Trainer, TrainingReport
 
 STAGE = "finetune"
 VERSION = 2
+
+UNUSED = {"full": fields_of(FinetuneSettings, "lora"), "lora": fields_of(FinetuneSettings, "learning_rate")}
+"""Method -> what it does not read, and what is therefore no part of a member's identity."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def key(ctx: RunContext, prepared: Artifact, plan: Plan) -> Key:
     if plan.repetition is None:
         settings["truncation"] = ctx.settings.finetune.truncation
     else:
-        unused = ("learning_rate",) if ctx.settings.finetune.method == "lora" else ("lora",)
-        settings["finetune"] = training_settings(ctx, settings_of(ctx, plan), "patterns", "repetitions", *unused)
+        chosen = settings_of(ctx, plan)
+        settings["finetune"] = training_settings(ctx, chosen, without=UNUSED[chosen.method])
         settings["seed"] = ctx.settings.seed
         if plan.pvp.repeated:
             settings["name"] = plan.pvp.name  # that of its random stream: without it, these shared one

@@ -17,6 +17,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from pet.algorithms.ensemble import Array, agreement, align_prior, member_weights, pool_scores, soften
+from pet.config.identity import identity_settings
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.score_files import check_scores, open_scores
@@ -39,7 +40,7 @@ def key(ctx: RunContext, prepared: Artifact, members: Members) -> Key:
     return Key(
         STAGE,
         VERSION,
-        {**ctx.settings.label.model_dump(mode="json"), "labels": list(ctx.card.labels)},
+        {**identity_settings(ctx.settings.label), "labels": list(ctx.card.labels)},
         {"prepare": prepared.identity, **inputs},
     )
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pet.algorithms.metrics import describe_absent
+from pet.config.identity import identity_settings
 from pet.errors import TaskError
 from pet.pipeline.context import RunContext, begin, finish
 from pet.pipeline.drawn_texts import Splits, load
@@ -37,7 +38,7 @@ def key(ctx: RunContext) -> Key:
             "texts": ctx.source_digests,
             "fields": list(ctx.card.fields),
             "labels": list(ctx.card.labels),
-            "data": settings.data.model_dump(mode="json", exclude={"train_files"}),
+            "data": identity_settings(settings.data),
             **({"given_labels": digest_json(given)} if given else {}),
             **({"words_from": digest_json(sorted(set(ctx.card.words_from)))} if ctx.card.words_from else {}),
             "seed": settings.seed if settings.data.draw == "seed" else None,

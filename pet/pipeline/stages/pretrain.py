@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
+from pet.config.identity import identity_settings
 from pet.config.schema import Pretraining
 from pet.errors import ModelError, SettingsError
 from pet.modeling import delta, loading, packing, quiet
@@ -61,7 +62,7 @@ def key(settings: Pretraining, weights: str, made: Artifact, runtime: Runtime) -
     """Depends on the corpus, the model it starts from, how it is trained and the seed."""
     content = {
         "model": weights,
-        "pretrain": {**settings.pretrain.model_dump(mode="json"), **shared_by(runtime, settings.runtime)},
+        "pretrain": {**identity_settings(settings.pretrain), **shared_by(runtime, settings.runtime)},
         "seed": settings.seed,
     }
     return Key(STAGE, VERSION, content, {corpora.STAGE: made.identity})

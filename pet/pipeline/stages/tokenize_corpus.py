@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from pet.config.identity import identity_settings
 from pet.config.schema import CorpusSettings, Pretraining
 from pet.errors import CorpusError
 from pet.modeling.tokenization import PromptTokenizer
@@ -31,7 +32,7 @@ def key(settings: Pretraining, weights: str, texts: list[str]) -> Key:
     content = {
         "files": [digest_file(path) for path in mlm_corpus.find_files(chosen.files)],
         "model": weights,
-        "held_out": chosen.held_out,
+        **identity_settings(chosen),
     }
     if chosen.task:
         content["task"] = digest_json(texts)
