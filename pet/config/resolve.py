@@ -18,8 +18,8 @@ from pet.errors import PetError, SettingsError
 
 
 def read_yaml(path: Path, error: type[PetError]) -> dict[str, Any]:
-    """A YAML file as a dictionary; raises `error` when it cannot be read or parsed, is beyond a limit of `safe_yaml`, or
-    is no mapping."""
+    """A YAML file as a dictionary; raises `error` when it cannot be read or parsed, is beyond a limit of `safe_yaml`,
+    or is no mapping."""
     content = read_bytes(path, error, MAX_YAML)
     try:
         found = load_yaml(content.decode("utf-8-sig"))
