@@ -63,11 +63,12 @@ def predict(
 ) -> None:
     """Label new texts with the student, or the ensemble, of a finished RUN.
 
-    RUN is its folder, its name, the beginning of its identity, or `last`. The input's columns are the task's fields (or
-    those that the task card read them from). The run has kept what the card said of its files (quotation marks,
-    encodings, columns, `replace`), and a file of their format is read by that, from any folder. All columns are kept, and `label`, `probability` and one
-    `probability_<label>` a label are added, `predicted_...` where the input has that name already. Rows without a text
-    are left out and reported; the exit code is 0 then, and 2 with --strict.
+    RUN is its folder, its name, the beginning of its identity, or `last`. The input's columns are the task's fields
+    (or those that the task card read them from). The run has kept what the card said of its files (quotation marks,
+    encodings, columns, `replace`), and a file of their format is read by that, from any folder. All columns are
+    kept, and `label`, `probability` and one `probability_<label>` a label are added, `predicted_...` where the
+    input has that name already. Rows without a text are left out and reported; the exit code is 0 then, and 2 with
+    --strict.
 
     \b
     Examples:
