@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pet.config.identity import fields_of, identity_settings
 from pet.config.resolve import settings_yaml
