@@ -20,8 +20,9 @@ from pet.config.limits import (
 )
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource, Source, TaskCard
+from pet.tasks.encodings import find_encoding
 from pet.tasks.hub_source import hub_splits
-from pet.tasks.readers import DELIMITERS, ReadingRules, Row, find_encoding, read_rows
+from pet.tasks.readers import DELIMITERS, ReadingRules, Row, read_rows
 from pet.tasks.texts import Texts
 
 SUFFIXES = ("", ".gz")
