@@ -36,6 +36,11 @@ class Tally:
             np.zeros((num_labels, num_words)), np.zeros((num_labels, num_words)), np.zeros(num_labels, dtype=np.int64)
         )
 
+    @property
+    def log_odds(self) -> NDArray[np.float64]:
+        """Sums over the rows of each label [L, W] of log p - log(1 - p)."""
+        return self.said - self.unsaid
+
     def add(self, log_p: Array, labels: NDArray[np.int64]) -> None:
         """Count rows: log-probabilities of the words at the mask, among the whole vocabulary [N, W], and labels [N]."""
         said = np.minimum(np.asarray(log_p, dtype=np.float64), -LEAST)
@@ -47,25 +52,34 @@ class Tally:
             self.rows[label] += chosen.sum()
 
 
-def likelihood_ratio(tally: Tally) -> NDArray[np.float64]:
+def likelihood_ratio(evidence: Array, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The score [L, W] of each word for each label against the rest (P3 equation 7, fact sheet 3.10):
 
         s * sum over the label's rows (log p - log(1 - p)) + sum over the others' (log(1 - p) - log p)
 
-    with s = others / label's rows, P3's correction for there being more of the others (its equation 5). Every label
-    must have a row. Divided by the number of the others' rows it is the difference of the word's mean log-odds.
+    with s = others / label's rows, P3's correction for there being more of the others (its equation 5). Divided by the
+    number of the others' rows it is the difference of the word's mean log-odds.
+
+    Args:
+        evidence: for each label and word [L, W] the sum over the label's rows: of log-odds, as in P3
+            (`Tally.log_odds`), or of log-probabilities.
+        rows: how many rows each label has [L], one at least.
     """
-    odds = tally.said - tally.unsaid
-    others = tally.rows.sum() - tally.rows
-    return np.asarray((others / tally.rows)[:, None] * odds - (odds.sum(0) - odds))
+    sums = np.asarray(evidence, dtype=np.float64)
+    others = rows.sum() - rows
+    return np.asarray((others / rows)[:, None] * sums - (sums.sum(0) - sums))
+
+
+def likeliest(said: Array, count: int) -> NDArray[np.int64]:
+    """The `count` words with the highest likelihood [W] in a label's rows, the likeliest first (P3 section 4.1)."""
+    return np.argsort(-said, kind="stable")[:count]
 
 
 def preselect(tally: Tally, count: int = CANDIDATES) -> NDArray[np.bool_]:
-    """Which words [L, W] may stand for each label: the `count` with the highest likelihood in its rows (P3 section
-    4.1)."""
+    """Which words [L, W] may stand for each label: the `likeliest` ones."""
     chosen = np.zeros(tally.said.shape, dtype=np.bool_)
     for label, said in enumerate(tally.said):
-        chosen[label, np.argsort(-said, kind="stable")[:count]] = True
+        chosen[label, likeliest(said, count)] = True
     return chosen
 
 
@@ -88,6 +102,6 @@ def choose(scores: Array, allowed: NDArray[np.bool_], count: int) -> list[list[i
 def words_of_labels(tally: Tally, count: int) -> tuple[list[list[int]], NDArray[np.float64]]:
     """Words of each label, the best first, and every word's score [L, W]: the difference, in nats, of its mean log-odds
     between the label's rows and the others'."""
-    scores = likelihood_ratio(tally)
+    scores = likelihood_ratio(tally.log_odds, tally.rows)
     others: Sequence[int] = tally.rows.sum() - tally.rows
     return choose(scores, preselect(tally), count), scores / np.asarray(others)[:, None]

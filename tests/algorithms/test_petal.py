@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pet.algorithms.petal import Tally, choose, likelihood_ratio, preselect, words_of_labels
+from pet.algorithms.petal import Tally, choose, likeliest, likelihood_ratio, preselect, words_of_labels
+from pet.tools.authoring.label_words import above_mean
 
 LABELS, WORDS = 3, 7
 
@@ -24,9 +25,13 @@ def tally_of(log_p: np.ndarray, labels: np.ndarray) -> Tally:
     return tally
 
 
+def ratio_of(tally: Tally) -> np.ndarray:
+    return likelihood_ratio(tally.log_odds, tally.rows)
+
+
 def test_the_likelihood_ratio_is_the_papers_with_its_correction_for_imbalance(rows):
     log_p, labels = rows
-    found = likelihood_ratio(tally_of(log_p, labels))
+    found = ratio_of(tally_of(log_p, labels))
     for label in range(LABELS):
         positive = [row for row in range(len(labels)) if labels[row] == label]
         negative = [row for row in range(len(labels)) if labels[row] != label]
@@ -51,14 +56,14 @@ def test_rows_may_be_counted_a_part_at_a_time(rows):
     whole, parts = tally_of(log_p, labels), Tally.empty(LABELS, WORDS)
     for part in (slice(0, 4), slice(4, 5), slice(5, 11)):
         parts.add(log_p[part], labels[part])
-    np.testing.assert_allclose(likelihood_ratio(parts), likelihood_ratio(whole), atol=1e-9)
+    np.testing.assert_allclose(ratio_of(parts), ratio_of(whole), atol=1e-9)
     assert parts.rows.tolist() == [6, 3, 2]
 
 
 def test_a_word_that_the_model_is_certain_of_has_a_finite_score():
     tally = Tally.empty(2, 1)
     tally.add(np.array([[0.0], [-3.0]], dtype=np.float32), np.array([0, 1]))
-    assert np.isfinite(likelihood_ratio(tally)).all()
+    assert np.isfinite(ratio_of(tally)).all()
 
 
 def test_candidates_are_the_likeliest_words_of_the_labels_own_texts(rows):
@@ -74,8 +79,8 @@ def test_a_rare_word_is_no_candidate_however_telling_it_is():
     log_p = np.log([[1e-4, 0.5, 0.3], [1e-8, 0.3, 0.5]])
     tally = Tally.empty(2, 3)
     tally.add(log_p, np.array([0, 1]))
-    assert likelihood_ratio(tally)[0].argmax() == 0
-    assert choose(likelihood_ratio(tally), preselect(tally, 2), 1) == [[1], [2]]
+    assert ratio_of(tally)[0].argmax() == 0
+    assert choose(ratio_of(tally), preselect(tally, 2), 1) == [[1], [2]]
 
 
 def test_each_label_gets_its_own_words_the_best_first():
@@ -85,3 +90,19 @@ def test_each_label_gets_its_own_words_the_best_first():
     allowed[1, 0] = False
     assert choose(scores, allowed, 1) == [[0], [2]]
     assert choose(scores, allowed, 9) == [[0, 1], [2, 3]], "no more than there are"
+
+
+def test_words_for_a_new_card_are_rated_by_the_same_ratio_with_a_row_for_every_label():
+    expected = np.random.default_rng(3).normal(-8, 2, size=(3, 20)).astype(np.float32)
+    np.testing.assert_allclose(above_mean(expected), expected - expected.mean(0), atol=1e-5)
+    others = np.stack([np.delete(expected, row, 0).mean(0) for row in range(3)])
+    ratio = likelihood_ratio(expected, np.ones(3, dtype=np.int64))
+    np.testing.assert_allclose(ratio, 2 * (expected - others), atol=1e-4)
+
+
+def test_one_label_alone_has_nothing_to_be_compared_with():
+    assert not above_mean(np.array([[-3.0, -1.0]])).any()
+
+
+def test_the_likeliest_words_come_first_and_equal_ones_in_their_order():
+    assert likeliest(np.array([-3.0, -1.0, -2.0, -1.0]), 3).tolist() == [1, 3, 2]

@@ -3,8 +3,9 @@ LM itself says. Reads no files and writes no card.
 
 A label whose name is no word is described by what the model expects at the mask: of its name in two sentences, and of
 labelled texts in the card's patterns. These are half of the labelled texts at most, and no run may then test on them.
-Words are ranked by how much more the model expects them for this label than for the others, as the likelihood ratio of
-Schick et al. 2020 (arXiv 2010.13641, PETAL) does it, among those that it expects most.
+Words are ranked by how much more the model expects them for this label than for the others, by PETAL's likelihood ratio
+(`algorithms/petal.py`), among those that it expects most. Unlike `pet verbalize`, this asks about names too, and a
+label may have no text: so the evidence is the mean log-probability, and every label counts as one row.
 
 Shapes: N texts, L labels, V vocabulary.
 """
@@ -12,29 +13,29 @@ Shapes: N texts, L labels, V vocabulary.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from pet.algorithms.petal import likeliest, likelihood_ratio
 from pet.config.schema import ModelSettings
 from pet.errors import TaskError
-from pet.modeling import loading, packing
-from pet.modeling.batch import Batch
+from pet.modeling import loading
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, glued_parts
-from pet.tasks.patterns import Mask, Pattern, parse_pattern
+from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, mask_glue
+from pet.tasks.patterns import Pattern, parse_pattern
 from pet.tasks.texts import Texts, marks
+from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
 from pet.training.device import Runtime
-from pet.training.finite import Origin
-from pet.training.scoring import computing_copy, score_rows
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
 """What the model is asked about a name."""
 
 CANDIDATES = 200
-"""Of the vocabulary, so many words that the model expects most for a label are ranked; rarer ones are noise."""
+"""So many tokens that the model expects most for a label are ranked, or a hundredth of the vocabulary if that is more.
+Fewer than PETAL's: with a name or a few texts to go by, rarer words are noise."""
 
 MOST_EXAMPLES = 128
 """Labelled texts that are read to propose words, at most; evenly over the labels. Of a label half of its texts at most,
@@ -46,11 +47,11 @@ MOST_WORDS = 3
 SHORTEST = 3
 """Letters of a proposed word, at least."""
 
-Float = NDArray[np.float32]
+Float = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Proposal:
+class LabelWords:
     """Words for one label. `origin`: whose they are: the `name` itself, `parts` of it, or the `model`'s."""
 
     words: tuple[str, ...]
@@ -58,16 +59,11 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Proposals:
+class FirstWords:
     """Words for every label; `read`: the texts whose labels were looked at for that."""
 
-    words: dict[str, Proposal]
+    words: dict[str, LabelWords]
     read: Texts
-
-
-def mask_glue(pattern: Pattern) -> str | None:
-    """What the mask of a pattern is glued to, as `Speller.word_id` wants it; `None`: a new word begins there."""
-    return next(after for _, part, after in glued_parts(pattern) if isinstance(part, Mask))
 
 
 class Words:
@@ -110,7 +106,7 @@ def split_name(label: str) -> list[str]:
 
 def propose_words(
     labels: Sequence[str], patterns: Sequence[Pattern], texts: Texts, settings: ModelSettings, runtime: Runtime
-) -> Proposals:
+) -> FirstWords:
     """Words for every label, each one token in every pattern and no other label's.
 
     `texts`: of the task; some of those with a label are read where names are no words.
@@ -122,19 +118,19 @@ def propose_words(
     prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
     words = Words(prompt_tokenizer, patterns)
     found = {
-        label: Proposal((word,), "name")
+        label: LabelWords((word,), "name")
         for label in labels
         if (word := next((one for one in spellings(label) if words.take(one)), None))
     }
     for label in labels:
         if label not in found and (parts := own_parts(label, labels, words)):
-            found[label] = Proposal(parts, "parts")
+            found[label] = LabelWords(parts, "parts")
     read = texts.take([])
     if len(found) < len(labels):
         missing = [label for label in labels if label not in found]
         read = choose_examples(texts, labels)
         found |= ask_model(labels, missing, patterns, read, words, settings, runtime)
-    return Proposals({label: found[label] for label in labels}, read)
+    return FirstWords({label: found[label] for label in labels}, read)
 
 
 def own_parts(label: str, labels: Sequence[str], words: Words) -> tuple[str, ...]:
@@ -160,17 +156,16 @@ def ask_model(
     words: Words,
     settings: ModelSettings,
     runtime: Runtime,
-) -> dict[str, Proposal]:
+) -> dict[str, LabelWords]:
     """What the model says where the name does not do. `texts`: labelled ones."""
-    cloze = computing_copy(ClozeModel(loading.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
+    cloze = load_untuned(settings, runtime)
     expected, ratio = rate_vocabulary(
         cloze, labels, patterns, texts, words.prompt_tokenizer, settings.max_length, runtime
     )
     ranked = {}
     for label in missing:
         row = labels.index(label)
-        likely = np.argsort(-expected[row], kind="stable")
-        best = likely[: max(CANDIDATES, len(likely) // 100)]
+        best = likeliest(expected[row], max(CANDIDATES, expected.shape[1] // 100))
         ranked[label] = [int(one) for one in best[np.argsort(-ratio[row][best], kind="stable")]]
     given: dict[str, list[str]] = {label: [] for label in missing}
     for _ in range(MOST_WORDS):  # one a label in turn, so that none is left without
@@ -183,7 +178,7 @@ def ask_model(
             f"model {settings.name!r} proposes no word for {empty}; rename these labels, label a text of each, or give "
             "another --model"
         )
-    return {label: Proposal(tuple(found), "model") for label, found in given.items()}
+    return {label: LabelWords(tuple(found), "model") for label, found in given.items()}
 
 
 def whole_word(words: Words, token: int, label: str, given: dict[str, list[str]]) -> str | None:
@@ -204,26 +199,33 @@ def rate_vocabulary(
     max_length: int,
     runtime: Runtime,
 ) -> tuple[Float, Float]:
-    """For every label and word [L, V]: its mean log-probability, and how much that is above the mean over the labels.
+    """For every label and word [L, V]: its mean log-probability, and how much that is above the mean over the labels
+    (`above_mean`).
 
     Names that are no words count only where a label has no text. `texts`: labelled ones.
     """
     names = Texts(list(labels), {"name": [" ".join(split_name(one)) or one for one in labels]}, list(labels))
     asked = [parse_pattern(source, ["name"]) for source in ASKED]
     by_name = log_probabilities(cloze, asked, names, prompt_tokenizer, max_length, runtime)
-    expected, ratio = by_name.copy(), by_name - by_name.mean(0)
+    expected, ratio = by_name.copy(), above_mean(by_name)
     if not len(texts):
         return expected, ratio
     each = log_probabilities(cloze, patterns, texts, prompt_tokenizer, max_length, runtime)
     of_label = np.asarray(texts.labels)
     shown = [row for row, label in enumerate(labels) if label in texts.labels]
     by_text = np.stack([each[of_label == labels[row]].mean(0) for row in shown])
-    above = by_text - by_text.mean(0)
+    above = above_mean(by_text)
     for place, row in enumerate(shown):
         named = any(is_word(part) for part in split_name(labels[row]))
         expected[row] = (expected[row] + by_text[place]) / 2 if named else by_text[place]
         ratio[row] = ratio[row] + above[place] if named else above[place]
     return expected, ratio
+
+
+def above_mean(evidence: Float) -> NDArray[np.float64]:
+    """How much the evidence [L, V] of each label is above the mean over the labels: the likelihood ratio where every
+    label has one row, a part for each label, so that it does not grow with their number."""
+    return likelihood_ratio(evidence, np.ones(len(evidence), dtype=np.int64)) / len(evidence)
 
 
 def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
@@ -248,15 +250,11 @@ def log_probabilities(
     runtime: Runtime,
 ) -> Float:
     """Log-probability of every word at the mask [N, V], mean over the patterns."""
-
-    def score(batch: Batch) -> torch.Tensor:
-        states = cloze.states_at(batch, batch.mask_positions, most=1)
-        products, bias = cloze.products(states)
-        logits = products.T.float() if bias is None else products.T.float() + bias.float()
-        return logits.log_softmax(-1)
-
-    tokens = TokenizedTexts(prompt_tokenizer, texts)
-    layout, origin = packing.scoring_layout(cloze.lm), Origin(prompt_tokenizer.name)
-    encoded = [Encoder(prompt_tokenizer, pattern, max_length).encode(tokens) for pattern in patterns]
-    found = [score_rows(score, rows, layout, runtime, "label words", origin) for rows in encoded]
+    tokens, every = TokenizedTexts(prompt_tokenizer, texts), range(cloze.lm.config.vocab_size)
+    found = [
+        word_log_probabilities(
+            cloze, Encoder(prompt_tokenizer, pattern, max_length), tokens, every, runtime, "label words"
+        )
+        for pattern in patterns
+    ]
     return np.asarray(np.mean(found, axis=0))

@@ -26,7 +26,7 @@ from pet.errors import PetError, TaskError
 from pet.modeling import loading, packing
 from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, Encoder
-from pet.modeling.tokenization import TokenColumn, TokenizedTexts
+from pet.modeling.tokenization import TokenColumn, TokenizedTexts, mask_glue
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
@@ -36,7 +36,6 @@ from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate
 from pet.tools.authoring.estimate import Estimate, estimate_run
-from pet.tools.authoring.label_words import mask_glue
 from pet.training.finite import Origin
 from pet.training.scoring import computing_copy, score_rows
 

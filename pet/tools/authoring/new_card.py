@@ -21,7 +21,7 @@ from pet.tasks.sources import load_texts
 from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import Texts, marks, rows_from
 from pet.tasks.writers import delimited_line
-from pet.tools.authoring.label_words import Proposal, Proposals
+from pet.tools.authoring.label_words import FirstWords, LabelWords
 
 TEXT_NAMES = (
     "text body content message review sentence comment document description utterance tweet post article "
@@ -301,7 +301,7 @@ def check_name(name: str, out: Path) -> None:
         raise TaskError(f"{out} exists already; remove it, or name another folder by --out")
 
 
-def write_card(plan: Plan, proposed: Proposals) -> Path:
+def write_card(plan: Plan, proposed: FirstWords) -> Path:
     """Write the folder of a new task; it appears complete and loads, or not at all. Returns the card's path.
 
     Raises:
@@ -343,7 +343,7 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(map(delimited_line, [("label", "text"), *(("", read_cell(row, "text")) for row in rows)]))
 
 
-def card_text(plan: Plan, proposed: Proposals) -> str:
+def card_text(plan: Plan, proposed: FirstWords) -> str:
     """The card as YAML with comments."""
     mapped = {field: f"{{{column}}}" for field, column in plan.columns.fields.items() if field != column}
     lines = plan.table.kind == "lines"
@@ -382,7 +382,7 @@ def card_text(plan: Plan, proposed: Proposals) -> str:
     )
 
 
-def word_lines(label: str, proposal: Proposal, model: str) -> list[str]:
+def word_lines(label: str, proposal: LabelWords, model: str) -> list[str]:
     """One label's words, and whose they are."""
     said = {
         "name": [],

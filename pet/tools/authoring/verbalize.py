@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.errors import TaskError, raise_problems
-from pet.modeling import loading, packing
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.pipeline.context import RunContext
@@ -24,8 +20,7 @@ from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
 from pet.tasks.patterns import PVP
 from pet.tasks.sources import find_split
 from pet.tasks.texts import Texts, marks
-from pet.training.finite import Origin
-from pet.training.scoring import computing_copy, score_rows
+from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""
@@ -95,23 +90,15 @@ def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
     prompt_tokenizer, runtime, pvps = ctx.prompt_tokenizer, ctx.runtime, ctx.pvps
     words, ids = whole_words(prompt_tokenizer, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
     encoders = [encoder_of(ctx, pvp) for pvp in pvps]
-    cloze = ClozeModel(loading.load_masked_lm(ctx.model_settings(None))).to(runtime.device).eval()
-    model = computing_copy(cloze, runtime)
+    model = load_untuned(ctx.model_settings(None), runtime)
     gold = label_numbers(train, ctx.card.labels)
     tally = Tally.empty(len(ctx.card.labels), len(words))
     for start in range(0, len(train), CHUNK):
         rows = range(start, min(start + CHUNK, len(train)))
         tokens = TokenizedTexts(prompt_tokenizer, train.take(rows))
         for pvp, encoder in zip(pvps, encoders, strict=True):
-            tokens_of_words = torch.tensor(ids[mask_glue(pvp.pattern)], dtype=torch.long, device=runtime.device)
-            log_p = score_rows(
-                lambda batch, asked=tokens_of_words: model.word_log_probabilities(batch, asked),  # type: ignore[misc]
-                encoder.encode(tokens),
-                packing.scoring_layout(model.lm),
-                runtime,
-                f"pattern {pvp.number}",
-                Origin(prompt_tokenizer.name),
-            )
+            asked = ids[mask_glue(pvp.pattern)]
+            log_p = word_log_probabilities(model, encoder, tokens, asked, runtime, f"pattern {pvp.number}")
             tally.add(log_p, gold[start : start + CHUNK])
     return words, tally
 
