@@ -36,4 +36,4 @@ docs: .venv/installed
 	$(BIN)/python docs/commands.py
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .coverage dist
+	rm -rf .venv .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist
