@@ -5,7 +5,7 @@ Shapes: B rows, N tokens of all rows together, W label words, L labels.
 Each part of a pattern is tokenised by itself and the token ids are spliced together (P1's code does the same), so a
 text is tokenised once per task and used by every pattern. The one difficulty is what a tokenizer does at the start of
 a part: byte-level BPE writes a space into the word's first token, SentencePiece always adds a word-start mark,
-WordPiece does neither. `Speller` asks the tokenizer itself which it is, never its class.
+WordPiece does neither. `PromptTokenizer` asks the tokenizer itself which it is, never its class.
 
 Token ids live in unnamed temporary files, and rows are put together when they are needed: memory does not grow with
 the pool. A batch lays its rows end to end (`Batch`); how a model reads that is the business of `packing`.

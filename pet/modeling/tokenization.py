@@ -120,7 +120,7 @@ def whole_words(
     prompt_tokenizer: PromptTokenizer, glue: Iterable[str | None]
 ) -> tuple[list[str], dict[str | None, list[int]]]:
     """All words of two and more letters, and nothing else, that are one known token after each of `glue` (as
-    `Speller.spell`'s `after`), in the order of the alphabet; and their token ids after each of them."""
+    `PromptTokenizer.spell`'s `after`), in the order of the alphabet; and their token ids after each of them."""
     decoded = prompt_tokenizer.tokenizer.batch_decode([[number] for number in range(len(prompt_tokenizer.tokenizer))])
     words = sorted({word for word in map(str.strip, decoded) if len(word) > 1 and word.isalpha()})
     spelled = {after: prompt_tokenizer.spell(words, after) for after in glue}
@@ -205,5 +205,5 @@ def glued_parts(pattern: Pattern) -> list[tuple[int, Part, str | None]]:
 
 
 def mask_glue(pattern: Pattern) -> str | None:
-    """What the mask is glued to, as `Speller.spell`'s `after`."""
+    """What the mask is glued to, as `PromptTokenizer.spell`'s `after`."""
     return next(after for _, part, after in glued_parts(pattern) if isinstance(part, Mask))

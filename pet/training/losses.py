@@ -77,7 +77,7 @@ FIRST = 104
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
     """The same as a few kernels; `alike`: for one number of targets, or two, not for any. Then they see FIRST targets
-    before others, for the reason that `packing.settle` gives."""
+    before others, for the reason that `packing.warm_up` gives."""
     parts = [torch.compile(one, dynamic=not alike) for one in (losses_and_totals, products_gradient)]
     seen = set[tuple[Any, ...]]()
 

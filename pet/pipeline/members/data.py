@@ -180,7 +180,7 @@ class MemberTrainer:
 
     def rehearse(self) -> None:
         """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member
-        is begun, which then comes out as it would have: it starts from the same weights, and `packing.settle` sees to
+        is begun, which then comes out as it would have: it starts from the same weights, and `packing.warm_up` sees to
         the rest."""
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
