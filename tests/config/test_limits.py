@@ -370,7 +370,8 @@ def test_a_hub_dataset_names_no_file_outside_its_own_repository(tmp_path, monkey
 def test_a_revision_is_no_path(tmp_path, name):
     card = write_card(tmp_path, files=None, hub={"path": "some/data", "revision": name})
     assert "hub.revision: expected a branch, a tag or a commit" in refusal(load_card, card)
-    assert "model.revision: expected a branch, a tag or a commit" in refusal(resolve_settings, None, {"model": {"revision": name}})
+    expected = "model.revision: expected a branch, a tag or a commit"
+    assert expected in refusal(resolve_settings, None, {"model": {"revision": name}})
 
 
 def test_revisions_and_configs_as_the_hub_has_them_are_allowed(tmp_path):
