@@ -29,9 +29,6 @@ MAX_COLUMNS = 10_000
 READ_AT_ONCE = 1 << 20
 
 
-# ---- files and paths -----------------------------------------------------------------------------------------------
-
-
 def path_of(name: str) -> Path:
     """A path as a person types it: `~` is home, where there is one."""
     try:

@@ -20,9 +20,6 @@ MAX_NODES = 50_000
 through it ("billion laughs")."""
 
 
-# ---- YAML ----------------------------------------------------------------------------------------------------------
-
-
 class Loader(yaml.SafeLoader):
     """YAML's plain values and no others, with every key once, within MAX_DEPTH and MAX_NODES."""
 

@@ -7,8 +7,6 @@ from typing import Literal
 from pet.config.limits import is_file, path_of
 from pet.errors import PetError, SettingsError
 
-# ---- files that hold settings: task cards and pipelines ------------------------------------------------------------
-
 
 def shipped_folder(kind: Literal["data", "pipelines"]) -> Path:
     """Where the shipped task cards (`data`) or pipelines lie: in the checkout, or inside the installed package."""

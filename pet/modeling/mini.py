@@ -23,9 +23,6 @@ MINI_DELTA = Path(__file__).parent / "weights" / "mini" / "delta.safetensors"
 """What `pet pretrain mini` made (`mini/README.md`), read by `delta.unpack`."""
 
 
-# ---- mini ----------------------------------------------------------------------------------------------------------
-
-
 @cache
 def mini_folder() -> Path:
     """The folder of mini's base model inside its package (found, not imported), its weights verified.

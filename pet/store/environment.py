@@ -22,9 +22,6 @@ RECORDED_PACKAGES = (
 )
 
 
-# ---- what it was made with -----------------------------------------------------------------------------------------
-
-
 @cache
 def environment() -> dict[str, Any]:
     """Versions, and the commit of the code when it runs from a checkout."""

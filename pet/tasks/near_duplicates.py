@@ -12,9 +12,6 @@ DUPLICATE_JACCARD = 0.8
 smallest sequence hashes, which finds a pair at the threshold with probability > 0.99 (bottom-k sketch, Broder 1997)."""
 
 
-# ---- texts that stand in two splits --------------------------------------------------------------------------------
-
-
 def shingles(text: str) -> frozenset[int]:
     """Hashes of all 5-word sequences of a text, its case and punctuation ignored; of all its words if it is shorter."""
     words = re.findall(r"\w+", text.casefold())

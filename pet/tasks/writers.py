@@ -14,9 +14,6 @@ from typing import Any
 from pet.errors import TaskError
 from pet.tasks.readers import DELIMITERS, format_of
 
-# ---- writing -------------------------------------------------------------------------------------------------------
-
-
 QUOTED = re.compile('[",;|\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]')
 """What a reader could take for the end of a cell or of a line, a separator, or a mark at the file's beginning."""
 

@@ -19,9 +19,6 @@ MAX_CAPTURED = 24
 of tokens in steps of 64, in two widths (`packing`)."""
 
 
-# ---- the step as one CUDA graph ------------------------------------------------------------------------------------
-
-
 @dataclass
 class Captured:
     """A captured step: the tensors it reads, and those it leaves its losses in."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import torch
 
-# ---- memory --------------------------------------------------------------------------------------------------------
-
 
 def reset_peak_memory() -> None:
     """Start a new measurement of the process's peak memory (Linux; elsewhere the peak is that of the whole process)."""

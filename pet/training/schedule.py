@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from pet.config.schema import Optimisation
 
-# ---- rates, records, order -----------------------------------------------------------------------------------------
-
 
 def rate_factor(step: float, settings: Optimisation) -> float:
     """Share of the peak rate after `step` steps: linear from 0 during warm-up, then linear to 0 at the end."""

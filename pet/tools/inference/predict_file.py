@@ -15,8 +15,6 @@ from pet.tasks.texts import CHUNK
 from pet.tasks.writers import RowWriter, draft_of
 from pet.tools.inference.predictor import DECIMALS, Prediction, Predictor, check_text, fields_of, find_reading
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
 
 @dataclass
 class FileReport:
