@@ -1,14 +1,10 @@
 """`pet ipet`: generations of ensembles, and the student of the last one."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pet.cli.run import walk, walk_options
-
-if TYPE_CHECKING:
-    from pet.pipeline.context import RunContext
-    from pet.pipeline.runner import Step
 
 
 @click.command()
@@ -26,13 +22,6 @@ def ipet(**given: Any) -> None:
         pet ipet agnews --data archives/ag_news_csv --generations 3
         pet ipet agnews --data archives/ag_news_csv --generations 4 --train-examples 0
     """
-    from pet.pipeline.ipet import describe_schedule, run_ipet
-    from pet.pipeline.runner import plan
-    from pet.pipeline.stages.draw import generations as generations_of
+    from pet.pipeline.runner import plan_ipet, run_ipet
 
-    def steps(ctx: "RunContext") -> "list[Step]":
-        for line in describe_schedule(ctx):
-            ctx.runtime.reporter.say(line)
-        return plan(ctx, generations_of(ctx))
-
-    walk(run_ipet, steps, **given)
+    walk(run_ipet, plan_ipet, **given)

@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,7 +81,7 @@ def run(stage: str, **given: Any) -> None:
     from pet.pipeline.runner import plan, run_stage
 
     def steps(ctx: "RunContext") -> "list[Step]":
-        return [step for step in plan(ctx) if stage in ("all", step.stage)]
+        return [step for step in plan(ctx) if stage in ("all", step.node.stage.step)]
 
     walk(lambda ctx: run_stage(ctx, stage), steps, **given)
 
@@ -164,7 +163,7 @@ def run_here(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str)
     """One walk after another; the summaries of those that came to that."""
     for ctx in works:
         with logged(screen, ctx) as log, tracked(screen, tracker, ctx, log.warn):
-            artifact = go(ctx)
+            artifact = go(ctx.with_reporter(log) if ctx.runtime.ranks.is_main else ctx)
             if artifact is not None:
                 yield show(screen, artifact)
 
@@ -201,20 +200,15 @@ def logged(screen: Any, ctx: "RunContext") -> "Log":
     from pet.pipeline.event_log import open_log
 
     settings = ctx.settings.model_dump(mode="json")
-    log = open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
-    if not ctx.runtime.ranks.is_main:
-        return log  # nothing is told to it, so it is never begun
-    ctx.runtime = replace(ctx.runtime, reporter=log)
-    return log
+    return open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
 
 
 def tracked(screen: Any, kind: str, ctx: Any, warn: "Callable[[str], None]") -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.pipeline.trackers import open_tracker
 
-    name = f"{ctx.draw_label}-{ctx.model_label}"
     kind = kind if ctx.runtime.ranks.is_main else "none"
-    screen.tracker = open_tracker(kind, name, ctx.settings.model_dump(mode="json"), ctx.store.root, warn)
+    screen.tracker = open_tracker(kind, ctx.label, ctx.settings.model_dump(mode="json"), ctx.store.root, warn)
     return screen.tracker
 
 

@@ -120,6 +120,7 @@ class Screen:
         for step in steps:
             missing = "damaged, to be made again" if step.damaged else "to be made"
             state = f"there: {step.found.path}" if step.found else missing
-            self.out.print(Text(f"{step.stage:<9} {step.identity}  {step.name}  ({state})"))
+            node = step.node
+            self.out.print(Text(f"{node.stage.step:<9} {node.identity}  {node.about}  ({state})"))
         todo = sum(step.found is None for step in steps)
         self.out.print(Text(f"{todo} of {len(steps)} artifacts to be made; nothing was run"))

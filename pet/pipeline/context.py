@@ -1,25 +1,27 @@
-"""What every stage is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer)."""
+"""What a run is given: the settings, the store, the machine, and what is read once (card, texts, tokenizer).
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+Nothing in it changes while the run goes on. What one stage makes for another is an input of that one (`node`).
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from torch.nn import Module
 
 from pet.config.identity import identity_settings
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
-from pet.errors import DamagedArtifact, SettingsError
-from pet.modeling import loading, quiet
+from pet.errors import SettingsError
+from pet.modeling import loading
 from pet.modeling.tokenization import PromptTokenizer
+from pet.pipeline.node import Node, Stage
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.key import Key
-from pet.store.store import Artifact, Store
+from pet.store.store import Store
 from pet.tasks.annotations import GivenLabels, read_given_labels
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.patterns import PVP
@@ -27,55 +29,38 @@ from pet.tasks.sources import choose_source, load_texts
 from pet.tasks.texts import Texts, concatenate
 from pet.training.checkpoint import Checkpoint, CheckpointManager
 from pet.training.device import Runtime
-from pet.training.distributed import Ranks
-from pet.training.memory import peak_memory, reset_peak_memory
 from pet.training.optim import Optimizer
 
 
 class Executor(Protocol):
-    """Who makes trainings elsewhere, as many at a time as there is room for."""
+    """What makes artifacts: this process, or others."""
 
-    def call(self, ctx: "RunContext", what: Callable[..., Any], *arguments: Any) -> Any:
-        """What `what(ctx, *arguments)` returns, or raises, there."""
-
-    def members(self, ctx: "RunContext", prepared: Artifact, plans: Sequence[Any]) -> None:
-        """Make members, those of `finetune.Plan`s."""
+    def make(self, ctx: "RunContext", nodes: Sequence[Node]) -> None:
+        """Make these artifacts, all of one stage."""
 
 
-class RunContext:
-    """One walk through the stages. `invocation`: what was typed after `pet run`, without --stage, for messages."""
+class TaskTexts:
+    """A task's card and all its texts, read when they are first asked for; the runs of a table share them."""
 
-    def __init__(self, settings: Settings, store: Store, runtime: Runtime, invocation: str = "") -> None:
-        self.settings = settings
-        self.store = store
-        self.runtime = runtime
-        self.invocation = invocation
-        self._fingerprints: dict[str, str] = {}
-        self.adapted: Artifact | None = None
-        """What `adapt` made of model.name, once it has: everything that would start from model.name starts from it."""
-        self.executor: Executor | None = None
-        """`None`: everything is made by this process."""
-
-    def command(self, stage: str) -> str:
-        """The command that runs one stage of this walk."""
-        return f"pet run --stage {stage} {self.invocation}".strip()
+    def __init__(self, name: str, data: str | None) -> None:
+        self.name, self.data = name, data
 
     @cached_property
-    def _card(self) -> tuple[TaskCard, Path]:
-        return load_card(self.settings.task.name)
+    def _loaded(self) -> tuple[TaskCard, Path]:
+        return load_card(self.name)
 
     @property
     def card(self) -> TaskCard:
         """The task card."""
-        return self._card[0]
+        return self._loaded[0]
 
     @cached_property
     def source(self) -> dict[str, Texts]:
         """All texts of the task by split, as the source has them."""
-        return load_texts(*self._card, data=self.settings.task.data)
+        return load_texts(*self._loaded, data=self.data)
 
     @cached_property
-    def source_digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, str]:
         """Digest of ids, fields and labels of each split of the source."""
         return {split: digest_json([one.ids, one.fields, one.labels]) for split, one in self.source.items()}
 
@@ -84,18 +69,67 @@ class RunContext:
         """All texts that may become labelled texts or pool."""
         return concatenate([self.source[split] for split in ("train", "unlabelled") if split in self.source])
 
-    @cached_property
-    def given_labels(self) -> GivenLabels:
-        """Labels given by hand (`data.train_files`).
+    def read_labels(self, paths: Sequence[str]) -> GivenLabels:
+        """Labels given by hand.
 
         Raises:
             TaskError: a file is unusable; names every problem.
         """
-        paths = self.settings.data.train_files
         if not paths:
             return GivenLabels({})
-        source, _ = choose_source(*self._card, self.settings.task.data)
+        source, _ = choose_source(*self._loaded, self.data)
         return read_given_labels(self.card, source, paths, self.train_side)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from: a model, or what `adapt` made of it."""
+
+    base: ModelSettings
+    adapted: Node | None
+    identity: Mapping[str, Any]
+    """For the settings of a key."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """For the inputs of a key."""
+        return {"adapt": self.adapted.identity} if self.adapted else {}
+
+    @property
+    def settings(self) -> ModelSettings:
+        """Where the weights are."""
+        if self.adapted is None:
+            return self.base
+        return self.base.model_copy(update={"name": str(self.adapted.artifact.file("model")), "revision": None})
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """One run. `invocation`: what was typed after `pet run`, without --stage, for messages; `executor`: what makes
+    artifacts, `None` for this process; `task`: the texts, where other runs have read them already."""
+
+    settings: Settings
+    store: Store
+    runtime: Runtime
+    invocation: str = ""
+    executor: Executor | None = None
+    task: TaskTexts = None  # type: ignore[assignment]  # `__post_init__` sees to it
+    fingerprints: dict[str, str] = field(default_factory=dict, repr=False)
+    """Name of a model -> digest of its weights: of a large one that takes seconds, and every member's key needs it."""
+
+    def __post_init__(self) -> None:
+        if self.task is None:
+            object.__setattr__(self, "task", TaskTexts(self.settings.task.name, self.settings.task.data))
+
+    @property
+    def card(self) -> TaskCard:
+        """The task card."""
+        return self.task.card
+
+    @cached_property
+    def given_labels(self) -> GivenLabels:
+        """Labels given by hand (`data.train_files`); as `TaskTexts.read_labels`."""
+        return self.task.read_labels(self.settings.data.train_files)
 
     @property
     def num_labelled(self) -> int:
@@ -104,7 +138,7 @@ class RunContext:
 
     @cached_property
     def pvps(self) -> list[PVP]:
-        """The patterns of this walk.
+        """The patterns of this run.
 
         Raises:
             SettingsError: `finetune.patterns` names one that the card does not have, or one twice.
@@ -127,180 +161,75 @@ class RunContext:
         return self.prompt_tokenizer_of(None)
 
     def prompt_tokenizer_of(self, model: str | None) -> PromptTokenizer:
-        """The tokenizer of another model (`None`: model.name)."""
+        """The tokenizer of another model (`None`: model.name). That of an adapted model is the one it had before."""
         settings = self.model_settings(model)
         return PromptTokenizer(loading.load_tokenizer(settings), settings.name)
 
-    def model_settings(self, model: str | None) -> ModelSettings:
+    def model_settings(self, model: str | None = None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""
         base = self.settings.model
-        if model in (None, base.name):
-            if self.adapted is None:
-                return base
-            model = str(self.adapted.file("model"))
-        return base.model_copy(update={"name": model, "revision": None})
+        return base if model in (None, base.name) else base.model_copy(update={"name": model, "revision": None})
 
-    def model_identity(self, model: str | None = None) -> dict[str, Any]:
-        """What training starts from, for identities."""
-        if self.adapted is not None and model in (None, self.settings.model.name):
-            weights = f"{self.adapted.manifest['stage']}-{self.adapted.identity}"
-        else:
-            weights = self._fingerprint(self.model_settings(model))
-        return {"weights": weights, **identity_settings(self.settings.model)}
+    def start(self, model: str | None, adapted: Node | None) -> Start:
+        """What a training starts from. `model`: `None` for model.name; `adapted`: what `adapt` made of model.name."""
+        settings = self.model_settings(model)
+        identity = {"weights": self.fingerprint(settings), **identity_settings(self.settings.model)}
+        return Start(settings, adapted if settings is self.settings.model else None, identity)
 
-    def start_identity(self) -> str:
-        """What model.name is, as it was before `adapt`."""
-        return self._fingerprint(self.settings.model)
-
-    def _fingerprint(self, settings: ModelSettings) -> str:
-        """Weights are hashed once: of a large model that takes seconds, and the key of every member asks."""
-        if settings.name not in self._fingerprints:
-            self._fingerprints[settings.name] = loading.fingerprint(settings)
-        return self._fingerprints[settings.name]
-
-    @property
-    def model_label(self) -> str:
-        """The model's name as part of a folder name."""
-        return Path(self.settings.model.name).name.lower()
+    def fingerprint(self, settings: ModelSettings) -> str:
+        """A digest of a model's weights."""
+        if settings.name not in self.fingerprints:
+            self.fingerprints[settings.name] = loading.fingerprint(settings)
+        return self.fingerprints[settings.name]
 
     @property
     def draw_label(self) -> str:
         """Task, number of labelled texts and seed, as part of a folder name."""
         return f"{self.card.name}-n{self.num_labelled}-s{self.settings.seed}"
 
-    def reuse(self, key: Key, what: str) -> Artifact | None:
-        """A published artifact, said to be reused; `None` when it has to be made."""
-        found = self.find(key)
-        if found is not None:
-            self.runtime.reporter.say(f"{what}: reused {found.path}")
-        return found
+    @property
+    def label(self) -> str:
+        """The same with the model's name."""
+        return f"{self.draw_label}-{Path(self.settings.model.name).name.lower()}"
 
-    def find(self, key: Key) -> Artifact | None:
-        """As the function `find`."""
-        return find(self.store, self.runtime, key)
+    def node(
+        self,
+        stage: Stage,
+        given: Sequence[Any],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        about: str,
+        label: str | None = None,
+        title: str | None = None,
+    ) -> Node:
+        """One artifact to be.
 
-    def train(self, stage: Any, *inputs: Artifact) -> Artifact:
-        """What `stage.run(self, *inputs)` makes; elsewhere, if there is an executor and it is not there already.
-        `stage`: a module with `key` and `run`."""
-        if self.executor is None or self.store.find(stage.key(self, *inputs)):
-            return stage.run(self, *inputs)  # type: ignore[no-any-return]
-        return self.executor.call(self, stage.run, *inputs)  # type: ignore[no-any-return]
+        Args:
+            stage: how it is made.
+            given: what `stage.make` is given: other nodes, and what holds such.
+            settings: of the key.
+            inputs: of the key.
+            about: for a list of nodes: what it is.
+            label: beginning of the folder's name, instead of task, draw and model.
+            title: for messages, instead of the stage's name.
+        """
+        key = Key(stage.name, stage.version, settings, inputs)
+        return Node(stage, key, label or self.label, title or stage.name, about, tuple(given), self.store)
 
-    def make(self, key: Key, label: str, what: str, fill: Callable[[Draft], None], seed: int | None = None) -> Artifact:
-        """As the function `make`."""
-        return make(self.store, self.runtime, key, label, what, fill, seed)
+    def say(self, message: str) -> None:
+        """One line for the person watching."""
+        self.runtime.reporter.say(message)
+
+    def with_reporter(self, reporter: Any) -> "RunContext":
+        """The same run, which reports to another one."""
+        return replace(self, runtime=replace(self.runtime, reporter=reporter))
 
     def checkpoints(
         self, draft: Draft, weights: Module, optimizer: Optimizer, title: str, names: Sequence[str]
     ) -> CheckpointManager:
-        """Who saves a training in a draft. `title`: for what is said; else as of `Checkpoint`."""
+        """What saves a training in a draft. `title`: for messages; the others as in `Checkpoint`."""
         checkpoint = Checkpoint(draft.checkpoint, weights, optimizer, self.runtime, names)
-        return CheckpointManager(checkpoint, self.settings.runtime.checkpoint_minutes, title, self.runtime.reporter.say)
-
-
-def make(
-    store: Store,
-    runtime: Runtime,
-    key: Key,
-    label: str,
-    what: str,
-    fill: Callable[[Draft], None],
-    seed: int | None = None,
-) -> Artifact:
-    """The artifact of an identity: found and said to be reused, or filled and published. `what`: for what is said.
-
-    Raises:
-        StoreError: the store cannot be written.
-        DamagedArtifact: it is there and is damaged.
-    """
-    found = find(store, runtime, key)
-    if found is None:
-        with publish(store, runtime, key, label, what, seed) as draft:
-            if draft is not None:
-                fill(draft)
-        found = find(store, runtime, key)
-        assert found is not None, key
-        if draft is not None:
-            return found
-    runtime.reporter.say(f"{what}: reused {found.path}")
-    return found
-
-
-def find(store: Store, runtime: Runtime, key: Key) -> Artifact | None:
-    """As `Store.find`; all ranks find what the main one finds."""
-    if runtime.ranks.size == 1:
-        return store.find(key)
-    found = store.find(key) if runtime.ranks.is_main else None
-    path = runtime.ranks.broadcast(str(found.path) if found else None)
-    return store.open(Path(path)) if path else None
-
-
-@contextmanager
-def publish(
-    store: Store, runtime: Runtime, key: Key, label: str, what: str, seed: int | None = None, wait: bool = True
-) -> Iterator[Draft | None]:
-    """As `Store.publish`, which is told by Python what safetensors says of a disk; whoever is waited for is named. Of
-    several ranks the main one publishes; what the others write is thrown away.
-
-    Raises:
-        StoreError: the store cannot be written.
-        Busy: another process is at it, and `wait` is false.
-    """
-
-    def waiting(who: str) -> None:
-        runtime.reporter.say(f"{what}: waiting for {who}, which is making it")
-
-    ranks = runtime.ranks
-    if not ranks.is_main:
-        with other_draft(ranks, key, label) as draft:
-            yield draft
-        return
-    nobody = None if ranks.size == 1 and not wait else waiting
-    with store.publish(key, label, seed=seed, waiting=nobody) as draft, quiet.os_errors():
-        ranks.broadcast(str(draft.checkpoint) if draft else None)
-        yield draft
-    ranks.barrier()
-
-
-@contextmanager
-def other_draft(ranks: Ranks, key: Key, label: str) -> Iterator[Draft | None]:
-    """What a rank that is not the main one is given to write into. It reads the checkpoint of the main one."""
-    checkpoint = ranks.broadcast("")
-    with TemporaryDirectory(prefix="pet-rank-") as folder:
-        draft = Draft(Path(folder), key, label, None, None) if checkpoint else None
-        if draft is not None:
-            draft.path.mkdir(parents=True)
-            draft.checkpoint = Path(str(checkpoint))
-        yield draft
-    ranks.barrier()
-
-
-T = TypeVar("T")
-
-MENDED = 3
-"""Times that one artifact is set aside by a walk, at most: after that it is the disk that needs mending."""
-
-
-def mending(store: Store, runtime: Runtime, go: Callable[[], T]) -> T:
-    """What `go` returns, which is begun again whenever it has come upon a damaged artifact: that is set aside, and so
-    made anew. What is whole is reused.
-
-    Raises:
-        DamagedArtifact: one is damaged again and again.
-    """
-    times: Counter[Path] = Counter()
-    while True:
-        try:
-            return go()
-        except DamagedArtifact as damage:
-            times[damage.folder] += 1
-            if times[damage.folder] > MENDED:
-                raise
-            writer = store.set_aside(damage) if runtime.ranks.is_main else None
-            runtime.ranks.barrier()
-            where = f"; set aside as {writer.name}, which `pet runs gc` removes" if writer else ""
-            name = f"{damage.folder.parent.name}/{damage.folder.name}"
-            runtime.reporter.say(f"{name} is damaged ({damage.problem}){where}")
+        return CheckpointManager(checkpoint, self.settings.runtime.checkpoint_minutes, title, self.say)
 
 
 def training_settings(ctx: RunContext, section: BaseModel, without: Set[str] = frozenset()) -> dict[str, Any]:
@@ -314,14 +243,3 @@ def shared_by(runtime: Runtime, settings: RuntimeSettings) -> dict[str, Any]:
     of its rows' dropout itself."""
     size = runtime.ranks.size
     return {"precision": settings.precision, **({"ranks": size} if size > 1 else {})}
-
-
-def begin(ctx: RunContext, what: str) -> None:
-    """Say that something is being made, and start measuring its memory."""
-    ctx.runtime.reporter.say(what)
-    reset_peak_memory()
-
-
-def finish(ctx: RunContext, draft: Draft) -> None:
-    """Note device, precision and peak memory in the manifest."""
-    draft.note(**ctx.runtime.facts(), **peak_memory())

@@ -15,7 +15,7 @@ from pet.modeling.batch import Batch, Layout, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.prompts import EncodedTexts, Encoder, plain_pattern
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
-from pet.pipeline.context import RunContext
+from pet.pipeline.context import RunContext, Start
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
 from pet.training.checkpoint import train_saved
@@ -37,7 +37,7 @@ class Classifier:
     of the order of the batches. `seen`: which rows it was trained on [N], once it is.
     """
 
-    def __init__(self, ctx: RunContext, model: str | None, seed: int) -> None:
+    def __init__(self, ctx: RunContext, start: Start, seed: int) -> None:
         """
         Raises:
             ModelError: the model cannot be loaded or has no classification head.
@@ -45,11 +45,12 @@ class Classifier:
         self.ctx = ctx
         self.seed = seed
         self.seen = np.zeros(0, dtype=np.bool_)
-        self.prompt_tokenizer = ctx.prompt_tokenizer_of(model)
-        self.origin = Origin(ctx.model_settings(model).name)
+        settings = start.settings
+        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        self.origin = Origin(settings.name)
         """What is to blame where a loss or a score is not finite."""
         seed_everything(seed)
-        self.model = loading.load_classifier(ctx.model_settings(model), ctx.card.labels).to(ctx.runtime.device).eval()
+        self.model = loading.load_classifier(settings, ctx.card.labels).to(ctx.runtime.device).eval()
         self.classifier = ClassifierModel(self.model)
         self.compute_model = computing_copy(self.classifier, ctx.runtime)
 

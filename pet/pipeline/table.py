@@ -1,4 +1,4 @@
-"""The runs of a few-shot table: methods, numbers of labelled texts and seeds, each a walk through the store.
+"""The runs of a few-shot table: methods, numbers of labelled texts and seeds, each one graph, made in whole or in part.
 
 What is there is reused; a run that failed is a hole that is shown. `table_report` says what the runs come to.
 """
@@ -13,12 +13,13 @@ from typing import Any
 from pet.config.schema import Method, RuntimeSettings, Settings
 from pet.errors import PetError, SettingsError, StoreError
 from pet.pipeline import drawn_texts, event_log
-from pet.pipeline.context import RunContext, mending
+from pet.pipeline.context import RunContext, TaskTexts
 from pet.pipeline.executors.ray import task_spec
 from pet.pipeline.executors.ray_cluster import open_cluster
-from pet.pipeline.ipet import run_ipet
-from pet.pipeline.runner import adapt_model, check, run_stage
-from pet.pipeline.stages import baseline, draw, evaluate, finetune, prepare
+from pet.pipeline.graph import Graph, build_graph
+from pet.pipeline.node import Stage
+from pet.pipeline.runner import check, make_graph, run_ipet, run_stage
+from pet.pipeline.stages import adapt, baseline, draw, evaluate, finetune, prepare
 from pet.store.store import Artifact, Store
 from pet.tasks.card import load_card
 from pet.training.device import Runtime
@@ -102,12 +103,21 @@ def applies(method: Method, size: int, settings: Settings) -> bool:
     return (size == 0) == (method == "zero-shot")
 
 
-def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> RunContext:
-    """The walk of one run."""
+Texts = Mapping[str, TaskTexts]
+
+
+def open_cell(cell: Cell, settings: Mapping[str, Settings], store: Store, runtime: Runtime, texts: Texts) -> RunContext:
+    """The context of one run. `texts`: of each task, which its runs share."""
     chosen = settings[cell.task]
     data = chosen.data.model_copy(update={"train_examples": cell.size})
     light = chosen.runtime.model_copy(update={"keep_members": False})  # hundreds of them
-    return RunContext(chosen.model_copy(update={"seed": cell.seed, "data": data, "runtime": light}), store, runtime)
+    changes = {"seed": cell.seed, "data": data, "runtime": light}
+    return RunContext(chosen.model_copy(update=changes), store, runtime, task=texts[cell.task])
+
+
+def open_texts(settings: Mapping[str, Settings]) -> dict[str, TaskTexts]:
+    """The texts of each task, read when they are first asked for."""
+    return {name: TaskTexts(one.task.name, one.task.data) for name, one in settings.items()}
 
 
 def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> None:
@@ -116,11 +126,10 @@ def check_all(settings: Mapping[str, Settings], store: Store, runtime: Runtime) 
     Raises:
         StoreError, SettingsError, TaskError, ModelError: as `runner.check`; or the task's texts cannot be read.
     """
-    wanted = cells(settings)
+    wanted, texts = cells(settings), open_texts(settings)
     for task in settings:
-        ctx = open_cell(next(one for one in wanted if one.task == task), settings, store, runtime)
-        check(ctx)
-        assert ctx.source  # that it can be read
+        check(open_cell(next(one for one in wanted if one.task == task), settings, store, runtime, texts))
+        texts[task].digests  # noqa: B018 - that they can be read
 
 
 def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Table:
@@ -129,12 +138,12 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     chosen = settings[wanted[0].task].runtime
     if chosen.executor == "ray":
         return make_by_tasks(wanted, settings, store, runtime, chosen)
-    table = Table()
+    table, texts = Table(), open_texts(settings)
     reporter = runtime.reporter
     for number, cell in enumerate(wanted, 1):
         with event_log.within(reporter, cell=asdict(cell)):
             reporter.say(f"table: {cell} ({number} of {len(wanted)})")
-            problem = attempt(table, cell, open_cell(cell, settings, store, runtime))
+            problem = attempt(table, cell, open_cell(cell, settings, store, runtime, texts))
             event_log.note(reporter, **event_log.ending(problem))
             if problem is None:
                 continue
@@ -153,8 +162,8 @@ def make_by_tasks(
     wanted: Sequence[Cell], settings: Mapping[str, Settings], store: Store, runtime: Runtime, chosen: RuntimeSettings
 ) -> Table:
     """As `make`, all runs at a time, as tasks of a cluster; `chosen`: which."""
-    table, reporter = Table(), runtime.reporter
-    works = [open_cell(cell, settings, store, runtime) for cell in wanted]
+    table, reporter, texts = Table(), runtime.reporter, open_texts(settings)
+    works = [open_cell(cell, settings, store, runtime, texts) for cell in wanted]
     with open_cluster(chosen, store) as executor:
         executor.get_ready(works[0])
         both = zip(wanted, works, strict=True)
@@ -186,7 +195,7 @@ def attempt(table: Table, cell: Cell, ctx: RunContext) -> Exception | None:
 
 def run_cell(ctx: RunContext, method: Method) -> tuple[dict[str, Score], list[Artifact], dict[str, Any]]:
     """Scores of a cell by row of the table, what was made for them, the sizes of its splits and `untested` labels."""
-    scores, made = mending(ctx.store, ctx.runtime, lambda: RUNNERS[method](ctx))
+    scores, made = RUNNERS[method](ctx)
     return scores, made, {**drawn_texts.sizes(made[0]), "untested": prepare.untested(made[0])}
 
 
@@ -223,26 +232,27 @@ def is_lost(store: Store, problem: BaseException | None) -> bool:
 # ---- one run -------------------------------------------------------------------------------------------------------
 
 
-def begin(ctx: RunContext) -> tuple[Artifact, list[Artifact]]:
-    """The splits, and what has been made so far; the walk starts from the adapted model if it is to."""
-    prepared = prepare.run(ctx)
-    adapted = adapt_model(ctx, prepared, here=True)
-    return prepared, [prepared, *([adapted] if adapted else [])]
+def make_part(ctx: RunContext, *stages: Stage) -> Graph:
+    """The graph of a run, of which the nodes of some stages are made."""
+    graph = build_graph(ctx)
+    needed = (prepare.STAGE, adapt.STAGE, *stages)
+    make_graph(ctx, [node for node in graph.nodes if node.stage in needed])
+    return Graph(graph.of(*needed), graph.generations)
 
 
 def run_zero_shot(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """The untuned patterns."""
-    prepared, made = begin(ctx)
-    members = finetune.run(ctx, prepared)
-    return {"zero-shot": evaluate.score_untuned(ctx, prepared, members)}, [*made, *members.tuned]
+    graph = make_part(ctx, finetune.STAGE)
+    score: Score = evaluate.score_untuned(ctx, graph.nodes[0], graph.generations[0].members)
+    return {"zero-shot": score}, [node.artifact for node in graph.nodes]
 
 
 def run_supervised(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:
     """Both baselines."""
-    prepared, made = begin(ctx)
-    base = ctx.train(baseline, prepared)
-    scores = evaluate.score_baseline(ctx, prepared, base)
-    return {name.replace("_", "-"): one for name, one in scores.items()}, [*made, base]
+    graph = make_part(ctx, baseline.STAGE)
+    scores = evaluate.score_baseline(ctx, graph.nodes[0], graph.nodes[-1])
+    found: dict[str, Score] = {name.replace("_", "-"): one for name, one in scores.items()}
+    return found, [node.artifact for node in graph.nodes]
 
 
 def run_pet(ctx: RunContext) -> tuple[dict[str, Score], list[Artifact]]:

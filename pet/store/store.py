@@ -98,6 +98,10 @@ class Store:
         self.root = Path(root).expanduser()
         self.verify = verify
 
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path, bool]]:
+        """The same store for another process, which may be in another folder."""
+        return Store, (self.root.absolute(), self.verify)
+
     def find(self, key: Key) -> Artifact | None:
         """The artifact of that identity, or `None`.
 

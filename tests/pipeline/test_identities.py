@@ -13,7 +13,7 @@ import yaml
 from pet.config.resolve import resolve_settings
 from pet.errors import TaskError
 from pet.pipeline.context import RunContext
-from pet.pipeline.runner import plan_steps
+from pet.pipeline.graph import build_graph
 from pet.pipeline.stages import draw, finetune
 from pet.pipeline.stages.finetune import Members, Plan
 from pet.store.store import Artifact, Store
@@ -24,7 +24,6 @@ from pet.tools.export.model_card import pattern_lines
 from pet.training.device import open_runtime
 
 MACHINE = {"device": "cpu", "precision": "fp32"}
-PREPARED = Artifact(Path(), {"identity": "prepared"})
 WALKS = {
     "ten labels": {"data": {"train_examples": 10}},
     "recipe paper": {"recipe": "paper", "data": {"train_examples": 100}, "seed": 2},
@@ -38,8 +37,8 @@ def plan(card, **sections):
     """A walk that needs no text and no model to be planned."""
     settings = resolve_settings(None, {"task": {"name": str(card)}, "runtime": MACHINE, **sections})
     ctx = RunContext(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
-    ctx.source_digests = {"train": "train", "test": "test"}
-    ctx._fingerprints[settings.model.name] = "weights"
+    ctx.task.digests = {"train": "train", "test": "test"}
+    ctx.fingerprints[settings.model.name] = "weights"
     return ctx
 
 
@@ -59,7 +58,8 @@ def seeds_of(ctx):
 
 
 def steps_of(ctx, *stages):
-    return [[one.stage, one.name, one.identity] for one in plan_steps(ctx, 2) if one.stage in stages]
+    nodes = build_graph(ctx, 2).nodes
+    return [[one.stage.step, one.about, one.identity] for one in nodes if one.stage.step in stages]
 
 
 STAGES = ("prepare", "adapt", "finetune", "label", "draw")
@@ -163,7 +163,7 @@ def test_a_name_does_not_depend_on_where_the_pattern_stands_or_what_its_words_ar
 def test_what_a_member_is_does_not_depend_on_which_others_are_run(tmp_path):
     card = write_card(tmp_path, [(TEXTS[0], "good"), (TEXTS[1], "good"), (TEXTS[0], "fine")])
     every, alone = (plan(card, data={"train_examples": 4}, finetune=one) for one in ({}, {"patterns": [2]}))
-    found = [{finetune.key(ctx, PREPARED, one).identity for one in finetune.plans(ctx)[1]} for ctx in (every, alone)]
+    found = [{one.identity for one in build_graph(ctx).generations[0].members.tuned} for ctx in (every, alone)]
     assert len(found[1]) == 3 and found[1] < found[0]
     assert set(map(tuple, seeds_of(alone))) < set(map(tuple, seeds_of(every)))
 

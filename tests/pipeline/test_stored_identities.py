@@ -5,7 +5,6 @@ where that is meant, and only then write the new identity down. Keys alone; no m
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -15,8 +14,9 @@ from pydantic import create_model
 from pet.config.identity import InIdentity
 from pet.config.resolve import resolve_pretraining, resolve_settings
 from pet.config.schema import PretrainSettings, RuntimeSettings
+from pet.pipeline import publishing
 from pet.pipeline.context import RunContext
-from pet.pipeline.runner import Outcome, plan_steps, run_key
+from pet.pipeline.graph import build_graph
 from pet.pipeline.stages import adapt, pretrain, tokenize_corpus
 from pet.store.store import Artifact, Store
 from pet.tasks.annotations import GivenLabels
@@ -136,31 +136,24 @@ def context_of(sections):
     on_cpu = {"runtime": {**sections.get("runtime", {}), "device": "cpu", "precision": "fp32"}}
     settings = resolve_settings(None, {**sections, **fixed, **on_cpu})
     ctx = RunContext(settings, Store(Path("nowhere")), machine(settings))
-    ctx.source_digests = {"train": "train", "test": "test"}
+    ctx.task.digests = {"train": "train", "test": "test"}
     if settings.data.train_files:
-        ctx.given_labels = GivenLabels({"a text": "yes"})
-    ctx._fingerprints |= {name: f"weights of {name}" for name in (settings.model.name, "other", "third")}
+        ctx.__dict__["given_labels"] = GivenLabels({"a text": "yes"})
+    ctx.fingerprints.update({name: f"weights of {name}" for name in (settings.model.name, "other", "third")})
     return ctx
-
-
-def expected_artifact(step):
-    return Artifact(Path(), {"stage": step.stage, "identity": step.identity})
 
 
 def identities_of_a_run(sections, generations):
     """What is made -> its identity, the run itself included."""
     ctx = context_of(sections)
-    steps = list(plan_steps(ctx, generations))
-    found = {f"{step.stage}: {step.name}": step.identity for step in steps}
-    prepared, scored = (expected_artifact(steps[number]) for number in (0, -1))
-    if ctx.adapted:
+    *nodes, run = build_graph(ctx, generations).nodes
+    found = {f"{node.stage.step}: {node.about}": node.identity for node in nodes} | {"run": run.identity}
+    if ctx.settings.adapt.enabled:
         keys = []
-        ctx.make = lambda key, *_: keys.append(key)
-        adapt.make_corpus(ctx, prepared)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publishing, "make", lambda store, runtime, key, *_: keys.append(key))
+            adapt.make_corpus(ctx, nodes[0])
         found |= {f"{key.stage}: the pool": key.identity for key in keys}
-    labelled = [expected_artifact(step) for step in steps if step.stage == "label"]
-    ensembles = [SimpleNamespace(labelled=one) for one in labelled]
-    found["run"] = run_key(ctx, Outcome(prepared, ctx.adapted, ensembles, prepared, scored, None)).identity
     return found
 
 

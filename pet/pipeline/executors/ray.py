@@ -25,14 +25,15 @@ from pet.errors import PetError, StoreError
 from pet.modeling import loading
 from pet.pipeline import event_log
 from pet.pipeline.context import RunContext
+from pet.pipeline.executors.local import LocalExecutor
 from pet.pipeline.executors.remote_reporter import TOLD_EVERY, RemoteReporter, Replayer
-from pet.pipeline.members.data import MemberData, MemberTrainer
+from pet.pipeline.members.data import MemberTrainer
+from pet.pipeline.node import Node
 from pet.pipeline.stages import finetune
-from pet.pipeline.stages.finetune import Plan
 from pet.store import interrupts
 from pet.store.key import Key
 from pet.store.lock import LOCKS, is_locked
-from pet.store.store import Artifact, Store
+from pet.store.store import Store
 from pet.training.device import open_runtime, use
 from pet.training.reporter import Reporter
 
@@ -62,7 +63,6 @@ class TaskSpec:
     settings: Settings
     root: Path
     verify: bool
-    adapted: Artifact | None
     invocation: str
     walks: bool
     makes: Sequence[Key]
@@ -87,7 +87,6 @@ def task_spec(
         ctx.settings,
         ctx.store.root.absolute(),
         ctx.store.verify,
-        ctx.adapted,
         ctx.invocation,
         walks,
         makes,
@@ -154,26 +153,23 @@ class RayExecutor:
         task = ray.remote(max_retries=RETRIES, max_calls=0, scheduling_strategy="SPREAD", **needs)(run_task)
         return task.remote(order, replace(self, name=order.name))
 
-    def call(self, ctx: RunContext, what: Callable[..., Any], *arguments: Any) -> Any:
-        """As of `Executor`."""
-        with self.run([task_spec(ctx, what, *arguments)], ctx.runtime.reporter) as results:
-            ((_, found),) = results
-        return raised(found)
-
-    def members(self, ctx: RunContext, prepared: Artifact, plans: Sequence[Plan]) -> None:
-        """As of `Executor`. As many tasks as there are members, so that a cluster that can grow does; each makes one
-        after another of those that are still to be made, so that the next one is trained while weights are written.
-        Adapters are trained together, as elsewhere, by one task."""
-        together = [plan for plan in plans if finetune.is_together(ctx, plan)]
-        each = [plan for plan in plans if not finetune.is_together(ctx, plan)]
-        keys = [finetune.key(ctx, prepared, plan) for plan in each]
-        orders = [task_spec(ctx, make_members, prepared, each, False, makes=keys)] * len(each)
+    def make(self, ctx: RunContext, nodes: Sequence[Node]) -> None:
+        """As many tasks as there are artifacts to train, so that a cluster that can grow does; each makes one after
+        another of those that are still to be made, so that the next one is trained while weights are written. What is
+        trained together, as adapters are, is one task. What needs no training is made by the walk itself."""
+        stage = nodes[0].stage
+        if not stage.trains:
+            LocalExecutor().make(ctx, nodes)
+            return
+        together = [node for node in nodes if stage.is_joint and stage.is_joint(ctx, node)]
+        each = [node for node in nodes if node not in together]
+        orders = [task_spec(ctx, make_here, each, False, makes=[node.key for node in each])] * len(each)
         if together:
-            orders.append(task_spec(ctx, make_members, prepared, together))
+            orders.append(task_spec(ctx, make_here, together))
         self.all(ctx, orders)
-        left = [plan for plan, key in zip(each, keys, strict=True) if ctx.find(key) is None]
-        if left:  # somebody else is at them, or was
-            self.all(ctx, [task_spec(ctx, make_members, prepared, left)])
+        left = [node for node in each if ctx.store.find(node.key) is None]
+        if left:  # another process is making them, or was
+            self.all(ctx, [task_spec(ctx, make_here, left)])
 
     def all(self, ctx: RunContext, orders: Sequence[TaskSpec]) -> None:
         """Until all orders of a walk are done; raises what the first to fail raised."""
@@ -235,21 +231,8 @@ def raised(found: Any) -> Any:
 # ---- in a task -----------------------------------------------------------------------------------------------------
 
 
-class WorkerCache:
-    """A walk, with its models and the tokenised texts of each draw: the next member needs the same."""
-
-    def __init__(self, ctx: RunContext) -> None:
-        self.ctx = ctx
-        self.member_trainer = MemberTrainer(ctx)
-        self.benches: dict[str, MemberData] = {}
-
-    def member_data(self, prepared: Artifact) -> MemberData:
-        """That of a draw."""
-        return self.benches.setdefault(prepared.identity, MemberData(self.ctx, prepared, self.member_trainer))
-
-
-_kept: dict[Any, WorkerCache] = {}
-"""What this worker was last told of, on each device that it was given."""
+_kept: dict[Any, RunContext] = {}
+"""The last run that this worker made something for, on each device that it was given; its executor keeps the models."""
 
 
 def run_task(order: TaskSpec, executor: RayExecutor) -> Any:
@@ -294,8 +277,6 @@ def do(order: TaskSpec, executor: RayExecutor) -> Any:
         return None
     ctx = context_of(order, executor)
     use(ctx.runtime.device)  # the task before may have been given another one
-    if order.what not in (make_members, read_ahead):
-        _kept.clear()  # room for another model
     return order.what(ctx, *order.arguments)
 
 
@@ -309,28 +290,27 @@ def walk(order: TaskSpec, executor: RayExecutor) -> Any:
     settings = order.settings.model_dump(mode="json")
     ctx = new_context(order, executor, "cpu")  # of what it computes itself, the calibration, there is little
     with event_log.open_log(order.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed) as log:
-        ctx.runtime = replace(ctx.runtime, reporter=log)
-        ctx.executor = replace(executor, name="", box=uuid.uuid4().hex)
+        ctx = replace(ctx.with_reporter(log), executor=replace(executor, name="", box=uuid.uuid4().hex))
         return order.what(ctx, *order.arguments)
 
 
 def new_context(order: TaskSpec, executor: RayExecutor, device: str) -> RunContext:
     """The walk of an order on a device."""
     runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), executor.reporter())
-    ctx = RunContext(order.settings, Store(order.root, order.verify), runtime, order.invocation)
-    ctx.adapted = order.adapted
-    return ctx
+    return RunContext(
+        order.settings, Store(order.root, order.verify), runtime, order.invocation, executor=LocalExecutor()
+    )
 
 
 def context_of(order: TaskSpec, executor: RayExecutor) -> RunContext:
     """The walk of an order on the device at hand: the last one again, if it is the same."""
     device = device_of()
-    name = (device, order.settings.model_dump_json(), order.root, order.adapted and order.adapted.identity)
+    name = (device, order.settings.model_dump_json(), order.root)
     if name not in _kept:
         for other in [one for one in _kept if one[0] == device]:
             del _kept[other]
-        _kept[name] = WorkerCache(new_context(order, executor, device))
-    return _kept[name].ctx
+        _kept[name] = new_context(order, executor, device)
+    return _kept[name]
 
 
 def device_of() -> str:
@@ -344,26 +324,24 @@ def device_of() -> str:
     return f"cuda:{seen.index(str(given[0])) if seen else given[0]}"
 
 
-def kept_of(ctx: RunContext) -> WorkerCache:
-    """What is kept with a walk."""
-    (found,) = (kept for kept in _kept.values() if kept.ctx is ctx)
-    return found
-
-
-def make_members(ctx: RunContext, prepared: Artifact, plans: Sequence[Plan], wait: bool = True) -> None:
-    """Make members here. `wait`: also for those that others are making."""
-    member_data = kept_of(ctx).member_data(prepared)
-    if wait:
-        finetune.make(member_data, plans)
-    else:
-        finetune.make_each(member_data, plans, wait=False)
+def make_here(ctx: RunContext, nodes: Sequence[Node], wait: bool = True) -> None:
+    """Make artifacts in this worker. `wait`: also for those that others are making."""
+    local_executor(ctx).make(ctx, nodes, wait)
 
 
 def read_ahead(ctx: RunContext) -> None:
     """What the first member would begin with that needs none of the draw's texts: Python reads transformers, CUDA
     begins, weights are hashed and loaded, and what is compiled is."""
-    ctx.start_identity()
     if ctx.settings.adapt.enabled:  # members start from weights that are still to be made
+        ctx.fingerprint(ctx.settings.model)
         loading.outline(ctx.settings.model)
-    else:
-        kept_of(ctx).member_trainer.rehearse()
+        return
+    trainer = MemberTrainer(ctx, ctx.start(None, None))
+    local_executor(ctx).room_for(finetune.STAGE)["trainer"] = trainer
+    trainer.rehearse()
+
+
+def local_executor(ctx: RunContext) -> LocalExecutor:
+    """A worker's own."""
+    assert isinstance(ctx.executor, LocalExecutor)
+    return ctx.executor

@@ -17,7 +17,7 @@ from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import RunContext
+from pet.pipeline.context import RunContext, Start
 from pet.pipeline.members.batches import (
     ClozeBatch,
     MemberSources,
@@ -26,6 +26,7 @@ from pet.pipeline.members.batches import (
     draw_member_batches,
     never_masked,
 )
+from pet.pipeline.node import Node
 from pet.pipeline.score_files import label_numbers
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
@@ -81,8 +82,9 @@ class MemberTrainer:
     """The model that all members of a walk start from, the copy of it that computes, and its training: what needs no
     text of the draw. Everything is loaded when it is needed first."""
 
-    def __init__(self, ctx: RunContext) -> None:
+    def __init__(self, ctx: RunContext, base: Start) -> None:
         self.ctx = ctx
+        self.base = base
 
     @cached_property
     def verbalizers(self) -> dict[int, Verbalizer]:
@@ -93,7 +95,7 @@ class MemberTrainer:
     @cached_property
     def cloze(self) -> ClozeModel:
         """The model that every member starts from."""
-        cloze = ClozeModel(loading.load_masked_lm(self.ctx.model_settings(None))).to(self.ctx.runtime.device)
+        cloze = ClozeModel(loading.load_masked_lm(self.base.settings)).to(self.ctx.runtime.device)
         if not cloze.shortcut:
             self.ctx.runtime.reporter.say(
                 f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
@@ -125,7 +127,7 @@ class MemberTrainer:
     @property
     def untuned(self) -> Origin:
         """What is to blame where an untuned pattern's scores are not finite."""
-        return Origin(self.ctx.model_settings(None).name)
+        return Origin(self.base.settings.name)
 
     @property
     def tuned(self) -> Origin:
@@ -220,10 +222,10 @@ def made_up_texts(card: TaskCard) -> Texts:
 class MemberData:
     """What all members of a draw share: its texts, tokenised when the first member needs them."""
 
-    def __init__(self, ctx: RunContext, prepared: Artifact, member_trainer: MemberTrainer | None = None) -> None:
+    def __init__(self, ctx: RunContext, prepared: Artifact, member_trainer: MemberTrainer) -> None:
         self.ctx = ctx
         self.prepared = prepared
-        self.member_trainer = member_trainer or MemberTrainer(ctx)
+        self.member_trainer = member_trainer
 
     @cached_property
     def splits(self) -> drawn_texts.Splits[TextFile]:
@@ -236,21 +238,21 @@ class MemberData:
         texts: dict[str, TextSource] = {"train": self.splits.train, "pool": self.splits.pool, "test": self.splits.test}
         return {split: TokenizedTexts(self.ctx.prompt_tokenizer, found) for split, found in texts.items()}
 
-    def ask(self, pvp: PVP, drawn: Artifact | None = None) -> EncodedPattern:
+    def ask(self, pvp: PVP, drawn: Node | None = None) -> EncodedPattern:
         """Fill all texts into a pattern. `drawn`: holds the texts to be trained on; default: the labelled ones."""
         return EncodedPattern(*self._fill(pvp, drawn), self.member_trainer.verbalizers[pvp.number])
 
-    def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
+    def _fill(self, pvp: PVP, drawn: Node | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
         encoder = self.member_trainer.encoder(pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
-            train = read_texts(drawn.file("train.parquet"))
+            train = read_texts(drawn.artifact.file("train.parquet"))
             tokens = tokens | {"train": TokenizedTexts(self.ctx.prompt_tokenizer, train)}
         rows = {split: encoder.encode(found) for split, found in tokens.items()}
         return rows, label_numbers(train, self.ctx.card.labels)
 
-    def begin(self, pvp: PVP, drawn: Artifact | None = None) -> EncodedPattern:
+    def begin(self, pvp: PVP, drawn: Node | None = None) -> EncodedPattern:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
         words = self.member_trainer.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
         with ThreadPoolExecutor(1) as beside:

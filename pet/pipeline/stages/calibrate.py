@@ -38,7 +38,7 @@ def calibrate_all(
 ) -> Entry:
     """Of student and ensemble: temperature, what it was fitted on, the ECE on the test set without and with it, and why
     none was fitted, if so: the temperature is 1 then."""
-    tuned = np.stack([read_scores(one)["test"] for one in members.tuned])
+    tuned = np.stack([read_scores(one.artifact)["test"] for one in members.tuned])
     splits = drawn_texts.load(prepared)
     gold, of_pool = label_numbers(splits.test, ctx.card.labels), keys_of(splits.pool)
 
@@ -125,14 +125,14 @@ def fit_ensemble(
     the later generations of iPET, and with `data.draw: first` the labelled texts."""
     if len(members.tuned) < 2:
         return 0, "nothing", Calibration(1.0, "one member has no other to be compared with")
-    sets = [read_texts(plan.drawn.file("train.parquet")) for plan in members.plans if plan.drawn]
+    sets = [read_texts(plan.drawn.artifact.file("train.parquet")) for plan in members.plans if plan.drawn]
     taught = {key for texts in (splits.train, *sets) for key in keys_of(texts)}
     rows, which = not_among(of_pool, taught), ""
     if len(rows) < len(of_pool):
         which = " that taught none of them" if len(rows) >= ENOUGH else ", some of which taught them"
     if len(rows) < ENOUGH:
         rows = np.arange(len(of_pool))
-    found = np.stack([read_rows(one, "pool", thin_out(rows)) for one in members.tuned])
+    found = np.stack([read_rows(one.artifact, "pool", thin_out(rows)) for one in members.tuned])
     scores = found + label.load_shift(labelled, ctx.card.labels)
     others, best = leave_one_out(scores, weights_of(members, labelled))
     what = f"each member's label of pool texts{which}, given the others' scores"

@@ -15,61 +15,49 @@ from numpy.typing import NDArray
 
 from pet.modeling import quiet
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import RunContext, begin, finish, training_settings
+from pet.pipeline.context import RunContext, Start, training_settings
+from pet.pipeline.node import Node, Stage
 from pet.pipeline.score_files import write_scores
 from pet.pipeline.stages import label
 from pet.pipeline.student import Classifier
 from pet.store.draft import Draft
-from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import TextFile
 from pet.training.losses import distillation_loss
 from pet.training.trainer import TrainingReport
 
-STAGE = "distill"
 SEEN = "seen.parquet"
-VERSION = 4
 
 
-def key(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Key:
+def node(ctx: RunContext, prepared: Node, labelled: Node, adapted: Node | None) -> Node:
     """Depends on the soft labels, the texts, the model and how it is trained."""
+    start = ctx.start(ctx.settings.distill.model, adapted)
     settings = {
-        "model": ctx.model_identity(ctx.settings.distill.model),
+        "model": start.identity,
         "distill": training_settings(ctx, ctx.settings.distill),
         "seed": ctx.settings.seed,
     }
-    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, "label": labelled.identity})
+    inputs = {"prepare": prepared.identity, "label": labelled.identity, **start.inputs}
+    return ctx.node(STAGE, [prepared, labelled, start], settings, inputs, about="student")
 
 
-def run(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Artifact:
-    """Train the student, or reuse it."""
-
-    def fill(draft: Draft) -> None:
-        begin(ctx, "distill: training the student on the soft labels")
-        splits = drawn_texts.load(prepared)
-        teacher = label.load_scores(labelled, ctx.card.labels)
-        student, report = train_student(ctx, splits, teacher, draft)
-        scores = student.score(student.encode(splits.test), "student on test")
-        with quiet.quiet_transformers():
-            student.model.save_pretrained(draft.path / "student")
-            student.prompt_tokenizer.tokenizer.save_pretrained(draft.path / "student")
-        write_scores(draft, {"test": scores})
-        draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
-        write_seen(draft, splits.pool, student.seen)
-        finish(ctx, draft)
-
-    name = f"{ctx.draw_label}-{ctx.model_label}"
-    return ctx.make(key(ctx, prepared, labelled), name, STAGE, fill, seed=ctx.settings.seed)
+def make(ctx: RunContext, draft: Draft, prepared: Node, labelled: Node, start: Start) -> None:
+    """Train the student."""
+    ctx.say("distill: training the student on the soft labels")
+    splits = drawn_texts.load(prepared.artifact)
+    teacher = label.load_scores(labelled.artifact, ctx.card.labels)
+    student, report = train_student(ctx, start, splits, teacher, draft)
+    scores = student.score(student.encode(splits.test), "student on test")
+    with quiet.quiet_transformers():
+        student.model.save_pretrained(draft.path / "student")
+        student.prompt_tokenizer.tokenizer.save_pretrained(draft.path / "student")
+    write_scores(draft, {"test": scores})
+    draft.write_json("training.json", {"steps": report.steps, "losses": report.losses})
+    write_seen(draft, splits.pool, student.seen)
 
 
-def need(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> Artifact:
-    """The student from the store.
-
-    Raises:
-        MissingArtifact: it has not been trained; says which command does.
-    """
-    return ctx.store.need(key(ctx, prepared, labelled), "student of these settings", ctx.command(STAGE))
+STAGE = Stage("distill", version=4, make=make, step="distill", trains=True)
 
 
 def write_seen(draft: Draft, pool: TextFile, seen: NDArray[np.bool_]) -> None:
@@ -89,11 +77,15 @@ def load_seen(student: Artifact) -> NDArray[np.bool_]:
 
 
 def train_student(
-    ctx: RunContext, splits: drawn_texts.Splits[TextFile], teacher: NDArray[np.floating[Any]], draft: Draft
+    ctx: RunContext,
+    start: Start,
+    splits: drawn_texts.Splits[TextFile],
+    teacher: NDArray[np.floating[Any]],
+    draft: Draft,
 ) -> tuple[Classifier, TrainingReport]:
     """The student, trained on pool texts and the teacher's raw scores [N, L]. `draft`: keeps its checkpoint."""
     settings = ctx.settings.distill
-    student = Classifier(ctx, settings.model, derive_seed("distill", ctx.settings.seed))
+    student = Classifier(ctx, start, derive_seed("distill", ctx.settings.seed))
 
     def loss(scores: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return distillation_loss(scores, wanted, settings.temperature)

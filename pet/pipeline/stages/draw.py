@@ -8,7 +8,7 @@ and drawn.json (who labelled, and what was found for each label). How right thos
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,18 @@ from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, 
 from pet.config.identity import identity_settings
 from pet.config.schema import Settings
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import RunContext, begin, finish
+from pet.pipeline.context import RunContext
+from pet.pipeline.node import Node, Stage
+from pet.pipeline.publishing import make_each
 from pet.pipeline.score_files import label_numbers, open_scores
-from pet.pipeline.stages import label
+from pet.pipeline.stages import label, prepare
 from pet.pipeline.stages.finetune import Members, Plan, members_of
 from pet.store.draft import Draft
-from pet.store.key import Key
-from pet.store.store import Artifact
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate, write_texts
 
-STAGE = "draw"
-VERSION = 1
+ENDLESS = 10**12
+"""Texts of a pool that cuts no schedule short."""
 
 
 def generations(ctx: RunContext) -> int:
@@ -50,19 +50,13 @@ def sizes(ctx: RunContext, labelled: int, pool: int) -> list[int]:
     return schedule(labelled, pool, generations(ctx), chosen.growth, chosen.first_examples, chosen.pool_share)
 
 
-def next_plans(
-    ctx: RunContext, prepared: Artifact, before: Members, generation: int
-) -> list[tuple[Plan, Members, Key]]:
-    """The members to come; for each, who labels its training set, and that set's key."""
-    found = []
-    for pvp, repetition in members_of(ctx):
-        plan = Plan(pvp, repetition, generation)
-        teachers = teachers_of(ctx, plan, before)
-        found.append((plan, teachers, key(ctx, prepared, plan, teachers)))
-    return found
+def plans(ctx: RunContext, prepared: Node, before: Members, generation: int) -> list[Plan]:
+    """The members of a generation, each with its training set."""
+    wanted = [Plan(*one, generation) for one in members_of(ctx)]
+    return [replace(plan, drawn=node(ctx, prepared, plan, teachers_of(ctx, plan, before))) for plan in wanted]
 
 
-def key(ctx: RunContext, prepared: Artifact, plan: Plan, teachers: Members) -> Key:
+def node(ctx: RunContext, prepared: Node, plan: Plan, teachers: Members) -> Node:
     """Depends on who labels, on how much is drawn and how, and on whom it is for; not on how many generations there
     will be."""
     settings = {
@@ -75,7 +69,15 @@ def key(ctx: RunContext, prepared: Artifact, plan: Plan, teachers: Members) -> K
         "seed": ctx.settings.seed,
     }
     inputs = {f"member-{number}": one for number, one in enumerate(sorted(one.identity for one in teachers.tuned))}
-    return Key(STAGE, VERSION, settings, {"prepare": prepared.identity, **inputs})
+    return ctx.node(
+        STAGE,
+        [prepared, plan, teachers],
+        settings,
+        {"prepare": prepared.identity, **inputs},
+        about=f"{plan.label}  training set",
+        label=f"{ctx.label}-{plan.label}",
+        title=f"draw {plan.label}",
+    )
 
 
 def teachers_of(ctx: RunContext, plan: Plan, before: Members) -> Members:
@@ -86,7 +88,7 @@ def teachers_of(ctx: RunContext, plan: Plan, before: Members) -> Members:
     where a share of the others is drawn, it is drawn among so many copies, may come several times, and counts as often.
     """
     copies = ctx.settings.finetune.repetitions if ctx.settings.ipet.teachers < 1 else 1
-    others: list[tuple[Plan, Artifact]] = []
+    others: list[tuple[Plan, Node]] = []
     for one, made in zip(before.plans, before.tuned, strict=True):
         is_own = one.pvp.number == plan.pvp.number and one.repetition in (plan.repetition, None)
         others += [(one, made)] * ((copies if one.repetition is None else 1) - is_own)
@@ -102,24 +104,12 @@ def stream(ctx: RunContext, purpose: str, plan: Plan) -> int:
     return derive_seed(purpose, ctx.settings.seed, plan.generation, plan.pvp.name, plan.repetition)
 
 
-def run(ctx: RunContext, prepared: Artifact, before: Members, generation: int) -> list[Plan]:
-    """Draw the training set of every member of this generation that is not in the store yet."""
-    plans = []
-    made: list[dict[str, Any]] = []
-    splits = cache(lambda: drawn_texts.load(prepared))
-    for plan, teachers, wanted in next_plans(ctx, prepared, before, generation):
-
-        def fill(draft: Draft, plan: Plan = plan, teachers: Members = teachers) -> None:
-            begin(ctx, f"draw {plan.label}: {describe(teachers)} the labels")
-            made.append(write_set(draft, ctx, splits(), plan, teachers))
-            finish(ctx, draft)
-
-        name = f"{ctx.draw_label}-{ctx.model_label}-{plan.label}"
-        found = ctx.make(wanted, name, f"draw {plan.label}", fill)
-        plans.append(Plan(plan.pvp, plan.repetition, generation, found))
-    for line in remarks(ctx.card.labels, made):
-        ctx.runtime.reporter.say(f"generation {generation}: {line}")
-    return plans
+def make_all(ctx: RunContext, nodes: Sequence[Node], kept: dict[str, Any], wait: bool) -> None:
+    """Draw the training sets of one generation, then say which labels were hardly predicted."""
+    make_each(ctx, nodes, wait)
+    generation = nodes[0].given[1].generation
+    for line in remarks(ctx.card.labels, [node.artifact.read_json("drawn.json") for node in nodes]):
+        ctx.say(f"generation {generation}: {line}")
 
 
 def describe(teachers: Members) -> str:
@@ -140,11 +130,12 @@ def describe_teachers(teachers: Members, weights: Array) -> list[dict[str, Any]]
     return found
 
 
-def write_set(draft: Draft, ctx: RunContext, splits: Any, plan: Plan, teachers: Members) -> dict[str, Any]:
-    """Draw and write one training set; what drawn.json says of it."""
-    labels = ctx.card.labels
+def make(ctx: RunContext, draft: Draft, prepared: Node, plan: Plan, teachers: Members) -> None:
+    """Draw and write one training set."""
+    ctx.say(f"draw {plan.label}: {describe(teachers)} the labels")
+    splits, labels = drawn_texts.load(prepared.artifact), ctx.card.labels
     weights = label.weigh(ctx, teachers)
-    pooled = pool_scores(read_pool_scores(teachers.tuned), weights)
+    pooled = pool_scores(read_pool_scores(teachers), weights)
     opinion = soften(pooled + label.find_shift(ctx, lambda: pooled))
     counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
     size = sizes(ctx, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
@@ -164,14 +155,16 @@ def write_set(draft: Draft, ctx: RunContext, splits: Any, plan: Plan, teachers: 
         },
     }
     draft.write_json("drawn.json", report)
-    return report
 
 
-def read_pool_scores(members: Sequence[Artifact]) -> NDArray[np.float32]:
+STAGE = Stage("draw", version=1, make=make, step="draw", make_all=make_all)
+
+
+def read_pool_scores(members: Members) -> NDArray[np.float32]:
     """Their scores on the pool [M, N, L]."""
     found = []
-    for one in members:
-        with open_scores(one, "pool") as scores:
+    for one in members.tuned:
+        with open_scores(one.artifact, "pool") as scores:
             found.append(scores[:])
     return np.stack(found)
 
@@ -182,6 +175,31 @@ def label_texts(pool: Any, drawn: Sequence[LabelDraw], labels: Sequence[str]) ->
     texts = pool.take(rows)
     given: list[str | None] = [name for name, one in zip(labels, drawn, strict=True) for _ in one.rows]
     return Texts(texts.ids, texts.fields, given)
+
+
+def describe_schedule(ctx: RunContext) -> list[str]:
+    """What is going to happen: the training sets' sizes, and who labels them."""
+    expected = prepare.expected_sizes(ctx)
+    labelled, pool = expected["train"], expected["pool"]
+    planned = sizes(ctx, labelled, pool)
+    members = len(members_of(ctx))
+    grown = " -> ".join(f"{size:,}" for size in planned)
+    each = f"{members} member{'s' * (members > 1)} each"
+    later = "" if labelled else ", generation 0 the patterns untuned"
+    lines = [f"ipet: {grown} labelled texts, {each}{later}"]
+    if planned != sizes(ctx, labelled, ENDLESS):
+        lines.append(
+            f"ipet: no more than {planned[-1] - labelled:,} of the {pool:,} pool texts are drawn (ipet.pool_share "
+            f"{ctx.settings.ipet.pool_share:g})"
+        )
+    if 0 < labelled < len(ctx.card.labels):
+        lines.append(
+            f"ipet: {labelled} labelled texts are too few for {len(ctx.card.labels)} labels; a label without one is "
+            "never drawn for"
+        )
+    if members == 1:
+        lines.append("ipet: there is one member, so it labels its own training sets")
+    return lines
 
 
 def remarks(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> list[str]:

@@ -18,62 +18,49 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import align_prior, member_weights, pool_scores
 from pet.algorithms.metrics import score_predictions
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import RunContext, begin, finish
+from pet.pipeline.context import RunContext
+from pet.pipeline.node import Node, Stage
 from pet.pipeline.score_files import label_numbers, read_scores
-from pet.pipeline.stages import baseline, label
+from pet.pipeline.stages import label
 from pet.pipeline.stages.calibrate import Entry, calibrate_all
 from pet.pipeline.stages.finetune import Members
 from pet.pipeline.stages.label import opinion_of
 from pet.store.draft import Draft
-from pet.store.key import Key
-from pet.store.store import Artifact
 from pet.tasks.texts import read_texts
 
-STAGE = "evaluate"
-VERSION = 2
 
-
-def key(
-    ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
-) -> Key:
+def node(ctx: RunContext, prepared: Node, members: Members, labelled: Node, student: Node, base: Node | None) -> Node:
     """Depends on everything that is scored."""
     inputs = {"prepare": prepared.identity, "label": labelled.identity, "distill": student.identity}
     if base is not None:
         inputs["baseline"] = base.identity
     inputs |= {f"untuned-{number}": one.identity for number, one in members.untuned.items()}
-    return Key(STAGE, VERSION, {"metric": ctx.card.metric, "labels": list(ctx.card.labels)}, inputs)
+    settings = {"metric": ctx.card.metric, "labels": list(ctx.card.labels)}
+    return ctx.node(STAGE, [prepared, members, labelled, student, base], settings, inputs, about="scores")
 
 
-def run(ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact) -> Artifact:
-    """Train the baselines if need be, score everything, or reuse the scores."""
-    base = ctx.train(baseline, prepared) if ctx.num_labelled else None
-    wanted = key(ctx, prepared, members, labelled, student, base)
-
-    def fill(draft: Draft) -> None:
-        begin(ctx, "evaluate: scoring on the test set")
-        scores = score_all(ctx, prepared, members, labelled, student, base)
-        draft.write_json("scores.json", scores)
-        calibrated = calibrate_all(ctx, prepared, members, labelled, student)
-        draft.write_json("calibration.json", calibrated)
-        for name, one in calibrated.items():
-            if one["problem"]:
-                ctx.runtime.reporter.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
-        finish(ctx, draft)
-
-    return ctx.make(wanted, f"{ctx.draw_label}-{ctx.model_label}", STAGE, fill, seed=ctx.settings.seed)
+def make(
+    ctx: RunContext, draft: Draft, prepared: Node, members: Members, labelled: Node, student: Node, base: Node | None
+) -> None:
+    """Score everything, and fit the temperatures."""
+    ctx.say("evaluate: scoring on the test set")
+    draft.write_json("scores.json", score_all(ctx, prepared, members, labelled, student, base))
+    calibrated = calibrate_all(ctx, prepared.artifact, members, labelled.artifact, student.artifact)
+    draft.write_json("calibration.json", calibrated)
+    for name, one in calibrated.items():
+        if one["problem"]:
+            ctx.say(f"evaluate: the {name}'s probabilities stay as they are: {one['problem']}")
 
 
-def find_baseline(ctx: RunContext, prepared: Artifact) -> Artifact | None:
-    """The supervised baselines of this walk; `None` when it has no labelled texts."""
-    return ctx.store.find(baseline.key(ctx, prepared)) if ctx.num_labelled else None
+STAGE = Stage("evaluate", version=2, make=make, step="evaluate")
 
 
 def score_all(
-    ctx: RunContext, prepared: Artifact, members: Members, labelled: Artifact, student: Artifact, base: Artifact | None
+    ctx: RunContext, prepared: Node, members: Members, labelled: Node, student: Node, base: Node | None
 ) -> dict[str, Any]:
     """Name -> value, low, high (percent); `members`: a list of such."""
-    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
-    tuned = np.stack([read_scores(one)["test"] for one in members.tuned])  # [M, N, L]
+    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    tuned = np.stack([read_scores(one.artifact)["test"] for one in members.tuned])  # [M, N, L]
 
     def entry(scores: NDArray[Any]) -> Entry:
         return score(ctx, gold, scores)
@@ -86,24 +73,24 @@ def score_all(
         for plan, one in zip(members.plans, tuned, strict=True)
     ]
     scores |= {
-        "ensemble": entry(opinion_of(ctx, members, labelled, tuned)),
-        "student": entry(read_scores(student)["test"]),
+        "ensemble": entry(opinion_of(ctx, members, labelled.artifact, tuned)),
+        "student": entry(read_scores(student.artifact)["test"]),
     }
     return scores | score_soft_labels(ctx, prepared, labelled)
 
 
-def score_untuned(ctx: RunContext, prepared: Artifact, members: Members) -> Entry:
+def score_untuned(ctx: RunContext, prepared: Node, members: Members) -> Entry:
     """The untuned patterns, pooled with the same weights."""
-    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
-    untuned = np.stack([read_scores(one)["test"] for one in members.untuned.values()])  # [P, N, L]
+    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    untuned = np.stack([read_scores(one.artifact)["test"] for one in members.untuned.values()])  # [P, N, L]
     return score(ctx, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
 
 
-def score_baseline(ctx: RunContext, prepared: Artifact, base: Artifact) -> dict[str, Entry]:
+def score_baseline(ctx: RunContext, prepared: Node, base: Node) -> dict[str, Entry]:
     """The supervised baselines: fine-tuned, and linear probe. Where the shares of the soft labels are made even, the
     fine-tuned one with shares made even too, on the test set itself: it is told what the ensemble is told."""
-    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
-    found: dict[str, NDArray[Any]] = {**read_scores(base)}
+    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    found: dict[str, NDArray[Any]] = {**read_scores(base.artifact)}
     if ctx.settings.label.shares == "even":
         found["supervised_even"] = found["supervised"] + align_prior(found["supervised"])
     return {name: score(ctx, gold, scores) for name, scores in found.items()}
@@ -115,7 +102,7 @@ def score(ctx: RunContext, gold: NDArray[np.int64], scores: NDArray[Any]) -> Ent
     return dict(found.as_dict())
 
 
-def score_soft_labels(ctx: RunContext, prepared: Artifact, labelled: Artifact) -> dict[str, Entry]:
+def score_soft_labels(ctx: RunContext, prepared: Node, labelled: Node) -> dict[str, Entry]:
     """How right the soft labels are on pool texts whose label the source knows and the members did not; nothing where
     there are none. With `data.draw: first` the labelled texts are in the pool, too."""
     labels = ctx.card.labels
@@ -124,15 +111,15 @@ def score_soft_labels(ctx: RunContext, prepared: Artifact, labelled: Artifact) -
     if not known:
         return {}
     numbers = np.asarray([labels.index(name) for name in gold if name is not None])
-    predicted = label.load_scores(labelled, labels)[known].argmax(-1)
+    predicted = label.load_scores(labelled.artifact, labels)[known].argmax(-1)
     found = score_predictions(numbers, predicted, len(labels), ctx.card.metric).as_dict()
     return {"soft_labels": {**found, "texts": len(known)}}
 
 
-def hidden_labels(prepared: Artifact) -> list[tuple[str, str | None]]:
+def hidden_labels(prepared: Node) -> list[tuple[str, str | None]]:
     """Id and label of each pool text; `None` where the source knows none, or the members were taught it."""
-    taught = set(drawn_texts.load(prepared).train.ids)
-    return [(one, None if one in taught else name) for one, name in drawn_texts.load_pool_gold(prepared)]
+    taught = set(drawn_texts.load(prepared.artifact).train.ids)
+    return [(one, None if one in taught else name) for one, name in drawn_texts.load_pool_gold(prepared.artifact)]
 
 
 # ---- generations of iPET -------------------------------------------------------------------------------------------
@@ -143,20 +130,20 @@ class Generation:
     """One ensemble and its opinion on the pool."""
 
     members: Members
-    labelled: Artifact
+    labelled: Node
 
 
-def score_generation(ctx: RunContext, prepared: Artifact, one: Generation) -> Entry:
+def score_generation(ctx: RunContext, prepared: Node, one: Generation) -> Entry:
     """How an ensemble came out (on the test set and on the pool), how far its members agree and which labels they give,
     beside the labels' shares among the labelled texts; and of what its members were trained on how much was right."""
-    splits = drawn_texts.load(prepared)
+    splits = drawn_texts.load(prepared.artifact)
     gold = label_numbers(splits.test, ctx.card.labels)
-    tuned = np.stack([read_scores(member)["test"] for member in one.members.tuned])  # [M, N, L]
-    opinion = one.labelled.read_json("ensemble.json")
+    tuned = np.stack([read_scores(member.artifact)["test"] for member in one.members.tuned])  # [M, N, L]
+    opinion = one.labelled.artifact.read_json("ensemble.json")
     drawn = [plan.drawn for plan in one.members.plans if plan.drawn is not None]
     return {
         "generation": one.members.generation,
-        "ensemble": score(ctx, gold, opinion_of(ctx, one.members, one.labelled, tuned)),
+        "ensemble": score(ctx, gold, opinion_of(ctx, one.members, one.labelled.artifact, tuned)),
         **score_soft_labels(ctx, prepared, one.labelled),
         "agreement": opinion["agreement"] if len(tuned) > 1 else None,
         "label_shares": opinion["label_shares"],
@@ -171,14 +158,14 @@ def prior(given: Sequence[str | None], labels: Sequence[str]) -> dict[str, float
     return {name: round((given.count(name) if given else 1) / total, 4) for name in labels}
 
 
-def score_drawn(prepared: Artifact, drawn: Sequence[Artifact]) -> Entry:
+def score_drawn(prepared: Node, drawn: Sequence[Node]) -> Entry:
     """Of the training sets of one generation: their size, how many of the drawn labels are right (percent, of those
     that can be known and were hidden), and how many texts of each label were taken for want of better ones."""
     gold = dict(hidden_labels(prepared))
     right, filled = [], Counter[str]()
     for one in drawn:
-        texts = read_texts(one.file("train.parquet"))
-        report = one.read_json("drawn.json")
+        texts = read_texts(one.artifact.file("train.parquet"))
+        report = one.artifact.read_json("drawn.json")
         new = range(report["labelled"], len(texts))
         right += [gold[texts.ids[row]] == texts.labels[row] for row in new if gold[texts.ids[row]] is not None]
         filled.update({name: found["filled"] for name, found in report["labels"].items()})

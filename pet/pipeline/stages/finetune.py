@@ -12,7 +12,7 @@ labelled texts, losses) and, for trained members, model/ (a transformers checkpo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +22,26 @@ from numpy.typing import NDArray
 
 from pet.config.identity import fields_of
 from pet.config.schema import FinetuneSettings
-from pet.errors import Busy
 from pet.modeling import loading, quiet
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.pipeline.context import RunContext, begin, finish, publish, training_settings
+from pet.pipeline.context import RunContext, training_settings
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
-from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData
+from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData, MemberTrainer
+from pet.pipeline.node import Node, Stage
+from pet.pipeline.publishing import find, finish, open_node, share_out
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
 from pet.store.draft import Draft
-from pet.store.key import Key
-from pet.store.store import Artifact
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.training.checkpoint import train_saved
 from pet.training.cuda_graphs import Losses
 from pet.training.device import seed_everything
+from pet.training.memory import reset_peak_memory
 from pet.training.scoring import refresh
 from pet.training.trainer import Trainer, TrainingReport
-
-STAGE = "finetune"
-VERSION = 2
 
 UNUSED = {"full": fields_of(FinetuneSettings, "lora"), "lora": fields_of(FinetuneSettings, "learning_rate")}
 """Method -> what it does not read, and what is therefore no part of a member's identity."""
@@ -58,7 +55,7 @@ class Plan:
     pvp: PVP
     repetition: int | None
     generation: int = 0
-    drawn: Artifact | None = None
+    drawn: Node | None = None
 
     @property
     def label(self) -> str:
@@ -69,11 +66,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Members:
-    """`untuned`: number of a pattern -> its artifact. `plans`, `tuned`: the ensemble, in the order of the patterns."""
+    """`untuned`: number of a pattern -> its node. `plans`, `tuned`: the ensemble, in the order of the patterns."""
 
-    untuned: dict[int, Artifact]
+    untuned: dict[int, Node]
     plans: list[Plan]
-    tuned: list[Artifact]
+    tuned: list[Node]
 
     @property
     def generation(self) -> int:
@@ -86,12 +83,19 @@ def words_of(pvp: PVP) -> dict[str, list[str]]:
     return {label: list(words) for label, words in pvp.words.items()}
 
 
-def plans(ctx: RunContext) -> tuple[list[Plan], list[Plan]]:
-    """Untuned patterns, and the members of the ensemble."""
-    untuned = [Plan(pvp, None) for pvp in ctx.pvps]
+def first_members(ctx: RunContext, prepared: Node, adapted: Node | None) -> Members:
+    """PET's ensemble. Without labelled texts it is the untuned patterns themselves."""
+    untuned = {pvp.number: node(ctx, prepared, adapted, Plan(pvp, None)) for pvp in ctx.pvps}
     if ctx.num_labelled == 0:
-        return untuned, untuned
-    return untuned, [Plan(*one) for one in members_of(ctx)]
+        return Members(untuned, [Plan(pvp, None) for pvp in ctx.pvps], list(untuned.values()))
+    return next_members(ctx, prepared, adapted, untuned, [Plan(*one) for one in members_of(ctx)])
+
+
+def next_members(
+    ctx: RunContext, prepared: Node, adapted: Node | None, untuned: dict[int, Node], plans: list[Plan]
+) -> Members:
+    """The ensemble of these plans."""
+    return Members(untuned, plans, [node(ctx, prepared, adapted, plan) for plan in plans])
 
 
 def members_of(ctx: RunContext) -> list[tuple[PVP, int]]:
@@ -99,15 +103,11 @@ def members_of(ctx: RunContext) -> list[tuple[PVP, int]]:
     return [(pvp, number) for pvp in ctx.pvps for number in range(ctx.settings.finetune.repetitions)]
 
 
-def distinct(untuned: list[Plan], members: list[Plan]) -> list[Plan]:
-    """Both together; without labelled texts they are the same."""
-    return [*untuned, *(plan for plan in members if plan.repetition is not None)]
-
-
-def key(ctx: RunContext, prepared: Artifact, plan: Plan) -> Key:
+def node(ctx: RunContext, prepared: Node, adapted: Node | None, plan: Plan) -> Node:
     """Depends on the draw, the model, this pattern and its words; not on which other patterns are run."""
+    start = ctx.start(None, adapted)
     settings: dict[str, Any] = {
-        "model": ctx.model_identity(),
+        "model": start.identity,
         "pattern": plan.pvp.pattern.source,
         "words": words_of(plan.pvp),
         "repetition": plan.repetition,
@@ -120,8 +120,16 @@ def key(ctx: RunContext, prepared: Artifact, plan: Plan) -> Key:
         settings["seed"] = ctx.settings.seed
         if plan.pvp.repeated:
             settings["name"] = plan.pvp.name  # that of its random stream: without it, these shared one
-    inputs = {"prepare": prepared.identity} | ({"draw": plan.drawn.identity} if plan.drawn else {})
-    return Key(STAGE, VERSION, settings, inputs)
+    inputs = {"prepare": prepared.identity, **start.inputs} | ({"draw": plan.drawn.identity} if plan.drawn else {})
+    return ctx.node(
+        STAGE,
+        [prepared, start, plan],
+        settings,
+        inputs,
+        about=f"{plan.label}  {plan.pvp.pattern.source}",
+        label=f"{ctx.label}-{plan.label}",
+        title=f"finetune {plan.label}",
+    )
 
 
 def settings_of(ctx: RunContext, plan: Plan) -> FinetuneSettings:
@@ -149,90 +157,51 @@ def check(ctx: RunContext) -> None:
             find_targets(body, settings.lora.targets, settings.frozen_layers)
 
 
-def run(ctx: RunContext, prepared: Artifact) -> Members:
-    """Make every member of generation 0 that is not in the store yet.
+def make_all(ctx: RunContext, nodes: Sequence[Node], kept: dict[str, Any], wait: bool) -> None:
+    """Make members of one run, which share the model and the texts; `kept`: those of the last time.
 
     Raises:
         ModelError, TaskError, SettingsError: model, label words or lengths do not fit.
         NotFinite: a loss or a score is NaN or infinite.
     """
-    make(MemberData(ctx, prepared), distinct(*plans(ctx)))
-    return need(ctx, prepared)
-
-
-def make(member_data: MemberData, wanted: Sequence[Plan]) -> None:
-    """Make every one of these that is not in the store yet.
-
-    Raises:
-        ModelError, TaskError, SettingsError: as `run`.
-    """
-    ctx = member_data.ctx
-    missing = [plan for plan in wanted if not ctx.reuse(key(ctx, member_data.prepared, plan), f"finetune {plan.label}")]
-    if ctx.executor is not None:
-        ctx.executor.members(ctx, member_data.prepared, missing)
-        return
-    make_each(member_data, [plan for plan in missing if not is_together(ctx, plan)])
-    make_together(member_data, [plan for plan in missing if is_together(ctx, plan)])
-
-
-def is_together(ctx: RunContext, plan: Plan) -> bool:
-    """Whether this one is trained in one batch with others, as an adapter."""
-    return plan.repetition is not None and ctx.settings.finetune.method == "lora"
-
-
-def make_each(member_data: MemberData, plans: Sequence[Plan], wait: bool = True) -> None:
-    """Make each by itself, as `share_out` does."""
+    prepared, start, _ = nodes[0].given
+    member_data = kept.get("members")
+    if member_data is None or member_data.prepared.identity != prepared.identity:
+        trainer = kept.pop("trainer", None) or MemberTrainer(ctx, start)
+        member_data = kept["members"] = MemberData(ctx, prepared.artifact, trainer)
     with quiet.quiet_transformers(), BackgroundWriter() as writer:
-        share_out(lambda plan, wait: make_one(member_data, plan, writer, wait), plans, wait)
+        each = [node for node in nodes if not is_joint(ctx, node)]
+        share_out(lambda node, wait: make_one(member_data, node, writer, wait), each, wait)
+    make_together(member_data, [node for node in nodes if is_joint(ctx, node)])
 
 
-def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan], wait: bool = True) -> None:
-    """Make each; those that another process is at come last and are waited for, or, without `wait`, left to it. So
-    processes that want the same members share them out among themselves."""
-    others = []
-    for plan in plans:
-        try:
-            make_one(plan, False)
-        except Busy:
-            others.append(plan)
-    for plan in others if wait else ():
-        make_one(plan, True)
+def is_joint(ctx: RunContext, node: Node) -> bool:
+    """Whether this one is trained in one batch with others, as an adapter."""
+    return plan_of(node).repetition is not None and ctx.settings.finetune.method == "lora"
 
 
-def make_one(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wait: bool) -> None:
+def plan_of(node: Node) -> Plan:
+    """Which member a node is."""
+    _, _, plan = node.given
+    return plan  # type: ignore[no-any-return]
+
+
+def make_one(member_data: MemberData, node: Node, writer: BackgroundWriter, wait: bool) -> None:
     """As `make_untuned` or `make_alone`."""
-    if plan.repetition is None:
-        make_untuned(member_data, plan, wait)
+    if plan_of(node).repetition is None:
+        make_untuned(member_data, node, wait)
     else:
-        make_alone(member_data, plan, writer, wait)
-
-
-def need(ctx: RunContext, prepared: Artifact) -> Members:
-    """All members from the store.
-
-    Raises:
-        MissingArtifact: one has not been made; says which command makes it.
-    """
-    untuned, members = plans(ctx)
-    asked = dict(zip((plan.pvp.number for plan in untuned), find(ctx, prepared, untuned), strict=True))
-    return Members(asked, members, find(ctx, prepared, members))
-
-
-def find(ctx: RunContext, prepared: Artifact, wanted: Sequence[Plan]) -> list[Artifact]:
-    """These members from the store; as `need`."""
-    return [
-        ctx.store.need(key(ctx, prepared, plan), f"member {plan.label} of these settings", ctx.command(STAGE))
-        for plan in wanted
-    ]
+        make_alone(member_data, node, writer, wait)
 
 
 # ---- making members ------------------------------------------------------------------------------------------------
 
 
-def announce(member_data: MemberData, plans: Sequence[Plan]) -> None:
-    """Say what is being made."""
+def announce(ctx: RunContext, plans: Sequence[Plan]) -> None:
+    """Print what is being made."""
+    reset_peak_memory()
     for plan in plans:
-        begin(member_data.ctx, f"finetune {plan.label}: {plan.pvp.pattern.source}")
+        ctx.say(f"finetune {plan.label}: {plan.pvp.pattern.source}")
 
 
 def member_seed(ctx: RunContext, plan: Plan) -> int:
@@ -248,38 +217,39 @@ def splits_of(member_data: MemberData, plan: Plan) -> tuple[str, ...]:
     return ("train", "pool", "test")
 
 
-def make_untuned(member_data: MemberData, plan: Plan, wait: bool) -> None:
-    """Score a pattern untuned, publish. `wait`: for another process that is at it.
+def make_untuned(member_data: MemberData, node: Node, wait: bool) -> None:
+    """Score a pattern untuned, publish. `wait`: for another process that is making it.
 
     Raises:
-        Busy: there is one, and nobody waits.
+        Busy: there is one, and `wait` is false.
     """
-    with open_draft(member_data, plan, wait) as draft:
+    plan = plan_of(node)
+    with open_node(member_data.ctx, node, wait) as draft:
         if draft is None:
             return
-        announce(member_data, [plan])
+        announce(member_data.ctx, [plan])
         asked = member_data.begin(plan.pvp)
         scores = member_data.score(asked, splits_of(member_data, plan), plan.label, tuned=False)
         write_member(draft, member_data, plan, asked, scores)
 
 
-def make_alone(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wait: bool) -> None:
+def make_alone(member_data: MemberData, node: Node, writer: BackgroundWriter, wait: bool) -> None:
     """Train one member as a model of its own, score everything; publish while the next one is trained. `wait`: for
-    another process that is at it.
+    another process that is making it.
 
     Raises:
-        Busy: there is one, and nobody waits.
+        Busy: there is one, and `wait` is false.
     """
+    ctx, plan = member_data.ctx, plan_of(node)
     with ExitStack() as stack:
-        draft = stack.enter_context(open_draft(member_data, plan, wait))
+        draft = stack.enter_context(open_node(ctx, node, wait))
         if draft is None:
             return
-        announce(member_data, [plan])
+        announce(ctx, [plan])
         asked = member_data.begin(plan.pvp, plan.drawn)
-        seed, member_trainer = member_seed(member_data.ctx, plan), member_data.member_trainer
+        seed, member_trainer = member_seed(ctx, plan), member_data.member_trainer
         seed_everything(seed)
-        steps = settings_of(member_data.ctx, plan).steps
-        checkpoints = member_data.ctx.checkpoints(
+        checkpoints = ctx.checkpoints(
             draft, member_trainer.cloze, member_trainer.trainer.optimizer, f"finetune {plan.label}", [plan.label]
         )
         (report,) = train_saved(
@@ -287,15 +257,15 @@ def make_alone(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wa
             checkpoints,
             lambda done: draw_batches(member_data, [asked], [seed], done),
             plan.label,
-            steps=steps,
+            steps=settings_of(ctx, plan).steps,
             restored=lambda: refresh(member_trainer.compute_model, member_trainer.cloze),
         )
         draft.count_from(draft.seconds + checkpoints.before)
         scores = member_data.score(asked, splits_of(member_data, plan), plan.label, tuned=True)
         write_member(draft, member_data, plan, asked, scores, steps=report.steps, losses=report.losses)
-        if not member_data.ctx.settings.runtime.keep_members:
+        if not ctx.settings.runtime.keep_members:
             return
-        if member_data.ctx.runtime.ranks.size > 1:  # which all wait until it is published
+        if ctx.runtime.ranks.size > 1:  # which all wait until it is published
             write_member_model(member_data, draft, member_trainer.cloze.lm.state_dict())
             return
         writer.wait()  # before the memory that it reads is used again
@@ -315,33 +285,33 @@ def write_member_model(member_data: MemberData, draft: Draft, state: dict[str, t
     member_data.ctx.prompt_tokenizer.tokenizer.save_pretrained(draft.path / "model")
 
 
-def make_together(member_data: MemberData, plans: Sequence[Plan]) -> None:
+def make_together(member_data: MemberData, nodes: Sequence[Node]) -> None:
     """Train members as adapters on one frozen model, all in one batch. They are published together, too: trained in
     another company, a member is the same but for rounding."""
     ctx = member_data.ctx
-    while plans := [plan for plan in plans if ctx.find(key(ctx, member_data.prepared, plan)) is None]:
+    while nodes := [node for node in nodes if find(ctx.store, ctx.runtime, node.key) is None]:
         with ExitStack() as stack:
-            # In one order whoever it is, so that no two processes wait for each other.
-            ordered = sorted(plans, key=lambda plan: key(ctx, member_data.prepared, plan).identity)
-            drafts = {plan.label: stack.enter_context(open_draft(member_data, plan)) for plan in ordered}
+            # In the same order in every process, so that no two wait for each other.
+            ordered = sorted(nodes, key=lambda node: node.identity)
+            drafts = {plan_of(node).label: stack.enter_context(open_node(ctx, node)) for node in ordered}
             found = {label: draft for label, draft in drafts.items() if draft is not None}
-            if len(found) == len(plans):  # else somebody has made one meanwhile
-                fill_together(member_data, plans, found)
+            if len(found) == len(nodes):  # else another process has made one meanwhile
+                fill_together(member_data, [plan_of(node) for node in nodes], found)
 
 
 def fill_together(member_data: MemberData, plans: Sequence[Plan], drafts: Mapping[str, Draft]) -> None:
-    """Train, score, write and publish the members of these drafts, which are in the order in which they were taken; the
-    first one keeps the checkpoint."""
-    announce(member_data, plans)
-    ctx, model = member_data.ctx, member_data.member_trainer.compute_model.lm
+    """Train, score, write and publish the members of these drafts, which are in the order in which they were opened;
+    the first one keeps the checkpoint."""
+    ctx, member_trainer = member_data.ctx, member_data.member_trainer
+    announce(ctx, plans)
     if len(plans) > 1:
-        ctx.runtime.reporter.say(f"finetune: training these {len(plans)} members together")
-    base = ctx.model_settings(None)
-    member_data.member_trainer.reset()
+        ctx.say(f"finetune: training these {len(plans)} members together")
+    base = member_trainer.base.settings
+    member_trainer.reset()
     asked = [member_data.ask(plan.pvp, plan.drawn) for plan in plans]
     seeds = [member_seed(ctx, plan) for plan in plans]
     settings = settings_of(ctx, plans[0])  # all are of one generation
-    adapters = Adapters(model, member_data.member_trainer.cloze.lm, seeds, settings)
+    adapters = Adapters(member_trainer.compute_model.lm, member_trainer.cloze.lm, seeds, settings)
     with adapters.installed():
         names, spent = [plan.label for plan in plans], dict[Draft, float]()
         first, *others = drafts.values()
@@ -414,14 +384,6 @@ def draw_batches(
         yield collate_members([next(one) for one in shares], settings, layout).to(member_data.ctx.runtime.device)
 
 
-def open_draft(member_data: MemberData, plan: Plan, wait: bool = True) -> AbstractContextManager[Draft | None]:
-    """Where a member is written; as of `publish`."""
-    ctx = member_data.ctx
-    label = f"{ctx.draw_label}-{ctx.model_label}-{plan.label}"
-    what, wanted = f"finetune {plan.label}", key(ctx, member_data.prepared, plan)
-    return publish(ctx.store, ctx.runtime, wanted, label, what, ctx.settings.seed, wait)
-
-
 def write_member(
     draft: Draft,
     member_data: MemberData,
@@ -439,3 +401,6 @@ def write_member(
     write_scores(draft, scores)
     draft.write_json("training.json", {"train_accuracy": accuracy, **training})
     finish(member_data.ctx, draft)
+
+
+STAGE = Stage("finetune", version=2, make=make_one, step="finetune", trains=True, make_all=make_all, is_joint=is_joint)

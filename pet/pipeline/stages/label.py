@@ -19,53 +19,51 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import Array, agreement, align_prior, member_weights, pool_scores, soften
 from pet.config.identity import identity_settings
 from pet.pipeline import drawn_texts
-from pet.pipeline.context import RunContext, begin, finish
+from pet.pipeline.context import RunContext
+from pet.pipeline.node import Node, Stage
 from pet.pipeline.score_files import check_scores, open_scores
 from pet.pipeline.stages.finetune import Members
 from pet.store.draft import Draft
-from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.texts import TextSource
-
-STAGE = "label"
-VERSION = 1
 
 SAMPLE = 20_000
 """Pool texts on which shares are made even: a share's standard error is a third of a point then, at most."""
 
 
-def key(ctx: RunContext, prepared: Artifact, members: Members) -> Key:
+def node(ctx: RunContext, prepared: Node, members: Members) -> Node:
     """Depends on the members, in any order the same, and on how they are weighted."""
     inputs = {f"member-{number}": one for number, one in enumerate(sorted(one.identity for one in members.tuned))}
-    return Key(
+    return ctx.node(
         STAGE,
-        VERSION,
+        [prepared, members],
         {**identity_settings(ctx.settings.label), "labels": list(ctx.card.labels)},
         {"prepare": prepared.identity, **inputs},
+        about=f"soft labels{of(members)}",
+        label=ctx.label + (f"-g{members.generation}" if members.generation else ""),
+        title=f"label{of(members)}",
     )
 
 
-def run(ctx: RunContext, prepared: Artifact, members: Members) -> Artifact:
-    """Pool the members' scores, or reuse the soft labels."""
+def make(ctx: RunContext, draft: Draft, prepared: Node, members: Members) -> None:
+    """Pool the members' scores."""
     labels = ctx.card.labels
+    many = f"{len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
+    ctx.say(f"label: pooling the scores of {many}")
+    weights = weigh(ctx, members)
+    with ExitStack() as stack:
+        scores = [stack.enter_context(open_scores(member.artifact, "pool")) for member in members.tuned]
+        pool = drawn_texts.load(prepared.artifact).pool
+        shift = find_shift(ctx, lambda: sample(scores, weights))
+        summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights, shift)
+    report = describe_ensemble(labels, members, weights, shift, summary)
+    draft.write_json("ensemble.json", report)
+    agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
+    shares = {f"share_{label}": share for label, share in report["label_shares"].items()}
+    ctx.runtime.reporter.log("label", {**agreed, **shares}, 0)
 
-    def fill(draft: Draft) -> None:
-        many = f"{len(members.tuned)} member{'s' * (len(members.tuned) > 1)}{of(members)}"
-        begin(ctx, f"label: pooling the scores of {many}")
-        weights = weigh(ctx, members)
-        with ExitStack() as stack:
-            scores = [stack.enter_context(open_scores(member, "pool")) for member in members.tuned]
-            pool = drawn_texts.load(prepared).pool
-            shift = find_shift(ctx, lambda: sample(scores, weights))
-            summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights, shift)
-        report = describe_ensemble(labels, members, weights, shift, summary)
-        draft.write_json("ensemble.json", report)
-        finish(ctx, draft)
-        agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
-        ctx.runtime.reporter.log("label", {**agreed, **prefixed(report["label_shares"])}, 0)
 
-    name = f"{ctx.draw_label}-{ctx.model_label}" + (f"-g{members.generation}" if members.generation else "")
-    return ctx.make(key(ctx, prepared, members), name, f"label{of(members)}", fill)
+STAGE = Stage("label", version=1, make=make, step="label")
 
 
 def of(members: Members) -> str:
@@ -73,20 +71,13 @@ def of(members: Members) -> str:
     return f" of generation {members.generation}" if members.generation else ""
 
 
-def need(ctx: RunContext, prepared: Artifact, members: Members) -> Artifact:
-    """The soft labels from the store.
-
-    Raises:
-        MissingArtifact: they have not been made; says which command makes them.
-    """
-    return ctx.store.need(key(ctx, prepared, members), "soft labels of these settings", ctx.command(STAGE))
-
-
 def weigh(ctx: RunContext, members: Members) -> Array:
     """Weights [M] of the members."""
     if ctx.settings.label.weighting == "uniform":
         return member_weights(np.zeros(len(members.tuned)))
-    found = [members.untuned[plan.pvp.number].read_json("training.json")["train_accuracy"] for plan in members.plans]
+    found = [
+        members.untuned[plan.pvp.number].artifact.read_json("training.json")["train_accuracy"] for plan in members.plans
+    ]
     return member_weights(np.asarray([np.nan if one is None else one for one in found]))
 
 
@@ -174,11 +165,6 @@ def describe_ensemble(
             label: round(int(count) / summary.texts, 4) for label, count in zip(labels, summary.counts, strict=True)
         },
     }
-
-
-def prefixed(shares: dict[str, float]) -> dict[str, float]:
-    """Label shares as tracker names."""
-    return {f"share_{label}": share for label, share in shares.items()}
 
 
 def opinion_of(ctx: RunContext, members: Members, labelled: Artifact, scores: NDArray[Any]) -> NDArray[Any]:

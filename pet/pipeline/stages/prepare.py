@@ -13,61 +13,50 @@ from typing import Any
 from pet.algorithms.metrics import describe_absent
 from pet.config.identity import identity_settings
 from pet.errors import TaskError
-from pet.pipeline.context import RunContext, begin, finish
-from pet.pipeline.drawn_texts import Splits, load
+from pet.pipeline.context import RunContext
+from pet.pipeline.drawn_texts import Splits
+from pet.pipeline.node import Node, Stage
 from pet.store.draft import Draft
 from pet.store.files import digest_json
-from pet.store.key import Key
 from pet.store.store import Artifact
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.splits import Draw, draw_by_seed, draw_first
 from pet.tasks.texts import Texts, marks, read_texts, rows_from, write_texts
 
-STAGE = "prepare"
-VERSION = 1
 
-
-def key(ctx: RunContext) -> Key:
+def node(ctx: RunContext) -> Node:
     """Depends on the texts themselves, fields and labels in order, sizes and seed; not on where they were read from."""
-    settings = ctx.settings
-    given = ctx.given_labels.labels
-    return Key(
-        STAGE,
-        VERSION,
-        {
-            "texts": ctx.source_digests,
-            "fields": list(ctx.card.fields),
-            "labels": list(ctx.card.labels),
-            "data": identity_settings(settings.data),
-            **({"given_labels": digest_json(given)} if given else {}),
-            **({"words_from": digest_json(sorted(set(ctx.card.words_from)))} if ctx.card.words_from else {}),
-            "seed": settings.seed if settings.data.draw == "seed" else None,
-        },
-        {},
-    )
+    settings, card, given = ctx.settings, ctx.card, ctx.given_labels.labels
+    content = {
+        "texts": ctx.task.digests,
+        "fields": list(card.fields),
+        "labels": list(card.labels),
+        "data": identity_settings(settings.data),
+        **({"given_labels": digest_json(given)} if given else {}),
+        **({"words_from": digest_json(sorted(set(card.words_from)))} if card.words_from else {}),
+        "seed": settings.seed if settings.data.draw == "seed" else None,
+    }
+    return ctx.node(STAGE, [], content, {}, about=ctx.draw_label, label=ctx.draw_label)
 
 
-def run(ctx: RunContext) -> Artifact:
-    """Draw the splits, or reuse them.
+def make(ctx: RunContext, draft: Draft) -> None:
+    """Draw the splits.
 
     Raises:
         TaskError: the source is unusable or has too few texts for the sizes asked for.
     """
-    say_notes(ctx)
+    card = ctx.card
+    ctx.say(f"prepare: drawing the texts of {card.name!r}")
+    splits, gold = draw_splits(ctx)
+    write_splits(draft, splits, gold)
+    report = describe_splits(splits)
+    draft.write_json("report.json", report)
+    absent = describe_absent(absent_labels(splits.test, card.labels), card.metric, len(card.labels))
+    for line in (summarise(report), *shortages(ctx, report["sizes"]), *([absent] if absent else [])):
+        ctx.say(f"prepare: {line}")
 
-    def fill(draft: Draft) -> None:
-        begin(ctx, f"prepare: drawing the texts of {ctx.card.name!r}")
-        splits, gold = draw_splits(ctx)
-        write_splits(draft, splits, gold)
-        report = describe_splits(splits)
-        draft.write_json("report.json", report)
-        finish(ctx, draft)
-        card = ctx.card
-        absent = describe_absent(absent_labels(splits.test, card.labels), card.metric, len(card.labels))
-        for line in (summarise(report), *shortages(ctx, report["sizes"]), *([absent] if absent else [])):
-            ctx.runtime.reporter.say(f"prepare: {line}")
 
-    return ctx.make(key(ctx), ctx.draw_label, STAGE, fill, seed=ctx.settings.seed)
+STAGE = Stage("prepare", version=1, make=make, step="prepare")
 
 
 def say_notes(ctx: RunContext) -> None:
@@ -75,9 +64,9 @@ def say_notes(ctx: RunContext) -> None:
     there already."""
     words_from = set(ctx.card.words_from)
     if words_from:
-        ctx.runtime.reporter.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
+        ctx.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
     for note in (*ctx.given_labels.notes(), *word_remarks(ctx)):
-        ctx.runtime.reporter.say(note)
+        ctx.say(note)
 
 
 def remarks(ctx: RunContext) -> list[str]:
@@ -90,7 +79,7 @@ def word_remarks(ctx: RunContext) -> list[str]:
     words_from = set(ctx.card.words_from)
     if not words_from:
         return []
-    found = {split: words_from.intersection(marks(texts)) for split, texts in ctx.source.items()}
+    found = {split: words_from.intersection(marks(texts)) for split, texts in ctx.task.source.items()}
     notes = []
     if tested := found.get("test"):
         notes.append(
@@ -116,20 +105,11 @@ def shortages(ctx: RunContext, sizes: dict[str, int]) -> list[str]:
     return lines
 
 
-def need(ctx: RunContext) -> Artifact:
-    """The splits from the store.
-
-    Raises:
-        MissingArtifact: they have not been drawn; says which command does.
-    """
-    return ctx.store.need(key(ctx), "splits of these settings", ctx.command(STAGE))
-
-
 def expected_sizes(ctx: RunContext) -> dict[str, int]:
     """Number of texts per split that a draw will come to; nothing is written.
 
     Raises:
-        TaskError: as `run`.
+        TaskError: as `make`.
     """
     splits, _ = draw_splits(ctx)
     return {"train": len(splits.train), "pool": len(splits.pool), "test": len(splits.test)}
@@ -149,8 +129,8 @@ def absent_labels(texts: Texts, labels: Sequence[str]) -> list[str]:
 def draw_splits(ctx: RunContext) -> tuple[Splits[Texts], list[str | None]]:
     """Splits and the pool's hidden labels."""
     data, labels = ctx.settings.data, ctx.card.labels
-    source = ctx.source
-    side, given = ctx.train_side, ctx.given_labels.labels
+    source = ctx.task.source
+    side, given = ctx.task.train_side, ctx.given_labels.labels
     rows = [row for row, name in enumerate(side.ids) if name in given] if given else []
     words_from = set(ctx.card.words_from)
     test_side = (
@@ -192,11 +172,6 @@ def without(texts: Texts, rows: Sequence[int]) -> Texts:
     """All texts but those at `rows`."""
     out = set(rows)
     return texts.take([row for row in range(len(texts)) if row not in out]) if out else texts
-
-
-def count_word_texts(ctx: RunContext, prepared: Artifact) -> int:
-    """How many texts that are not among the labelled ones chose the card's words by their labels."""
-    return len(set(ctx.card.words_from).difference(marks(load(prepared).train))) if ctx.card.words_from else 0
 
 
 def labelled_only(texts: Texts) -> Texts:

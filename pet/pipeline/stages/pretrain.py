@@ -28,7 +28,8 @@ from pet.modeling.families import FAMILIES, family_of
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
-from pet.pipeline.context import make, mending, shared_by
+from pet.pipeline.context import shared_by
+from pet.pipeline.publishing import make, mending
 from pet.pipeline.stages import tokenize_corpus as corpora
 from pet.store.draft import Draft
 from pet.store.key import Key

@@ -12,7 +12,7 @@ from pet.config.identity import identity_settings
 from pet.config.schema import CorpusSettings, Pretraining
 from pet.errors import CorpusError
 from pet.modeling.tokenization import PromptTokenizer
-from pet.pipeline.context import make
+from pet.pipeline.publishing import make
 from pet.store.draft import Draft
 from pet.store.files import digest_file, digest_json
 from pet.store.key import Key

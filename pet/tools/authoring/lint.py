@@ -103,7 +103,7 @@ def check(ctx: RunContext, sample: int) -> Check:
     encoders, too_long = fit(ctx, pvps)
     findings += too_long
     try:
-        source = ctx.source
+        source = ctx.task.source
     except TaskError as problem:
         return Check([*findings, Finding("problem", "texts", str(problem))], [], 0, None)
     splits, drawn = draw(ctx)

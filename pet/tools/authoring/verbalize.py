@@ -61,7 +61,7 @@ def propose(ctx: RunContext, count: int) -> Proposal:
             f"--train-examples {len(labels)} or more"
         )
     # Of a test file nothing was read. Without one, every seed draws its test texts from the same ones.
-    read = () if "test" in ctx.source else tuple(sorted(set(marks(train))))
+    read = () if "test" in ctx.task.source else tuple(sorted(set(marks(train))))
     if len(read) + len(ctx.card.words_from) > MAX_WORDS_FROM:
         raise TaskError(
             f"label words found on {len(train):,} texts need a test file, as a card cannot keep more than "
