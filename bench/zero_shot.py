@@ -19,6 +19,8 @@ from pet.algorithms.ensemble import member_weights, pool_scores
 from pet.config.resolve import resolve_settings
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
+from pet.pipeline.graph import build_graph
+from pet.pipeline.runner import run_stage
 from pet.pipeline.score_files import label_numbers, read_scores
 from pet.pipeline.stages import finetune, prepare
 from pet.store.store import Store
@@ -53,10 +55,11 @@ def judge(model: str, task: str, data: str | None, test: int, store: Store) -> N
     }
     settings = resolve_settings(None, changes)
     ctx = RunContext(settings, store, open_runtime(settings.runtime))
-    prepared = prepare.run(ctx)
-    members = finetune.run(ctx, prepared)
+    for stage in ("prepare", "finetune"):
+        run_stage(ctx, stage)
+    prepared, *members = (node.artifact for node in build_graph(ctx).of(prepare.STAGE, finetune.STAGE))
     gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
-    scores = np.stack([read_scores(one)["test"] for one in members.tuned])  # [P, N, L]
+    scores = np.stack([read_scores(one)["test"] for one in members])  # [P, N, L]
     pooled = pool_scores(scores, member_weights(np.zeros(len(scores))))
     recall = [100 * float((pooled.argmax(-1)[gold == label] == label).mean()) for label in range(pooled.shape[1])]
     print(

@@ -62,17 +62,19 @@ def check_base(member: Path, settings: "ModelSettings") -> None:
         ModelError: they differ.
     """
     from pet.modeling import loading
+    from pet.pipeline.runs import adapted_of
     from pet.store.files import read_json
 
     manifest = member / "manifest.json"
     if not manifest.is_file():
         return
     try:
-        trained_on = read_json(manifest)["settings"]["model"]["weights"]
+        facts = read_json(manifest)
+        trained_on, adapted = facts["settings"]["model"]["weights"], adapted_of(facts)
     except (KeyError, TypeError):
         raise ModelError(f"{manifest} is not of a member; give a member made with finetune.method=lora") from None
-    if str(trained_on).startswith("adapt-"):  # named after the artifact whose folder is the model's
-        same = Path(settings.name).resolve().parent.name.endswith(str(trained_on).removeprefix("adapt"))
+    if adapted is not None:  # the model lies in that artifact's folder
+        same = Path(settings.name).resolve().parent.name.endswith(f"-{adapted}")
     else:
         same = loading.fingerprint(settings) == trained_on
     if not same:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pet.errors import SettingsError
+from pet.pipeline import STEPS
 
 if TYPE_CHECKING:
     from pet.config.schema import ModelSettings
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from pet.store.store import Artifact, Store
 
     Go = Callable[[RunContext], Artifact | None]
-
-STAGE_NAMES = ("all", "prepare", "adapt", "finetune", "label", "distill", "evaluate")
-
 
 TRUST_OPTION = click.option(
     "--trust-remote-code", is_flag=True, default=None, help="Run Python code that the model brings along."
@@ -62,7 +60,9 @@ def walk_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.option("--stage", type=click.Choice(STAGE_NAMES), default="all", show_default=True, help="Which stage to run.")
+@click.option(
+    "--stage", type=click.Choice(("all", *STEPS)), default="all", show_default=True, help="Which stage to run."
+)
 @walk_options
 def run(stage: str, **given: Any) -> None:
     """Run a PIPELINE, all stages or one of them, and show what came out.

@@ -16,9 +16,6 @@ from pet.pipeline.node import Node, Stage
 from pet.pipeline.stages import adapt, baseline, distill, draw, evaluate, finetune, label, prepare, run
 from pet.pipeline.stages.evaluate import Generation
 
-STEPS = ("prepare", "adapt", "finetune", "label", "distill", "evaluate")
-"""What --stage can name, in order. iPET's training sets (`draw`) are made by `pet ipet` alone."""
-
 
 @dataclass(frozen=True)
 class Graph:

@@ -1,7 +1,7 @@
 """Published runs: finding one by what a person types, and the artifacts it is made of. Makes and scores nothing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,6 +147,15 @@ class Run:
             f"run {self.path.name} was made from {stage}/...-{identity}, which is not in {self.store.root}; "
             "make it again with the command that made the run"
         )
+
+
+def adapted_of(manifest: Mapping[str, Any]) -> str | None:
+    """The identity of the adapted model that a member or classifier started from; `None`: it started from model.name.
+    Artifacts of before it was an input have it in their settings."""
+    weights = str(manifest["settings"]["model"]["weights"])
+    named = weights.removeprefix("adapt-") if weights.startswith("adapt-") else None
+    found: str | None = manifest["inputs"].get("adapt", named)
+    return found
 
 
 def list_runs(store: Store) -> list[Run]:

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from support.rows import find_all, find_one, pet, pet_run, read_json
+from support.rows import find_all, find_one, open_context, pet, pet_run, read_json
 
 from pet.cli import main
-from pet.cli.run import STAGE_NAMES, typed_options
-from pet.pipeline.runner import STAGES
+from pet.cli.run import typed_options
+from pet.pipeline.graph import build_graph
 
 QUICK = ["--set", "finetune.repetitions=1", "--set", "finetune.patterns=[0]"]
 """One member only."""
@@ -252,8 +252,11 @@ def test_every_option_of_run_has_a_sentence():
     assert [one.name for one in options if not (one.help or "").endswith(".")] == []
 
 
-def test_the_stages_of_the_command_line_are_those_of_the_pipeline():
-    assert ("all", *STAGES) == STAGE_NAMES
+def test_the_stages_of_the_command_line_are_those_of_the_pipeline(done):
+    (stage,) = (one for one in main.commands["run"].params if one.name == "stage")
+    ctx = open_context(done.ground, done.store, adapt={"enabled": True})
+    steps = [node.stage.step for node in build_graph(ctx).nodes]
+    assert ["all", *dict.fromkeys(steps)] == list(stage.type.choices)
 
 
 def test_pet_answers_with_its_version():

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from support.rows import find_all, lay_ground, lively_model, open_context, read_json
 
-from pet.pipeline.stages import draw, finetune, prepare
+from pet.pipeline.graph import build_graph
+from pet.pipeline.runner import make_graph
+from pet.pipeline.stages import draw, prepare
 
 REPETITIONS = 3
 WORDS = ("news", "river", "match", "price", "engine", "soup")
@@ -21,8 +23,8 @@ def teachers_of_generation_1(folder: Path, base: Path, patterns: int, **ipet: ob
     ground.change_card(patterns=[f"{{mask}} {word} : {{headline}} {{body}}" for word in WORDS[:patterns]])
     sections = {"data": {"train_examples": 0}, "finetune": {"repetitions": REPETITIONS}, "ipet": ipet}
     ctx = open_context(ground, folder / "store", **sections)
-    prepared = prepare.run(ctx)
-    draw.run(ctx, prepared, finetune.run(ctx, prepared), 1)
+    graph = build_graph(ctx, 1)
+    make_graph(ctx, [*graph.of(prepare.STAGE), *graph.generations[0].members.tuned, *graph.of(draw.STAGE)])
     found = []
     for one in find_all(folder / "store", "draw", "g1-"):
         shares: Counter[str] = Counter()

@@ -118,7 +118,7 @@ def interrupt(*_, **__):
 
 
 def test_a_run_that_fails_says_how_and_where(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr("pet.pipeline.stages.distill.run", fail)
+    monkeypatch.setattr("pet.pipeline.stages.distill.train_student", fail)
     pet_run(ground, tmp_path / "store", code=2)
     (path,) = logs_of(tmp_path / "store")
     end = read_events(path)[-1]
@@ -127,7 +127,7 @@ def test_a_run_that_fails_says_how_and_where(ground, tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_says_by_what(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr("pet.pipeline.stages.distill.run", interrupt)
+    monkeypatch.setattr("pet.pipeline.stages.distill.train_student", interrupt)
     pet_run(ground, tmp_path / "store", code=130)
     (path,) = logs_of(tmp_path / "store")
     end = read_events(path)[-1]

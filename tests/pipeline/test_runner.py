@@ -25,11 +25,12 @@ from support.rows import (
 )
 
 from pet.modeling import loading
-from pet.pipeline.runner import STAGES, plan, run_stage
+from pet.pipeline import STEPS
+from pet.pipeline.runner import plan, run_stage
 from pet.pipeline.stages import distill
 from pet.tasks.texts import read_texts
 
-WALKED = tuple(stage for stage in STAGES if stage != "adapt")
+WALKED = tuple(stage for stage in STEPS if stage != "adapt")
 """The stages of a walk that is not asked to adapt."""
 
 ALL = ("prepare", "finetune", "label", "distill", "baseline", "evaluate", "run")
@@ -112,7 +113,7 @@ def test_a_walk_in_python_is_the_same_as_on_the_command_line(done):
     artifact = run_stage(ctx, "all")
     assert artifact is not None
     assert artifact.path == done.one("run")
-    assert [step.found is not None for step in plan(ctx)] == [True] * 11
+    assert [step.found is not None for step in plan(ctx)] == [True] * 12
     assert [run_stage(ctx, stage) for stage in WALKED[:-1]] == [None] * 4
 
 
@@ -273,10 +274,10 @@ def test_a_dry_run_lists_every_artifact_and_writes_nothing(done, tmp_path):
     result = pet_run(done.ground, tmp_path / "store", "--dry-run")
     assert not (tmp_path / "store").exists()
     *lines, last = result.stdout.splitlines()
-    assert last == "11 of 11 artifacts to be made; nothing was run"
-    assert [line.split()[0] for line in lines] == ["prepare", *["finetune"] * 6, "label", "distill", *["evaluate"] * 2]
+    assert last == "12 of 12 artifacts to be made; nothing was run"
+    assert [line.split()[0] for line in lines] == ["prepare", *["finetune"] * 6, "label", "distill", *["evaluate"] * 3]
     assert all(any(pattern in line for pattern in PATTERNS) for line in lines[1:7])
-    expected = {name.rsplit("-", 1)[1] for name in artifacts(done.store) if not name.startswith("run/")}
+    expected = {name.rsplit("-", 1)[1] for name in artifacts(done.store)}
     assert {line.split()[1] for line in lines} == expected, "the identities that a run will give"
 
 
@@ -295,7 +296,7 @@ def test_weights_are_hashed_once_a_walk_however_many_members_there_are(done, mon
 def test_a_dry_run_says_where_things_are_that_are_there(done):
     before = snapshot(done.store)
     *lines, last = pet_run(done.ground, done.store, "--dry-run").stdout.splitlines()
-    assert last == "0 of 11 artifacts to be made; nothing was run"
+    assert last == "0 of 12 artifacts to be made; nothing was run"
     assert all(f"(there: {done.store}" in line for line in lines)
     assert snapshot(done.store) == before
 

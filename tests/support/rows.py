@@ -27,12 +27,18 @@ from filelock import FileLock
 from pet.cli import main
 from pet.config.resolve import resolve_settings
 from pet.config.schema import Settings
+from pet.pipeline import STEPS
 from pet.pipeline.context import RunContext
+from pet.pipeline.executors.local import LocalExecutor
+from pet.pipeline.graph import build_graph
+from pet.pipeline.node import Node
+from pet.pipeline.runner import run_stage
+from pet.pipeline.stages.finetune import Members
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.draft import Draft
 from pet.store.key import Key
-from pet.store.store import Store
+from pet.store.store import Artifact, Store
 from pet.training.device import open_runtime
 from pet.training.reporter import Reporter
 from pet.training.trainer import Trainer
@@ -155,6 +161,32 @@ def open_context(
     """What `pet run` gives its stages. `sections`: of the settings, laid over the ground's pipeline."""
     settings: Settings = resolve_settings(ground.pipeline, sections)
     return RunContext(settings, Store(store), open_runtime(settings.runtime, reporter))
+
+
+def node_of(ctx: RunContext, stage: str) -> Node:
+    """The only node of a stage in a run."""
+    (found,) = (node for node in build_graph(ctx).nodes if node.stage.name == stage)
+    return found
+
+
+def members_of(ctx: RunContext) -> Members:
+    """The members of generation 0, made or not."""
+    return build_graph(ctx).generations[0].members
+
+
+def make(ctx: RunContext, node: Node) -> Artifact:
+    """The artifact of a node, all that it was given being there."""
+    if ctx.store.find(node.key) is None:
+        LocalExecutor().make(ctx, [node])
+    return node.artifact
+
+
+def make_up_to(ctx: RunContext, last: str) -> list[Artifact]:
+    """The stages up to this one; its artifacts."""
+    for stage in STEPS[: STEPS.index(last) + 1]:
+        if stage != "adapt" or ctx.settings.adapt.enabled:
+            run_stage(ctx, stage)
+    return [node.artifact for node in build_graph(ctx).nodes if node.stage.name == last]
 
 
 def spare_draft(folder: Path) -> Draft:

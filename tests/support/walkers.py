@@ -26,7 +26,6 @@ from pet.modeling.batch import Layout, plain_values_of, tensors_of
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.pipeline import runner
-from pet.pipeline.stages import baseline, prepare
 from pet.store.draft import Draft
 from pet.tasks.patterns import parse_pattern
 from pet.tasks.texts import Texts
@@ -37,7 +36,7 @@ from pet.training.distributed import Ranks
 from pet.training.reporter import Silent
 from pet.training.scoring import score_rows
 from pet.training.trainer import Trainer
-from support.rows import Ground, lay_ground, open_context, save_lively
+from support.rows import Ground, lay_ground, make, node_of, open_context, save_lively
 from support.tiny import TOKENIZERS, WORDS
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding
@@ -223,7 +222,7 @@ def walk(ground: Path, store: Path, device: str, model: str, last: str, sections
     for stage in stages:
         runner.run_stage(ctx, stage)
     if last == "distill":
-        baseline.run(ctx, prepare.need(ctx))
+        make(ctx, node_of(ctx, "baseline"))
 
 
 @contextmanager

@@ -232,13 +232,13 @@ def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
 
 def test_without_such_texts_identities_and_summaries_are_what_they_were(ground, tmp_path):
     ctx = open_context(ground, tmp_path / "store")
-    before = prepare.key(ctx)
+    before = prepare.node(ctx).key
     assert "words_from" not in before.settings
-    texts = ctx.train_side
+    texts = ctx.task.train_side
     ground.change_card(words_from=marks(texts.take([0, 1])))
-    assert prepare.key(open_context(ground, tmp_path / "store")).settings["words_from"]
+    assert prepare.node(open_context(ground, tmp_path / "store")).key.settings["words_from"]
     ground.change_card(words_from=[])
-    assert prepare.key(open_context(ground, tmp_path / "store")) == before
+    assert prepare.node(open_context(ground, tmp_path / "store")).key == before
 
 
 def test_a_check_says_where_its_accuracy_is_of_texts_that_a_run_may_test_on(ground):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pet.errors import MissingArtifact
 from pet.modeling.mini import EMBEDDED
-from pet.pipeline.runs import Run
+from pet.pipeline.runs import Run, adapted_of
 from pet.pipeline.summary import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.store.environment import environment
 from pet.store.files import readable_yaml
@@ -145,9 +145,9 @@ def hub_base(run: Run) -> str | None:
     if name in EMBEDDED:
         return MINI_BASE
     weights = str(run.student.manifest["settings"]["model"]["weights"])
-    if weights.startswith("adapt-"):
+    if (adapted := adapted_of(run.student.manifest)) is not None:
         with suppress(MissingArtifact):
-            weights = str(run.by_identity("adapt", weights.removeprefix("adapt-")).manifest["settings"]["model"])
+            weights = str(run.by_identity("adapt", adapted).manifest["settings"]["model"])
     return name if weights.startswith(f"{name}@") else None  # see `fingerprint`
 
 

@@ -16,7 +16,7 @@ from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
-from pet.pipeline.runs import Run
+from pet.pipeline.runs import Run, adapted_of
 from pet.pipeline.stages import label
 from pet.store.store import Artifact
 from pet.tasks.patterns import PVP, parse_pattern
@@ -114,12 +114,11 @@ def checkpoint_of(run: Run, member: Artifact) -> ModelSettings:
             f"the weights of member {member.path.name} were not kept; use the student, or make the run in a new store "
             "with --set runtime.keep_members=true"
         )
-    trained_on = str(settings["model"]["weights"])
-    if trained_on.startswith("adapt-"):
-        adapted = run.by_identity("adapt", trained_on.removeprefix("adapt-"))
+    if (identity := adapted_of(member.manifest)) is not None:
+        adapted = run.by_identity("adapt", identity)
         return ModelSettings(name=str(adapted.file("model").resolve()), max_length=length)
     start = run.settings.model
-    if loading.fingerprint(start) != trained_on:
+    if loading.fingerprint(start) != settings["model"]["weights"]:
         raise ModelError(
             f"the weights of {start.name!r} are not those that member {member.path.name} was made from; give back the "
             "model it had, or use the student"

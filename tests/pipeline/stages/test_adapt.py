@@ -66,11 +66,9 @@ def test_members_student_and_baseline_start_from_it(adapted, tmp_path_factory):
         found = weights(folder)[NAME]
         assert np.linalg.norm(found - start) < 0.8 * np.linalg.norm(found - first)
     identity = find_one(store, "adapt").name.rsplit("-", 1)[1]
-    for stage in ("finetune", "distill"):
+    for stage in ("finetune", "distill", "baseline"):
         for folder in find_all(store, stage):
-            settings = read_json(folder / "manifest.json")["settings"]
-            assert settings["model"]["weights"] == f"adapt-{identity}"
-    assert f"adapt-{identity}" in str(read_json(find_one(store, "baseline") / "manifest.json")["settings"])
+            assert read_json(folder / "manifest.json")["inputs"]["adapt"] == identity
 
 
 def test_a_student_that_names_another_model_starts_from_that(adapted, tmp_path, tmp_path_factory):
@@ -81,14 +79,14 @@ def test_a_student_that_names_another_model_starts_from_that(adapted, tmp_path, 
     result = pet_run(ground, tmp_path / "store", "--set", f"distill.model={other}")
     assert result.stderr.count("finetune p") == result.stderr.count("-p") == 6
     made = [read_json(folder / "manifest.json") for folder in find_all(tmp_path / "store", "distill")]
-    assert sum(one["settings"]["model"]["weights"].startswith("adapt-") for one in made) == 1
+    assert sum("adapt" in one["inputs"] for one in made) == 1
 
 
 def test_again_nothing_is_trained_and_a_dry_run_knows_every_identity(adapted, monkeypatch):
     ground, store, _ = adapted
     monkeypatch.setattr("pet.training.trainer.Trainer.run", None)
     assert all(": reused " in line for line in pet_run(ground, store).stderr.splitlines())
-    assert pet_run(ground, store, "--dry-run").stdout.splitlines()[-1].startswith("0 of 12 artifacts")
+    assert pet_run(ground, store, "--dry-run").stdout.splitlines()[-1].startswith("0 of 13 artifacts")
 
 
 def test_the_run_says_that_the_model_was_adapted(adapted):
@@ -112,7 +110,7 @@ def test_the_stage_alone_trains_and_the_next_one_finds_it(adapted, tmp_path):
     ground, _, _ = adapted
     pet_run(ground, tmp_path, "--stage", "prepare")
     needed = pet_run(ground, tmp_path, "--stage", "finetune", code=2)
-    assert "no adapted model of these settings" in needed.stderr
+    assert "adapt has not been run with these settings" in needed.stderr
     pet_run(ground, tmp_path, "--stage", "adapt")
     assert not (tmp_path / "finetune").exists()
     pet_run(ground, tmp_path, "--stage", "finetune")

@@ -5,18 +5,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
-from support.rows import LABELS, digest, files_of, lay_ground, lively_model, open_context, read_json
+from support.rows import (
+    LABELS,
+    digest,
+    files_of,
+    lay_ground,
+    lively_model,
+    make,
+    make_up_to,
+    node_of,
+    open_context,
+    read_json,
+)
 from transformers import AutoModel, AutoTokenizer
 
-from pet.pipeline.stages import baseline, prepare
+from pet.pipeline.stages import baseline
 from pet.tasks.texts import read_texts
 
 
 def rebase(done, folder, **sections):
     """The baselines in another store, on the finished run's splits, with other settings."""
-    return baseline.run(
-        open_context(done.ground, folder, **sections), prepare.need(open_context(done.ground, done.store))
-    )
+    ctx, there = open_context(done.ground, folder, **sections), open_context(done.ground, done.store)
+    return make(ctx, baseline.node(ctx, node_of(there, "prepare"), None))
 
 
 def test_the_artifact_holds_both_baselines_scores_and_how_one_was_trained(done):
@@ -64,7 +74,8 @@ def test_the_same_settings_give_the_same_baselines_in_another_store(done, tmp_pa
 def test_the_supervised_classifier_learns_its_labelled_texts(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
     ctx = open_context(ground, tmp_path, baseline={"steps": 60, "learning_rate": 4e-3, "batch": 12})
-    losses = baseline.run(ctx, prepare.run(ctx)).read_json("training.json")["losses"]["loss"]
+    make_up_to(ctx, "prepare")
+    losses = make(ctx, node_of(ctx, "baseline")).read_json("training.json")["losses"]["loss"]
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -72,7 +83,8 @@ def test_the_supervised_classifier_learns_its_labelled_texts(tiny_folder, tmp_pa
 def test_labels_without_a_labelled_text_are_never_predicted_by_the_probe(done, tmp_path, examples):
     """One text, so only one label: nothing to learn, and no reason to fail after the members were trained."""
     ctx = open_context(done.ground, tmp_path, data={"train_examples": examples})
-    artifact = baseline.run(ctx, prepare.run(ctx))
+    make_up_to(ctx, "prepare")
+    artifact = make(ctx, node_of(ctx, "baseline"))
     scores = load_file(artifact.path / "scores.safetensors")["probe"]
     assert set(scores.argmax(1).tolist()) <= set(range(examples))
     assert np.isneginf(scores[:, examples:]).all()

@@ -12,6 +12,8 @@ from support.rows import (
     files_of,
     lay_ground,
     lively_model,
+    make,
+    node_of,
     open_context,
     pet_run,
     read_json,
@@ -24,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from pet.modeling.prompts import EncodedTexts
 from pet.pipeline import drawn_texts
 from pet.pipeline.drawn_texts import Splits
-from pet.pipeline.stages import distill, finetune, label, prepare
+from pet.pipeline.stages import distill
 from pet.pipeline.student import Classifier
 from pet.store import interrupts
 from pet.tasks.texts import read_texts
@@ -44,8 +46,7 @@ def classify(folder, texts):
 def redistill(done, folder, **sections):
     """A student of the finished run's soft labels in another store, with other settings."""
     ctx, there = open_context(done.ground, folder, **sections), open_context(done.ground, done.store)
-    prepared = prepare.need(there)
-    return distill.run(ctx, prepared, label.need(there, prepared, finetune.need(there, prepared)))
+    return make(ctx, distill.node(ctx, node_of(there, "prepare"), node_of(there, "label"), None))
 
 
 def test_the_artifact_holds_the_student_its_scores_and_how_it_was_trained(done):
@@ -139,12 +140,11 @@ def test_its_identity_holds_every_setting_of_its_training_and_none_of_the_member
 def test_only_the_pool_teaches_the_student(done, tmp_path):
     """Labelled texts that say something else leave the student as it is."""
     ctx = open_context(done.ground, tmp_path)
-    there = prepare.need(open_context(done.ground, done.store))
-    splits = drawn_texts.load(there)
+    splits = drawn_texts.load(node_of(open_context(done.ground, done.store), "prepare").artifact)
     teacher = np.random.default_rng(0).normal(size=(len(splits.pool), 3))
     other = Splits(splits.test, splits.pool, splits.test)
-    one, _ = distill.train_student(ctx, splits, teacher, spare_draft(tmp_path))
-    two, _ = distill.train_student(ctx, other, teacher, spare_draft(tmp_path))
+    one, _ = distill.train_student(ctx, ctx.start(None, None), splits, teacher, spare_draft(tmp_path))
+    two, _ = distill.train_student(ctx, ctx.start(None, None), other, teacher, spare_draft(tmp_path))
     for name, value in one.model.state_dict().items():
         assert torch.equal(value, two.model.state_dict()[name]), name
 
@@ -154,14 +154,14 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
     temperature = 3.0
     settings = {"steps": 1, "batch": 30, "temperature": temperature}
     ctx = open_context(done.ground, tmp_path, distill=settings)
-    splits = drawn_texts.load(prepare.need(open_context(done.ground, done.store)))
+    splits = drawn_texts.load(node_of(open_context(done.ground, done.store), "prepare").artifact)
     teacher = np.random.default_rng(0).normal(size=(30, 3)) * 2
     switch = torch.nn.Module.train
     monkeypatch.setattr(torch.nn.Module, "train", lambda model, mode=True: switch(model, False))  # no dropout
     seed = distill.derive_seed("distill", ctx.settings.seed)
-    fresh = Classifier(ctx, None, seed)
+    fresh = Classifier(ctx, ctx.start(None, None), seed)
     student = fresh.score(fresh.encode(splits.pool), "fresh").astype(float)
-    _, report = distill.train_student(ctx, splits, teacher, spare_draft(tmp_path))
+    _, report = distill.train_student(ctx, ctx.start(None, None), splits, teacher, spare_draft(tmp_path))
 
     def soften(scores):
         powers = np.exp(scores / temperature)
@@ -174,10 +174,12 @@ def test_the_first_loss_is_the_kl_divergence_at_the_temperature_times_its_square
 def test_a_student_of_clear_soft_labels_learns_them(tiny_folder, tmp_path):
     ground = lay_ground(tmp_path / "ground", tiny_folder)
     ctx = open_context(ground, tmp_path, distill={"steps": 80, "batch": 10, "learning_rate": 4e-3})
-    splits = drawn_texts.load(prepare.run(ctx))
+    splits = drawn_texts.load(make(ctx, node_of(ctx, "prepare")))
     (pool,) = splits.pool.chunks()
     wanted = np.asarray([topic_of(pool.joined(row)) for row in range(30)])
-    student, report = distill.train_student(ctx, splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path))
+    student, report = distill.train_student(
+        ctx, ctx.start(None, None), splits, 6.0 * np.eye(3)[wanted], spare_draft(tmp_path)
+    )
     losses = report.losses["loss"]
     assert report.steps == list(range(10, 90, 10))
     assert losses[-1] < 0.7 * losses[0]
@@ -209,7 +211,7 @@ def test_only_student_and_what_follows_depend_on_the_student_s_model(done, tmp_p
     other = save_lively(tmp_path / "model", "xlm-roberta")
     result = pet_run(done.ground, done.store, "--dry-run", "--set", f"distill.model={other}")
     made = [line for line in result.stdout.splitlines() if line.endswith("(to be made)")]
-    assert [line.split()[0] for line in made] == ["distill", "evaluate", "evaluate"]
+    assert [line.split()[0] for line in made] == ["distill", "evaluate", "evaluate", "evaluate"]
 
 
 def test_frozen_layers_of_the_student_keep_their_weights(done, tmp_path, tmp_path_factory):
@@ -223,11 +225,11 @@ def test_frozen_layers_of_the_student_keep_their_weights(done, tmp_path, tmp_pat
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_features_do_not_depend_on_which_rows_share_a_batch(done, tmp_path, family):
     """The second family needs short rows padded next to long ones; the padding counts for nothing."""
-    splits = drawn_texts.load(prepare.need(open_context(done.ground, done.store)))
+    splits = drawn_texts.load(node_of(open_context(done.ground, done.store), "prepare").artifact)
     model = {"name": str(save_lively(tmp_path / family, family))}
     found = []
     for budget in (64, 2048):
         ctx = open_context(done.ground, tmp_path, model=model, runtime={"batch_tokens": budget})
-        encoder = Classifier(ctx, None, 0)
+        encoder = Classifier(ctx, ctx.start(None, None), 0)
         found.append(encoder.features(encoder.encode(splits.test), "test"))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)

@@ -3,7 +3,9 @@ published code does; what is said of it. Training sets themselves are in `test_i
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pet.config.resolve import resolve_settings
 from pet.pipeline.context import RunContext
 from pet.pipeline.stages import draw, finetune
 from pet.pipeline.stages.finetune import Members, Plan
-from pet.store.store import Artifact, Store
+from pet.store.store import Store
 from pet.tasks.texts import read_texts
 from pet.training.device import open_runtime
 
@@ -25,12 +27,12 @@ def plan(card, **sections):
     settings = resolve_settings(None, {"task": {"name": card}, "data": {"train_examples": 0}, **sections})
     ctx = RunContext(settings, Store(Path("nowhere")), open_runtime(settings.runtime, None))
     plans = [Plan(pvp, None) for pvp in ctx.pvps]
-    return ctx, Members({}, plans, [Artifact(Path(), {"identity": one.label}) for one in plans])
+    return ctx, Members({}, plans, [SimpleNamespace(identity=one.label) for one in plans])
 
 
 def drawn_by(ctx, before, seed):
     """Who labels for each member of generation 1."""
-    ctx.settings = ctx.settings.model_copy(update={"seed": seed})
+    ctx = replace(ctx, settings=ctx.settings.model_copy(update={"seed": seed}))
     later = [Plan(*one, generation=1) for one in finetune.members_of(ctx)]
     return {one.label: [plan.pvp.number for plan in draw.teachers_of(ctx, one, before).plans] for one in later}
 

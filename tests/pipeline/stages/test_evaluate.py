@@ -17,6 +17,9 @@ from support.rows import (
     find_one,
     lay_ground,
     lively_model,
+    make,
+    members_of,
+    node_of,
     open_context,
     pet_run,
     read_json,
@@ -27,7 +30,7 @@ from pet.algorithms.calibration import Calibration, fit_temperature
 from pet.algorithms.ensemble import align_prior
 from pet.pipeline import drawn_texts
 from pet.pipeline.runner import run_stage
-from pet.pipeline.stages import calibrate, distill, evaluate, finetune, label, prepare
+from pet.pipeline.stages import calibrate, evaluate, finetune, label
 from pet.pipeline.stages.label import load_scores
 from pet.store.store import Store
 from pet.tasks.texts import Texts, read_texts, write_texts
@@ -55,10 +58,9 @@ def scored(request, done, tmp_path_factory):
 def walk(done, ground, store, **sections):
     """Evaluate the finished run's artifacts into another store."""
     ctx, there = open_context(ground, store, **sections), open_context(done.ground, done.store, **sections)
-    prepared = prepare.need(there)
-    members = finetune.need(there, prepared)
-    labelled = label.need(there, prepared, members)
-    return evaluate.run(ctx, prepared, members, labelled, distill.need(there, prepared, labelled))
+    named = ("prepare", "label", "distill", "baseline")
+    prepared, labelled, student, base = (node_of(there, stage) for stage in named)
+    return make(ctx, evaluate.node(ctx, prepared, members_of(there), labelled, student, base))
 
 
 def scores_of(done, stage, part, name="test"):
@@ -107,12 +109,9 @@ def test_the_ensemble_is_weighted_as_the_soft_labels_were(done, scored):
 def test_where_shares_are_even_the_ensemble_and_the_fine_tuned_baseline_are_scored_so(done, tmp_path):
     shutil.copytree(done.store, tmp_path / "store")
     ctx = open_context(done.ground, tmp_path / "store", label={"shares": "even"})
-    prepared = prepare.need(ctx)
-    members = finetune.need(ctx, prepared)
-    labelled = label.run(ctx, prepared, members)
-    student = distill.run(ctx, prepared, labelled)
-    scores = evaluate.run(ctx, prepared, members, labelled, student).read_json("scores.json")
-    shift = labelled.read_json("ensemble.json")["shift"]
+    run_stage(ctx, "all")
+    scores = node_of(ctx, "evaluate").artifact.read_json("scores.json")
+    shift = node_of(ctx, "label").artifact.read_json("ensemble.json")["shift"]
     assert any(shift.values())
     ensemble = ensemble_scores(done) + [shift[name] for name in LABELS]
     assert scores["ensemble"]["value"] == expected(done, "accuracy", ensemble)
@@ -337,7 +336,8 @@ def test_drawn_labels_are_counted_where_the_members_did_not_know_them(first, tmp
     pool = read_texts(first.one("prepare") / "pool.parquet").take(known)
     write_texts(tmp_path / "train.parquet", Texts(pool.ids, pool.fields, [gold.labels[row] for row in known]))
     drawn = SimpleNamespace(file=lambda name: tmp_path / name, read_json=lambda name: {"labelled": 0, "labels": {}})
-    found = evaluate.score_drawn(Store(first.store).open(first.one("prepare")), [drawn])
+    prepared = SimpleNamespace(artifact=Store(first.store).open(first.one("prepare")))
+    found = evaluate.score_drawn(prepared, [SimpleNamespace(artifact=drawn)])
     assert (found["drawn_right"], found["drawn_known"]) == (100, len(known) - 12) == (100, 18)
 
 
@@ -402,8 +402,7 @@ def test_the_calibration_error_is_that_of_the_test_set_without_and_with_the_temp
 
 def test_one_member_alone_keeps_its_temperature(done, tmp_path, monkeypatch):
     ctx = open_context(done.ground, done.store)
-    prepared = prepare.need(ctx)
-    members = finetune.need(ctx, prepared)
+    prepared, labelled, members = node_of(ctx, "prepare").artifact, node_of(ctx, "label").artifact, members_of(ctx)
     one = finetune.Members(members.untuned, members.plans[:1], members.tuned[:1])
-    _, _, found = calibrate.fit_ensemble(ctx, drawn_texts.load(prepared), [], one, label.need(ctx, prepared, members))
+    _, _, found = calibrate.fit_ensemble(ctx, drawn_texts.load(prepared), [], one, labelled)
     assert found == Calibration(1.0, "one member has no other to be compared with")

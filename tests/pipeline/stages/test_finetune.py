@@ -22,6 +22,9 @@ from support.rows import (
     garble,
     lay_ground,
     lively_model,
+    make_up_to,
+    members_of,
+    node_of,
     open_context,
     pet_run,
     read_json,
@@ -36,7 +39,7 @@ from pet.modeling.token_losses import IGNORED
 from pet.pipeline.members.batches import TARGET_MULTIPLE, cloze_losses, pad_targets
 from pet.pipeline.members.data import MemberData, MemberTrainer
 from pet.pipeline.score_files import open_scores, read_scores
-from pet.pipeline.stages import finetune, prepare
+from pet.pipeline.stages import finetune
 from pet.pipeline.stages.finetune import draw_batches
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
@@ -207,13 +210,18 @@ def test_members_are_made_again_where_the_card_asks_otherwise(done, tmp_path):
 LAYOUTS = {"end to end": None, "filled up": FILLED, "padded": Layout(True, None, 8)}
 
 
+def member_data_of(ctx):
+    """What the members of a run share."""
+    return MemberData(ctx, node_of(ctx, "prepare").artifact, MemberTrainer(ctx, ctx.start(None, None)))
+
+
 @pytest.fixture
 def open_bench(done):
     """A bench over the finished run's splits, with finetune settings of one's own."""
 
     def open_it(**settings):
         ctx = open_context(done.ground, done.store, finetune=settings)
-        return MemberData(ctx, prepare.need(ctx))
+        return member_data_of(ctx)
 
     return open_it
 
@@ -479,7 +487,7 @@ def test_rows_in_training_are_padded_only_where_they_must_be(open_bench, done, e
     assert open_bench(mask_targets="any").member_trainer.layout() == Layout(True, MAX_LENGTH, 8)
     for method, width in (("full", None), ("lora", MAX_LENGTH)):
         ctx = open_context(done.ground, done.store, model={"name": str(electra)}, finetune={"method": method})
-        assert MemberData(ctx, prepare.need(ctx)).member_trainer.layout() == Layout(True, width, 8)
+        assert member_data_of(ctx).member_trainer.layout() == Layout(True, width, 8)
 
 
 def test_all_members_are_trained_by_one_trainer(open_bench):
@@ -491,8 +499,8 @@ def test_all_members_are_trained_by_one_trainer(open_bench):
 def test_a_member_learns_its_labelled_texts(tiny_folder, tmp_path):
     settings = {"steps": 60, "patterns": [0], "repetitions": 1, "learning_rate": 4e-3, "labelled_batch": 12}
     ctx = open_context(lay_ground(tmp_path / "ground", tiny_folder), tmp_path, finetune=settings)
-    members = finetune.run(ctx, prepare.run(ctx))
-    training = members.tuned[0].read_json("training.json")
+    make_up_to(ctx, "finetune")
+    training = members_of(ctx).tuned[0].artifact.read_json("training.json")
     assert training["steps"] == [10, 20, 30, 40, 50, 60]
     assert training["losses"]["label_loss"][-1] < 0.7 * training["losses"]["label_loss"][0]
     assert training["train_accuracy"] > 0.8
@@ -515,9 +523,8 @@ def test_frozen_layers_keep_their_weights_and_the_others_move(done, tmp_path, tm
 
 def test_more_frozen_layers_than_there_are_is_refused(done, tmp_path):
     ctx = open_context(done.ground, tmp_path, finetune={"frozen_layers": 3})
-    prepared = prepare.run(ctx)
     with pytest.raises(SettingsError, match="frozen_layers is 3, but this bert model has 2 layers"):
-        finetune.run(ctx, prepared)
+        make_up_to(ctx, "finetune")
 
 
 @pytest.fixture(scope="module")
@@ -551,19 +558,20 @@ def test_other_families_take_the_same_way(tmp_path, family):
 
 def test_without_labelled_texts_the_untuned_patterns_are_the_ensemble(done, tmp_path):
     ctx = open_context(done.ground, tmp_path, data={"train_examples": 0})
-    members = finetune.run(ctx, prepare.run(ctx))
+    make_up_to(ctx, "finetune")
+    members = members_of(ctx)
     assert [plan.label for plan in members.plans] == ["p0-untuned", "p1-untuned"]
     assert [one.identity for one in members.tuned] == [one.identity for one in members.untuned.values()]
     for one in members.tuned:
-        assert {"pool", "test"} <= set(read_scores(one))
-        assert one.read_json("training.json") == {"train_accuracy": None}
+        assert {"pool", "test"} <= set(read_scores(one.artifact))
+        assert one.artifact.read_json("training.json") == {"train_accuracy": None}
 
 
 @pytest.mark.parametrize("chosen", [[], [2], [0, 7], [0, 0]])
 def test_patterns_the_card_does_not_have_or_named_twice_are_refused(done, tmp_path, chosen):
     ctx = open_context(done.ground, tmp_path, finetune={"patterns": chosen})
     with pytest.raises(SettingsError, match="task 'topics' has patterns 0 to 1; name at least one of them"):
-        finetune.plans(ctx)
+        members_of(ctx)
 
 
 def test_damaged_scores_are_not_read(done, tmp_path):

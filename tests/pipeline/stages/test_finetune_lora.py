@@ -37,11 +37,11 @@ from support.rows import (
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.modeling.lora import Adapters
+from pet.pipeline.graph import build_graph
 from pet.pipeline.members.data import BackgroundWriter, MemberData
 from pet.pipeline.stages import finetune
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
-from pet.store.store import Artifact
 from pet.tasks.texts import read_texts
 from pet.training.checkpoint import CheckpointManager
 
@@ -294,8 +294,7 @@ def test_frozen_layers_get_no_adapter(done, tmp_path):
 def identities(ground, store, **sections):
     """Identity of each untuned pattern and member under these settings of finetune."""
     ctx = open_context(ground, store, finetune=sections)
-    prepared = Artifact(store, {"identity": "0" * 16})
-    return {plan.label: finetune.key(ctx, prepared, plan).identity for plan in finetune.distinct(*finetune.plans(ctx))}
+    return {finetune.plan_of(node).label: node.identity for node in build_graph(ctx).of(finetune.STAGE)}
 
 
 @pytest.mark.parametrize(
@@ -325,11 +324,11 @@ def test_what_enters_the_identity_of_a_member(done, method, changes, matters):
 
 
 @pytest.mark.parametrize(
-    ("options", "number"), [([], 0), (settings(learning_rate=0.5), 0), (settings(lora__rank=4), 7)]
+    ("options", "number"), [([], 0), (settings(learning_rate=0.5), 1), (settings(lora__rank=4), 8)]
 )
 def test_a_dry_run_knows_what_is_there(lora, options, number):
     last = pet_run(lora.ground, lora.store, "--dry-run", *LORA, *options).stdout.splitlines()[-1]
-    assert last.startswith(f"{number} of 11 artifacts to be made")
+    assert last.startswith(f"{number} of 12 artifacts to be made")
 
 
 def test_full_members_and_adapters_live_in_one_store_and_the_stages_after_run_on(done, lora, tmp_path):
@@ -378,7 +377,7 @@ def test_without_labelled_texts_there_is_nothing_to_train_whatever_the_method(do
     assert all(set(scores_of(folder)) >= {"pool", "test"} for folder in made)
     assert not any("adapter" in name or "model" in name for folder in made for name in files_of(folder))
     last = pet_run(done.ground, tmp_path, "--dry-run", *options).stdout.splitlines()[-1]
-    assert last.startswith("0 of ")
+    assert last.startswith("1 of "), "the run alone: its settings are others"
 
 
 def test_a_target_that_is_nowhere_is_refused_in_one_sentence(done, tmp_path):

@@ -2,14 +2,15 @@
 
 import shutil
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from safetensors.numpy import load_file
-from support.rows import LABELS, declare, files_of, open_context, read_json
+from support.rows import LABELS, declare, files_of, make, members_of, node_of, open_context, read_json
 
-from pet.pipeline.stages import finetune, label, prepare
+from pet.pipeline.stages import label
 from pet.store.store import Store
 from pet.tasks import texts
 from pet.tasks.texts import read_texts
@@ -57,8 +58,7 @@ def test_soft_labels_are_the_members_scores_weighted_by_their_untuned_accuracy(d
 def relabel(done, folder, **sections):
     """The finished run's members pooled into another store, with other settings."""
     ctx, there = open_context(done.ground, folder, **sections), open_context(done.ground, done.store, **sections)
-    prepared = prepare.need(there)
-    return label.run(ctx, prepared, finetune.need(there, prepared))
+    return make(ctx, label.node(ctx, node_of(there, "prepare"), members_of(there)))
 
 
 def test_soft_labels_pooled_in_chunks_are_those_pooled_at_once(done, tmp_path, monkeypatch):
@@ -107,9 +107,7 @@ def test_soft_labels_are_in_the_order_of_the_pool(done):
 
 
 def test_the_scores_come_back_as_they_were_pooled(done):
-    ctx = open_context(done.ground, done.store)
-    prepared = prepare.need(ctx)
-    artifact = label.need(ctx, prepared, finetune.need(ctx, prepared))
+    artifact = node_of(open_context(done.ground, done.store), "label").artifact
     np.testing.assert_array_equal(label.load_scores(artifact, tuple(LABELS)), read_soft_labels(artifact.path)[1])
 
 
@@ -140,11 +138,10 @@ def test_its_manifest_names_the_members_it_was_made_from(done):
 def test_patterns_that_were_never_right_count_as_much_as_each_other(done, tmp_path):
     """All weights 0: the published code divides by zero (fact sheet 3.4)."""
     ctx = open_context(done.ground, done.store)
-    prepared = prepare.need(ctx)
-    members = finetune.need(ctx, prepared)
+    members = members_of(ctx)
     for number, one in members.untuned.items():
-        shutil.copytree(one.path, tmp_path / str(number))
+        shutil.copytree(one.artifact.path, tmp_path / str(number))
         (tmp_path / str(number) / "training.json").write_text('{"train_accuracy": 0.0}')
         declare(tmp_path / str(number))
-        members.untuned[number] = Store(tmp_path).open(tmp_path / str(number))
+        members.untuned[number] = SimpleNamespace(artifact=Store(tmp_path).open(tmp_path / str(number)))
     assert label.weigh(ctx, members).tolist() == [0.25] * 4

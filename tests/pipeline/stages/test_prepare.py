@@ -16,6 +16,8 @@ from support.rows import (
     find_one,
     garble,
     hidden_in,
+    make,
+    node_of,
     open_context,
     pet_run,
     read_json,
@@ -64,15 +66,21 @@ def test_the_pool_has_no_label_column(done):
     assert set(pool_of(open_artifact(done)).labels) == {None}
 
 
+def prepared(ground, store, **sections):
+    """The splits, made or reused."""
+    ctx = open_context(ground, store, **sections)
+    return make(ctx, node_of(ctx, "prepare"))
+
+
 def open_artifact(done):
     ctx = open_context(done.ground, done.store)
-    return prepare.need(ctx)
+    return node_of(ctx, "prepare").artifact
 
 
 def test_the_hidden_labels_are_those_of_the_pool_and_none_where_the_source_has_none(done):
     pool = read_texts(done.one("prepare") / "pool.parquet")
     gold = drawn_texts.load_pool_gold(open_artifact(done))
-    source = open_context(done.ground, done.store).source["train"]
+    source = open_context(done.ground, done.store).task.source["train"]
     known = dict(zip(source.ids, source.labels, strict=True))
     assert gold == [(name, known[name]) for name in pool.ids]
     assert 0 < [label for _, label in gold].count(None) <= HIDDEN
@@ -86,16 +94,15 @@ def test_no_text_is_both_labelled_and_in_the_pool(done):
 def test_the_splits_come_back_as_they_were_drawn(done):
     ctx = open_context(done.ground, done.store)
     drawn, _ = prepare.draw_splits(ctx)
-    artifact = prepare.need(ctx)
+    artifact = node_of(ctx, "prepare").artifact
     found = drawn_texts.load(artifact)
     assert (found.train, pool_of(artifact), found.test) == (drawn.train, drawn.pool, drawn.test)
     assert len(found.pool) == len(drawn.pool)
 
 
 def test_another_seed_draws_other_texts_and_the_same_one_the_same(done, tmp_path):
-    ctx = open_context(done.ground, tmp_path)
-    again = prepare.run(ctx)
-    other = prepare.run(open_context(done.ground, tmp_path, **{"seed": 1}))
+    again = prepared(done.ground, tmp_path)
+    other = prepared(done.ground, tmp_path, **{"seed": 1})
     first = done.one("prepare")
     for name in FILES - {"manifest.json"}:
         assert digest(again.path / name) == digest(first / name), name
@@ -104,17 +111,17 @@ def test_another_seed_draws_other_texts_and_the_same_one_the_same(done, tmp_path
 
 def test_drawing_first_takes_the_first_texts_of_each_label_and_leaves_them_in_the_pool(done, tmp_path):
     settings = {"data": {"draw": "first"}}
-    artifact = prepare.run(open_context(done.ground, tmp_path, **settings))
+    artifact = prepared(done.ground, tmp_path, **settings)
     train, pool = (read_texts(artifact.path / f"{name}.parquet") for name in ("train", "pool"))
     assert train.ids == [f"train.csv:{line}" for line in range(2, 14)]
     assert set(train.ids) <= set(pool.ids)
     assert set(pool_of(artifact).labels) == {None}, "the labelled texts in it have lost their labels"
-    other = prepare.run(open_context(done.ground, tmp_path, **settings, **{"seed": 1}))
+    other = prepared(done.ground, tmp_path, **settings, **{"seed": 1})
     assert other.path == artifact.path, "a draw without chance does not depend on the seed"
 
 
 def test_a_task_without_a_test_file_draws_its_test_texts_first(lone):
-    artifact = prepare.run(open_context(lone, lone.folder / "store"))
+    artifact = prepared(lone, lone.folder / "store")
     splits = drawn_texts.load(artifact)
     drawn = [set(one.ids) for one in (splits.train, pool_of(artifact), splits.test)]
     assert len(drawn[2]) == (TRAIN - HIDDEN) // 2
@@ -143,7 +150,7 @@ def test_test_texts_without_a_label_are_left_out(lone):
     rows = [("sports", "a", "goal one"), ("", "a", "goal two"), ("tech", "a", "robot three")]
     write_csv(lone.folder / "test.csv", rows)
     lone.change_card(files={"format": "csv", "train": "train.csv", "test": "test.csv"})
-    artifact = prepare.run(open_context(lone, lone.folder / "store"))
+    artifact = prepared(lone, lone.folder / "store")
     assert read_texts(artifact.path / "test.parquet").ids == ["test.csv:2", "test.csv:4"]
 
 
@@ -157,7 +164,7 @@ def test_fewer_texts_than_asked_for_are_told(lone):
 
 
 def test_a_test_text_that_repeats_a_labelled_one_is_counted_and_said(lone):
-    train = read_texts(prepare.run(open_context(lone, lone.folder / "store")).path / "train.parquet")
+    train = read_texts(prepared(lone, lone.folder / "store").path / "train.parquet")
     compute_model = (train.labels[0], train.fields["headline"][0], train.fields["body"][0])
     write_csv(lone.folder / "test.csv", [compute_model, ("tech", "a", "robot engine screen all just quick rain")])
     lone.change_card(files={"format": "csv", "train": "train.csv", "test": "test.csv"})

@@ -8,9 +8,8 @@ from support.rows import garble, hidden_in
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import Busy, DamagedArtifact, StoreError
-from pet.pipeline import context
-from pet.pipeline.context import MENDED, make, mending
-from pet.pipeline.stages.finetune import share_out
+from pet.pipeline import publishing
+from pet.pipeline.publishing import MENDED, make, mending, share_out
 from pet.store.key import Key
 from pet.store.store import Store
 from pet.training.device import open_runtime
@@ -145,7 +144,7 @@ def test_a_mistake_in_one_of_several_is_not_taken_for_another_process():
 def test_what_safetensors_says_of_a_disk_is_said_as_python_says_it(tmp_path, runtime):
     with (
         pytest.raises(StoreError, match="cannot be written"),
-        context.publish(Store(tmp_path), runtime, KEY, "mine", "label"),
+        publishing.publish(Store(tmp_path), runtime, KEY, "mine", "label"),
     ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert hidden_in(tmp_path) == []
