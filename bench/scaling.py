@@ -55,6 +55,7 @@ def label(size: int) -> dict[str, float]:
     from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
     from pet.modeling.verbalizers import encode_verbalizers
     from pet.pipeline.stages.label import write_soft_labels
+    from pet.tasks.labels import LabelSpace
     from pet.tasks.patterns import PVP, parse_pattern
     from pet.tasks.texts import TextFile
     from pet.training.device import open_runtime
@@ -92,7 +93,7 @@ def label(size: int) -> dict[str, float]:
             runtime,
             "texts",
         )
-        write_soft_labels(out, texts, [scores, scores], LABELS, np.asarray([0.5, 0.5]))
+        write_soft_labels(out, texts, [scores, scores], LabelSpace(tuple(LABELS)), np.asarray([0.5, 0.5]))
         return {"seconds": time.perf_counter() - start, "before": before, "peak": resident_peak()}
 
 

@@ -21,7 +21,7 @@ from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
 from pet.pipeline.graph import build_graph
 from pet.pipeline.runner import run_stage
-from pet.pipeline.score_files import label_numbers, read_scores
+from pet.pipeline.score_files import read_scores
 from pet.pipeline.stages import finetune, prepare
 from pet.store.store import Store
 from pet.training.device import open_runtime
@@ -58,7 +58,7 @@ def judge(model: str, task: str, data: str | None, test: int, store: Store) -> N
     for stage in ("prepare", "finetune"):
         run_stage(ctx, stage)
     prepared, *members = (node.artifact for node in build_graph(ctx).of(prepare.STAGE, finetune.STAGE))
-    gold = label_numbers(drawn_texts.load(prepared).test, ctx.card.labels)
+    gold = ctx.labels.encode(drawn_texts.load(prepared).test.labels)
     scores = np.stack([read_scores(one)["test"] for one in members])  # [P, N, L]
     pooled = pool_scores(scores, member_weights(np.zeros(len(scores))))
     recall = [100 * float((pooled.argmax(-1)[gold == label] == label).mean()) for label in range(pooled.shape[1])]

@@ -24,6 +24,7 @@ from pet.store.key import Key
 from pet.store.store import Store
 from pet.tasks.annotations import GivenLabels, read_given_labels
 from pet.tasks.card import TaskCard, load_card
+from pet.tasks.labels import LabelSpace
 from pet.tasks.patterns import PVP
 from pet.tasks.sources import choose_source, load_texts
 from pet.tasks.texts import Texts, concatenate
@@ -125,6 +126,11 @@ class RunContext:
     def card(self) -> TaskCard:
         """The task card."""
         return self.task.card
+
+    @cached_property
+    def labels(self) -> LabelSpace:
+        """The task's labels."""
+        return LabelSpace(self.card.labels)
 
     @cached_property
     def given_labels(self) -> GivenLabels:

@@ -16,6 +16,7 @@ from pet.errors import DamagedArtifact, MissingArtifact, StoreError, raise_probl
 from pet.store.manifest import MANIFEST
 from pet.store.store import Artifact, Store
 from pet.tasks.card import CardReading, parse_reading
+from pet.tasks.labels import LabelSpace
 
 READING = "reading.json"
 """The file of a run that has what its card says about reading."""
@@ -69,6 +70,11 @@ class Run:
     def labels(self) -> tuple[str, ...]:
         """The labels, in the card's order."""
         return tuple(self.summary["labels"])
+
+    @cached_property
+    def space(self) -> LabelSpace:
+        """The same, with their numbers."""
+        return LabelSpace(self.labels)
 
     @cached_property
     def scored(self) -> Artifact:

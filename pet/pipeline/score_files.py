@@ -1,6 +1,6 @@
 """Scores as artifacts keep them: one safetensors file, [N, L] per split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,17 +13,10 @@ from safetensors.numpy import load_file, save_file
 from pet.errors import DamagedArtifact
 from pet.store.draft import Draft
 from pet.store.store import Artifact
-from pet.tasks.texts import Texts
 
 SCORES = "scores.safetensors"
 
 F = TypeVar("F", np.float32, np.float64)
-
-
-def label_numbers(texts: Texts, labels: Sequence[str]) -> NDArray[np.int64]:
-    """The labels of texts as numbers [N], in the card's order; every text must have one."""
-    number = {label: index for index, label in enumerate(labels)}
-    return np.asarray([number[label] for label in texts.labels if label is not None], dtype=np.int64)
 
 
 def write_scores(draft: Draft, scores: Mapping[str, NDArray[np.float32]]) -> None:

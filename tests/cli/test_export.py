@@ -245,17 +245,18 @@ def test_a_name_in_the_card_is_shown_as_it_is_whatever_is_in_it(text, shown):
 
 
 @pytest.mark.parametrize(
-    ("name", "student", "weights", "expected"),
+    ("name", "student", "weights", "inputs", "expected"),
     [
-        ("roberta-base", None, "roberta-base@e2da8e2f", "roberta-base"),
-        ("roberta-large", "org/small", "org/small@e2da8e2f", "org/small"),
-        ("roberta-base", None, "adapt-kept", "roberta-base"),
-        ("roberta-base", None, "adapt-gone", None),
-        ("home/wide", None, "0f0f0f0f", None),
-        ("mini", "mini-encoder", "53aa5117", MINI_BASE),
+        ("roberta-base", None, "roberta-base@e2da8e2f", {}, "roberta-base"),
+        ("roberta-large", "org/small", "org/small@e2da8e2f", {}, "org/small"),
+        ("roberta-base", None, "roberta-base@e2da8e2f", {"adapt": "kept"}, "roberta-base"),
+        ("roberta-base", None, "adapt-kept", {}, "roberta-base"),  # as it was written before it was an input
+        ("roberta-base", None, "adapt-gone", {}, None),
+        ("home/wide", None, "0f0f0f0f", {}, None),
+        ("mini", "mini-encoder", "53aa5117", {}, MINI_BASE),
     ],
 )
-def test_the_base_model_is_named_to_the_hub_only_if_it_came_from_there(name, student, weights, expected):
+def test_the_base_model_is_named_to_the_hub_only_if_it_came_from_there(name, student, weights, inputs, expected):
     def by_identity(stage, identity):
         if identity == "gone":
             raise MissingArtifact(stage)
@@ -263,7 +264,7 @@ def test_the_base_model_is_named_to_the_hub_only_if_it_came_from_there(name, stu
 
     run = SimpleNamespace(
         artifact=SimpleNamespace(manifest={"settings": {"model": {"name": name}, "distill": {"model": student}}}),
-        student=SimpleNamespace(manifest={"settings": {"model": {"weights": weights}}}),
+        student=SimpleNamespace(manifest={"settings": {"model": {"weights": weights}}, "inputs": inputs}),
         by_identity=by_identity,
     )
     assert hub_base(run) == expected

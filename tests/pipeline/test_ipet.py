@@ -93,7 +93,7 @@ def test_the_same_command_again_makes_nothing(done, monkeypatch):
     arguments = ("--generations", GENERATIONS, "--set", "ipet.growth=2")
     result = pet_ipet(done.ground, done.store, *arguments)
     assert all(": reused " in line for line in result.stderr.splitlines()[2:])
-    assert pet_ipet(done.ground, done.store, *arguments, "--dry-run").stdout.splitlines()[-1].startswith("0 of 29 ")
+    assert pet_ipet(done.ground, done.store, *arguments, "--dry-run").stdout.splitlines()[-1].startswith("0 of 30 ")
 
 
 def test_one_damaged_generation_is_made_again_and_what_hangs_on_it(done, tmp_path):
@@ -109,7 +109,7 @@ def test_one_damaged_generation_is_made_again_and_what_hangs_on_it(done, tmp_pat
 def test_a_dry_run_lists_every_training_set_and_member_and_writes_nothing(plain, tmp_path):
     result = pet_ipet(plain.ground, tmp_path / "store", "--dry-run")
     stages = Counter(line.split()[0] for line in result.stdout.splitlines()[:-1])
-    assert stages == {"prepare": 1, "finetune": 6 + 12, "label": 4, "draw": 12, "distill": 1, "evaluate": 2}
+    assert stages == {"prepare": 1, "finetune": 6 + 12, "label": 4, "draw": 12, "distill": 1, "evaluate": 3}
     assert not (tmp_path / "store").exists()
 
 
@@ -119,7 +119,9 @@ def test_what_a_dry_run_lists_is_what_a_run_makes(done):
     )
     for line in result.stdout.splitlines()[:-1]:
         stage, identity, *_ = line.split()
-        folder = find_one(done.store, "baseline" if "baselines" in line else stage, identity)
+        folder = find_one(
+            done.store, {"baselines": "baseline", "summary": "run"}.get(line.split()[-3], stage), identity
+        )
         assert f"(there: {folder})" in line
 
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,17 +24,19 @@ from typing import Any
 import pytest
 import torch
 from support.killing import differences
-from support.rows import find_all, killable, lay_ground, lively_model, logs_of, open_context, pet, read_json
+from support.rows import find_all, killable, lay_ground, lively_model, logs_of, make_up_to, open_context, pet, read_json
 
 from pet import __file__ as package
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError, StoreError, TaskError
+from pet.pipeline import publishing
 from pet.pipeline.event_log import read_events
 from pet.pipeline.executors import ray as ray_module
 from pet.pipeline.executors import ray_cluster
+from pet.pipeline.executors.local import LocalExecutor
 from pet.pipeline.executors.ray import RayExecutor
 from pet.pipeline.executors.remote_reporter import MessageActor, RemoteReporter, Replayer
-from pet.pipeline.members.data import MemberData
+from pet.pipeline.graph import build_graph
 from pet.pipeline.stages import finetune, prepare
 from pet.store.key import Key
 from pet.store.lock import LOCKS
@@ -141,8 +144,11 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
     monkeypatch.setattr(sys, "argv", ["pet", "run", "--seed", "7"])
     ground = lay_ground(tmp_path / "ground", tmp_path / "no-model")
     ctx = open_context(ground, Path("store"))
-    order = pickle.loads(pickle.dumps(ray_module.task_spec(ctx, ray_module.make_members, [1], name=NAME)))
-    assert (order.what, order.arguments, order.settings) == (ray_module.make_members, ([1],), ctx.settings)
+    node = prepare.node(ctx)
+    order = pickle.loads(pickle.dumps(ray_module.task_spec(ctx, ray_module.make_here, [node], name=NAME)))
+    assert (order.what, order.settings) == (ray_module.make_here, ctx.settings)
+    (((sent,),),) = (order.arguments,)
+    assert (sent.key, sent.stage, sent.store.root) == (node.key, prepare.STAGE, tmp_path / "store")
     assert (order.root, order.folder) == (tmp_path / "store", tmp_path)
     assert (order.threads, order.typed, order.walks) == (torch.get_num_threads(), sys.argv, False)
 
@@ -218,13 +224,12 @@ def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_pat
 def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is_to_do(tmp_path):
     ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
     ctx = open_context(ground, tmp_path / "store", finetune={"steps": 1, "repetitions": 1})
-    prepared = prepare.run(ctx)
-    plans = finetune.distinct(*finetune.plans(ctx))
-    member_data = MemberData(ctx, prepared)
-    keys = [finetune.key(ctx, prepared, plan) for plan in plans]
-    with finetune.open_draft(member_data, plans[0]):
-        finetune.make_each(member_data, plans, wait=False)
-        assert [ctx.find(key) is not None for key in keys] == [False, *[True] * (len(plans) - 1)]
+    make_up_to(ctx, "prepare")
+    nodes = build_graph(ctx).of(finetune.STAGE)
+    with publishing.open_node(ctx, nodes[0]):
+        LocalExecutor().make(ctx, nodes, wait=False)
+        made = [ctx.store.find(node.key) is not None for node in nodes]
+        assert made == [False, *[True] * (len(nodes) - 1)]
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -236,14 +241,16 @@ def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, mon
         ctx = open_context(
             ground, tmp_path / f"store-{ahead}", finetune={"steps": 3, "repetitions": 1, "method": method}
         )
-        prepared, plans = prepare.run(ctx), finetune.distinct(*finetune.plans(ctx))
-        monkeypatch.setattr(ray_module, "_kept", {"cpu": ray_module.WorkerCache(ctx)})
+        make_up_to(ctx, "prepare")
+        local = LocalExecutor()
+        ctx = replace(ctx, executor=local)
         monkeypatch.setattr(ray_module, "context_of", lambda order, executor, ctx=ctx: ctx)
         if ahead:
             ray_module.do(ray_module.task_spec(ctx, ray_module.read_ahead), crew_of(Heard()))
-        loaded = ray_module.kept_of(ctx).member_trainer.__dict__.get("cloze")
-        ray_module.do(ray_module.task_spec(ctx, ray_module.make_members, prepared, plans), crew_of(Heard()))
-        assert (ray_module.kept_of(ctx).member_trainer.cloze is loaded) == ahead
+        loaded = local.kept["trainer"].cloze if ahead else None
+        nodes = build_graph(ctx).of(finetune.STAGE)
+        ray_module.do(ray_module.task_spec(ctx, ray_module.make_here, nodes), crew_of(Heard()))
+        assert (local.kept["members"].member_trainer.cloze is loaded) == ahead
         found = ctx.store.root.glob("finetune/*/scores.safetensors")
         scores.append({path.parent.name: path.read_bytes() for path in found})
     assert len(scores[0]) > 2

@@ -212,7 +212,7 @@ def test_with_a_test_file_of_its_own_nothing_has_to_be_kept_from_it(ground, read
 
 
 def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
-    texts = open_context(ground, tmp_path / "store").train_side
+    texts = open_context(ground, tmp_path / "store").task.train_side
     first = [row for row, label in enumerate(texts.labels) if label is not None][:5]
     ground.change_card(words_from=[*sorted(marks(texts.take(first))), "0" * 16])
     done = pet_run(ground, tmp_path / "store")

@@ -27,7 +27,7 @@ from support.rows import (
 )
 
 from pet.pipeline.runs import open_run
-from pet.pipeline.score_files import label_numbers, read_scores
+from pet.pipeline.score_files import read_scores
 from pet.store.store import Store
 from pet.tasks.texts import read_texts
 from pet.tools.export.model_card import model_card
@@ -194,7 +194,7 @@ def read_card(store):
 
 def test_confusions_are_counted_by_true_label(store):
     run = open_run(str(plain(store)), Store(store))
-    gold = label_numbers(read_texts(run.prepared.path / "test.parquet"), run.labels)
+    gold = run.space.encode(read_texts(run.prepared.path / "test.parquet").labels)
     predicted = read_scores(run.student)["test"].argmax(-1)
     rows = html_module.collect(run)["confusion"]
     for i, row in enumerate(rows):

@@ -27,7 +27,6 @@ from pet.pipeline.members.batches import (
     never_masked,
 )
 from pet.pipeline.node import Node
-from pet.pipeline.score_files import label_numbers
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
@@ -192,7 +191,7 @@ class MemberTrainer:
         )
         self.reset()
         if ctx.num_labelled and ctx.settings.finetune.method == "full":
-            asked = EncodedPattern({"train": rows, "pool": rows}, label_numbers(texts, ctx.card.labels), words)
+            asked = EncodedPattern({"train": rows, "pool": rows}, ctx.labels.encode(texts.labels), words)
             settings, layout, rng = ctx.settings.finetune, self.layout(), np.random.default_rng(0)
             share = next(draw_member_batches(self.sources(asked), settings, layout, rng))
             self.compute_model.train()
@@ -250,7 +249,7 @@ class MemberData:
             train = read_texts(drawn.artifact.file("train.parquet"))
             tokens = tokens | {"train": TokenizedTexts(self.ctx.prompt_tokenizer, train)}
         rows = {split: encoder.encode(found) for split, found in tokens.items()}
-        return rows, label_numbers(train, self.ctx.card.labels)
+        return rows, self.ctx.labels.encode(train.labels)
 
     def begin(self, pvp: PVP, drawn: Node | None = None) -> EncodedPattern:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""

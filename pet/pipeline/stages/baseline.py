@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext, Start, training_settings
 from pet.pipeline.node import Node, Stage
-from pet.pipeline.score_files import label_numbers, write_scores
+from pet.pipeline.score_files import write_scores
 from pet.pipeline.student import Classifier
 from pet.store.draft import Draft
 from pet.tasks.splits import derive_seed
@@ -39,7 +39,7 @@ def make(ctx: RunContext, draft: Draft, prepared: Node, start: Start, of_probe: 
     """Train both baselines. There must be labelled texts."""
     ctx.say("evaluate: training the supervised baselines")
     splits = drawn_texts.load(prepared.artifact)
-    gold = label_numbers(splits.train, ctx.card.labels)
+    gold = ctx.labels.encode(splits.train.labels)
     probe = score_probe(ctx, of_probe, splits, gold)
     supervised, report = score_supervised(ctx, start, splits, gold, draft)
     write_scores(draft, {"supervised": supervised, "probe": probe})

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.algorithms.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out, one_hot
-from pet.algorithms.ensemble import soften
+from pet.algorithms.calibration import Calibration, calibrate, expected_calibration_error, leave_one_out
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
-from pet.pipeline.score_files import label_numbers, open_scores, read_scores
+from pet.pipeline.score_files import open_scores, read_scores
 from pet.pipeline.stages import distill, label
 from pet.pipeline.stages.finetune import Members
 from pet.pipeline.stages.label import opinion_of, weights_of
@@ -40,11 +39,13 @@ def calibrate_all(
     none was fitted, if so: the temperature is 1 then."""
     tuned = np.stack([read_scores(one.artifact)["test"] for one in members.tuned])
     splits = drawn_texts.load(prepared)
-    gold, of_pool = label_numbers(splits.test, ctx.card.labels), keys_of(splits.pool)
+    gold, of_pool = ctx.labels.encode(splits.test.labels), keys_of(splits.pool)
 
     def entry(scores: NDArray[Any], texts: int, fitted_on: str, found: Calibration) -> Entry:
         temperature = round(found.temperature, 4)
-        before, after = (expected_calibration_error(soften(scores, one), gold) for one in (1.0, temperature))
+        before, after = (
+            expected_calibration_error(ctx.labels.probabilities(scores, one), gold) for one in (1.0, temperature)
+        )
         return {
             "temperature": temperature,
             "texts": texts,
@@ -83,13 +84,13 @@ def fit_student(
     asked = Checkpoint(student.file("student"), ctx.card.fields, labels, length, runtime)
     if len(fresh) >= ENOUGH:
         texts = splits.train.take(fresh.tolist())
-        targets = one_hot(label_numbers(texts, labels), len(labels))
+        targets = ctx.labels.one_hot(ctx.labels.encode(texts.labels))
         what = "labelled texts, which the student was not trained on"
         return len(texts), what, calibrate(asked.score(texts, "student on labelled"), targets)
     fresh = not_among(of_pool, seen)
     rows = thin_out(fresh if len(fresh) >= ENOUGH else np.arange(len(of_pool)))
     what = "which the student was not trained on" if len(fresh) >= ENOUGH else "which the student was trained on"
-    targets = soften(label.load_scores(labelled, labels)[rows])
+    targets = ctx.labels.probabilities(label.load_scores(labelled, labels)[rows])
     scores = asked.score(splits.pool.take(rows.tolist()), "student on pool")
     return len(rows), f"soft labels of pool texts, {what}", calibrate(scores, targets)
 

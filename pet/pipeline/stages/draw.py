@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.algorithms.ensemble import Array, pool_scores, soften
+from pet.algorithms.ensemble import Array, pool_scores
 from pet.algorithms.self_training import LabelDraw, apportion, choose_teachers, draw_texts, generations_for, schedule
 from pet.config.identity import identity_settings
 from pet.config.schema import Settings
@@ -22,7 +22,7 @@ from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
 from pet.pipeline.node import Node, Stage
 from pet.pipeline.publishing import make_each
-from pet.pipeline.score_files import label_numbers, open_scores
+from pet.pipeline.score_files import open_scores
 from pet.pipeline.stages import label, prepare
 from pet.pipeline.stages.finetune import Members, Plan, members_of
 from pet.store.draft import Draft
@@ -136,8 +136,8 @@ def make(ctx: RunContext, draft: Draft, prepared: Node, plan: Plan, teachers: Me
     splits, labels = drawn_texts.load(prepared.artifact), ctx.card.labels
     weights = label.weigh(ctx, teachers)
     pooled = pool_scores(read_pool_scores(teachers), weights)
-    opinion = soften(pooled + label.find_shift(ctx, lambda: pooled))
-    counts = np.bincount(label_numbers(splits.train, labels), minlength=len(labels)).tolist()
+    opinion = ctx.labels.probabilities(pooled + label.find_shift(ctx, lambda: pooled))
+    counts = ctx.labels.count(ctx.labels.encode(splits.train.labels)).tolist()
     size = sizes(ctx, len(splits.train), len(splits.pool))[plan.generation] - len(splits.train)
     wanted = apportion(size, counts if len(splits.train) else [1] * len(labels))
     first = not len(splits.train) and plan.generation == 1

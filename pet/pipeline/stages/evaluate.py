@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet.algorithms.ensemble import align_prior, member_weights, pool_scores
-from pet.algorithms.metrics import score_predictions
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
 from pet.pipeline.node import Node, Stage
-from pet.pipeline.score_files import label_numbers, read_scores
+from pet.pipeline.score_files import read_scores
 from pet.pipeline.stages import label
 from pet.pipeline.stages.calibrate import Entry, calibrate_all
 from pet.pipeline.stages.finetune import Members
@@ -59,7 +58,7 @@ def score_all(
     ctx: RunContext, prepared: Node, members: Members, labelled: Node, student: Node, base: Node | None
 ) -> dict[str, Any]:
     """Name -> value, low, high (percent); `members`: a list of such."""
-    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    gold = gold_of(ctx, prepared)
     tuned = np.stack([read_scores(one.artifact)["test"] for one in members.tuned])  # [M, N, L]
 
     def entry(scores: NDArray[Any]) -> Entry:
@@ -81,7 +80,7 @@ def score_all(
 
 def score_untuned(ctx: RunContext, prepared: Node, members: Members) -> Entry:
     """The untuned patterns, pooled with the same weights."""
-    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    gold = gold_of(ctx, prepared)
     untuned = np.stack([read_scores(one.artifact)["test"] for one in members.untuned.values()])  # [P, N, L]
     return score(ctx, gold, pool_scores(untuned, member_weights(np.zeros(len(untuned)))))
 
@@ -89,31 +88,32 @@ def score_untuned(ctx: RunContext, prepared: Node, members: Members) -> Entry:
 def score_baseline(ctx: RunContext, prepared: Node, base: Node) -> dict[str, Entry]:
     """The supervised baselines: fine-tuned, and linear probe. Where the shares of the soft labels are made even, the
     fine-tuned one with shares made even too, on the test set itself: it is told what the ensemble is told."""
-    gold = label_numbers(drawn_texts.load(prepared.artifact).test, ctx.card.labels)
+    gold = gold_of(ctx, prepared)
     found: dict[str, NDArray[Any]] = {**read_scores(base.artifact)}
     if ctx.settings.label.shares == "even":
         found["supervised_even"] = found["supervised"] + align_prior(found["supervised"])
     return {name: score(ctx, gold, scores) for name, scores in found.items()}
 
 
+def gold_of(ctx: RunContext, prepared: Node) -> NDArray[np.int64]:
+    """The test texts' labels [N]."""
+    return ctx.labels.encode(drawn_texts.load(prepared.artifact).test.labels)
+
+
 def score(ctx: RunContext, gold: NDArray[np.int64], scores: NDArray[Any]) -> Entry:
     """Value, low, high (percent) of scores [N, L]."""
-    found = score_predictions(gold, scores.argmax(-1), len(ctx.card.labels), ctx.card.metric)
-    return dict(found.as_dict())
+    return ctx.labels.evaluate(gold, scores, ctx.card.metric)
 
 
 def score_soft_labels(ctx: RunContext, prepared: Node, labelled: Node) -> dict[str, Entry]:
     """How right the soft labels are on pool texts whose label the source knows and the members did not; nothing where
     there are none. With `data.draw: first` the labelled texts are in the pool, too."""
-    labels = ctx.card.labels
-    gold = [name for _, name in hidden_labels(prepared)]
-    known = [row for row, name in enumerate(gold) if name is not None]
-    if not known:
+    gold = ctx.labels.encode(name for _, name in hidden_labels(prepared))
+    known = np.flatnonzero(gold >= 0)
+    if not len(known):
         return {}
-    numbers = np.asarray([labels.index(name) for name in gold if name is not None])
-    predicted = label.load_scores(labelled.artifact, labels)[known].argmax(-1)
-    found = score_predictions(numbers, predicted, len(labels), ctx.card.metric).as_dict()
-    return {"soft_labels": {**found, "texts": len(known)}}
+    scores = label.load_scores(labelled.artifact, ctx.labels.names)[known]
+    return {"soft_labels": {**score(ctx, gold[known], scores), "texts": len(known)}}
 
 
 def hidden_labels(prepared: Node) -> list[tuple[str, str | None]]:
@@ -137,7 +137,7 @@ def score_generation(ctx: RunContext, prepared: Node, one: Generation) -> Entry:
     """How an ensemble came out (on the test set and on the pool), how far its members agree and which labels they give,
     beside the labels' shares among the labelled texts; and of what its members were trained on how much was right."""
     splits = drawn_texts.load(prepared.artifact)
-    gold = label_numbers(splits.test, ctx.card.labels)
+    gold = ctx.labels.encode(splits.test.labels)
     tuned = np.stack([read_scores(member.artifact)["test"] for member in one.members.tuned])  # [M, N, L]
     opinion = one.labelled.artifact.read_json("ensemble.json")
     drawn = [plan.drawn for plan in one.members.plans if plan.drawn is not None]

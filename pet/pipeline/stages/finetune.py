@@ -395,7 +395,7 @@ def write_member(
     """Scores, and how training went."""
     accuracy = None
     if len(asked.labels):
-        accuracy = float((scores["train"].argmax(-1) == asked.labels).mean())
+        accuracy = float((member_data.ctx.labels.decide(scores["train"]) == asked.labels).mean())
         step = training["steps"][-1] if training else 0
         member_data.ctx.runtime.reporter.log(plan.label, {"train_accuracy": accuracy}, step)
     write_scores(draft, scores)

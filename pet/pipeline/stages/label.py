@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from pet.algorithms.ensemble import Array, agreement, align_prior, member_weights, pool_scores, soften
+from pet.algorithms.ensemble import Array, agreement, align_prior, member_weights, pool_scores
 from pet.config.identity import identity_settings
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
@@ -25,6 +25,7 @@ from pet.pipeline.score_files import check_scores, open_scores
 from pet.pipeline.stages.finetune import Members
 from pet.store.draft import Draft
 from pet.store.store import Artifact
+from pet.tasks.labels import LabelSpace
 from pet.tasks.texts import TextSource
 
 SAMPLE = 20_000
@@ -55,7 +56,7 @@ def make(ctx: RunContext, draft: Draft, prepared: Node, members: Members) -> Non
         scores = [stack.enter_context(open_scores(member.artifact, "pool")) for member in members.tuned]
         pool = drawn_texts.load(prepared.artifact).pool
         shift = find_shift(ctx, lambda: sample(scores, weights))
-        summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, labels, weights, shift)
+        summary = write_soft_labels(draft.path / "soft_labels.parquet", pool, scores, ctx.labels, weights, shift)
     report = describe_ensemble(labels, members, weights, shift, summary)
     draft.write_json("ensemble.json", report)
     agreed = {} if report["agreement"] is None else {"agreement": report["agreement"]}
@@ -103,7 +104,7 @@ class Summary:
 
 
 def write_soft_labels(
-    path: Path, pool: TextSource, scores: Sequence[Any], labels: Sequence[str], weights: Array, shift: Array
+    path: Path, pool: TextSource, scores: Sequence[Any], labels: LabelSpace, weights: Array, shift: Array
 ) -> Summary:
     """Pool the members' raw scores, each [N, L] and to be sliced, add `shift` [L] and write them, a chunk of texts at a
     time."""
@@ -118,18 +119,17 @@ def write_soft_labels(
             writer = writer or stack.enter_context(pyarrow.parquet.ParquetWriter(path, table.schema))
             writer.write_table(table)
             summary.texts += len(chunk)
-            summary.counts += np.bincount(pooled.argmax(-1), minlength=len(labels))
+            summary.counts += labels.count(labels.decide(pooled))
             summary.agreement += len(chunk) * agreement(found)
     return summary
 
 
-def soft_label_table(ids: list[str], labels: Sequence[str], pooled: Array) -> Any:
+def soft_label_table(ids: list[str], labels: LabelSpace, pooled: Array) -> Any:
     """Pooled scores [N, L] as a table."""
-    probabilities = soften(pooled)
-    best = probabilities.argmax(-1)
-    columns: dict[str, Any] = {"id": ids, "label": [labels[number] for number in best]}
-    columns |= {f"probability_{label}": probabilities[:, number] for number, label in enumerate(labels)}
-    columns |= {f"score_{label}": pooled[:, number] for number, label in enumerate(labels)}
+    probabilities = labels.probabilities(pooled)
+    columns: dict[str, Any] = {"id": ids, "label": labels.decode(labels.decide(probabilities))}
+    columns |= {f"probability_{name}": probabilities[:, number] for number, name in enumerate(labels.names)}
+    columns |= {f"score_{name}": pooled[:, number] for number, name in enumerate(labels.names)}
     return pyarrow.table(columns)
 
 

@@ -19,6 +19,7 @@ from pet.pipeline.node import Node, Stage
 from pet.store.draft import Draft
 from pet.store.files import digest_json
 from pet.store.store import Artifact
+from pet.tasks.labels import LabelSpace
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.splits import Draw, draw_by_seed, draw_first
 from pet.tasks.texts import Texts, marks, read_texts, rows_from, write_texts
@@ -51,7 +52,7 @@ def make(ctx: RunContext, draft: Draft) -> None:
     write_splits(draft, splits, gold)
     report = describe_splits(splits)
     draft.write_json("report.json", report)
-    absent = describe_absent(absent_labels(splits.test, card.labels), card.metric, len(card.labels))
+    absent = describe_absent(ctx.labels.absent(splits.test.labels), card.metric, len(card.labels))
     for line in (summarise(report), *shortages(ctx, report["sizes"]), *([absent] if absent else [])):
         ctx.say(f"prepare: {line}")
 
@@ -117,13 +118,8 @@ def expected_sizes(ctx: RunContext) -> dict[str, int]:
 
 def untested(artifact: Artifact) -> list[str]:
     """The labels that no test text has."""
-    return absent_labels(read_texts(artifact.file("test.parquet")), artifact.manifest["settings"]["labels"])
-
-
-def absent_labels(texts: Texts, labels: Sequence[str]) -> list[str]:
-    """Those of the labels that no text has."""
-    found = set(texts.labels)
-    return [one for one in labels if one not in found]
+    space = LabelSpace(tuple(artifact.manifest["settings"]["labels"]))
+    return space.absent(read_texts(artifact.file("test.parquet")).labels)
 
 
 def draw_splits(ctx: RunContext) -> tuple[Splits[Texts], list[str | None]]:

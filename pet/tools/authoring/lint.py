@@ -252,7 +252,7 @@ def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None)
 def untested(ctx: RunContext, splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
     """That no test text of a run has some label."""
     card = ctx.card
-    absent = prepare.absent_labels(splits.test, card.labels) if splits else []
+    absent = ctx.labels.absent(splits.test.labels) if splits else []
     said = describe_absent(absent, card.metric, len(card.labels))
     return [Finding("remark", "texts", f"of this seed's draw, {said}")] if said else []
 
@@ -297,7 +297,7 @@ def ask(
             Origin(ctx.prompt_tokenizer.name),
         )
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
-        choices.append(scores.argmax(-1))
+        choices.append(ctx.labels.decide(scores))
     # The fastest: the first warms up, and something else may have been running.
     estimate = None if splits is None else estimate_run(ctx, cloze, rows, splits, 1 / min(spent))
     return [
@@ -310,7 +310,7 @@ def describe(
 ) -> Answers:
     """One pattern's answers in numbers; `choices`: of all patterns the labels [N] they give, this one's at `place`."""
     mine, labels = choices[place], ctx.card.labels
-    gold = np.asarray([-1 if label is None else labels.index(label) for label in texts.labels])
+    gold = ctx.labels.encode(texts.labels)
     sizes = rows.part_sizes(slice(None)).sum(1) + rows.encoder.frame.size
     is_cut = sizes > rows.encoder.max_length
     others = [float((mine == other).mean()) for number, other in enumerate(choices) if number != place]

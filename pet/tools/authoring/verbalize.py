@@ -13,7 +13,6 @@ from pet.errors import TaskError, raise_problems
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.pipeline.context import RunContext
-from pet.pipeline.score_files import label_numbers
 from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
@@ -91,7 +90,7 @@ def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
     words, ids = whole_words(prompt_tokenizer, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
     encoders = [encoder_of(ctx, pvp) for pvp in pvps]
     model = load_untuned(ctx.model_settings(None), runtime)
-    gold = label_numbers(train, ctx.card.labels)
+    gold = ctx.labels.encode(train.labels)
     tally = Tally.empty(len(ctx.card.labels), len(words))
     for start in range(0, len(train), CHUNK):
         rows = range(start, min(start + CHUNK, len(train)))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pet.algorithms.ensemble import Array, disagreement, soften
+from pet.algorithms.ensemble import Array, disagreement
 from pet.errors import StoreError
 from pet.pipeline import drawn_texts
 from pet.pipeline.runs import Run
@@ -142,10 +142,10 @@ def spread(texts: Texts, apart: Array, count: int, seed: int) -> NDArray[np.int6
 
 def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) -> Suggestions:
     """Texts with the soft label that the run gave each of them."""
-    probabilities = soften(load_scores(run.labelled, run.labels)[rows])
+    probabilities = run.space.probabilities(load_scores(run.labelled, run.labels)[rows])
     return Suggestions(
         texts,
-        [run.labels[number] for number in probabilities.argmax(-1)],
+        run.space.decode(run.space.decide(probabilities)),
         probabilities.max(-1).tolist(),
         apart[rows].tolist(),
     )

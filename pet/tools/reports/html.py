@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pet.algorithms.calibration import BINS, bin_of, expected_calibration_error
-from pet.algorithms.ensemble import disagreement, pool_scores, soften
-from pet.algorithms.metrics import confusion, measure
+from pet.algorithms.ensemble import disagreement, pool_scores
+from pet.algorithms.metrics import measure
 from pet.errors import StoreError
 from pet.pipeline import drawn_texts
 from pet.pipeline import summary as summary_module
 from pet.pipeline.runs import Run
-from pet.pipeline.score_files import label_numbers, open_scores, read_scores
+from pet.pipeline.score_files import open_scores, read_scores
 from pet.pipeline.stages import label
 from pet.store.files import new_file
 from pet.store.store import Artifact
@@ -78,7 +78,7 @@ def collect(run: Run) -> dict[str, Any]:
     """
     summary = run.summary
     members = run.members
-    gold = label_numbers(drawn_texts.load(run.prepared).test, run.labels)
+    gold = run.space.encode(drawn_texts.load(run.prepared).test.labels)
     tested = np.stack([read_scores(one)["test"] for one in members])  # [M, N, L]
     opinion = pool_scores(tested, run.weights) + label.load_shift(run.labelled, run.labels)
     student = read_scores(run.student)["test"]
@@ -96,12 +96,12 @@ def collect(run: Run) -> dict[str, Any]:
         "generations": summary_module.generation_rows(summary) if "generations" in summary else [],
         "notes": summary_module.generation_notes(summary) if "generations" in summary else [],
         "soft_labels": describe_soft_labels(run),
-        "confusion": describe_confusion(confusion(gold, student.argmax(-1), len(run.labels)), run.labels),
+        "confusion": describe_confusion(run.space.confusion(gold, student), run.labels),
         "reliability": [
             {
                 "name": summary_module.row_name(summary, name),
                 "calibration": summary.get("calibration", {}).get(name),
-                **reliability(gold, soften(scores, run.temperature_of(name) or 1.0)),
+                **reliability(gold, run.space.probabilities(scores, run.temperature_of(name) or 1.0)),
             }
             for name, scores in (("student", student), ("ensemble", opinion))
         ],
@@ -121,10 +121,9 @@ def describe_patterns(run: Run, gold: NDArray[np.int64], tested: Scores) -> list
 
     The scores are the run's metric on the test set, in percent.
     """
-    metric, labels = run.summary["metric"], run.labels
 
     def score(scores: Scores) -> float:
-        return 100 * float(measure(confusion(gold, scores.argmax(-1), len(labels)), metric))
+        return 100 * float(measure(run.space.confusion(gold, scores), run.summary["metric"]))
 
     found = []
     for number, untuned in sorted(untuned_of(run).items()):
@@ -156,9 +155,9 @@ def member_names(run: Run) -> list[str]:
 
 def describe_soft_labels(run: Run) -> dict[str, Any]:
     """Histogram of the most probable label's probability, and how many texts each label is the most probable of."""
-    probabilities = soften(label.load_scores(run.labelled, run.labels))
+    probabilities = run.space.probabilities(label.load_scores(run.labelled, run.labels))
     counts, edges = np.histogram(probabilities.max(-1), bins=HISTOGRAM_BINS, range=(0, 1))
-    given = np.bincount(probabilities.argmax(-1), minlength=len(run.labels))
+    given = run.space.count(run.space.decide(probabilities))
     return {
         "texts": len(probabilities),
         "median": float(np.median(probabilities.max(-1))),
@@ -216,14 +215,14 @@ def find_disputed(run: Run) -> list[dict[str, Any]]:
     label and the soft label. What the texts' true labels are is not said."""
     rows, predicted, share = most_disputed(run.members, len(run.labels))
     texts = drawn_texts.load(run.prepared).pool.take(rows)
-    opinion = soften(label.load_scores(run.labelled, run.labels)[rows])
+    opinion = run.space.probabilities(label.load_scores(run.labelled, run.labels)[rows])
     return [
         {
             "id": texts.ids[place],
             "text": shorten(texts.joined(place)),
-            "given": [run.labels[number] for number in predicted[:, place]],
+            "given": run.space.decode(predicted[:, place]),
             "share": float(share[place]),
-            "soft_label": run.labels[int(opinion[place].argmax())],
+            "soft_label": run.labels[run.space.decide(opinion[place])],
             "probability": float(opinion[place].max()),
         }
         for place in range(len(rows))
