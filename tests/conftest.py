@@ -7,10 +7,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pet.training import device
+
+if TYPE_CHECKING:
+    from support.rows import Finished
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,3 +31,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory) -> "Finished":
+    """A finished run, made once; never write into its folders."""
+    from support.rows import finish_run
+
+    return finish_run(tmp_path_factory.getbasetemp())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.rows import Finished, find_all, finish_run, lay_ground, lively_model, pet, pet_run, read_json, save_lively
+from support.rows import find_all, lay_ground, lively_model, pet, pet_run, read_json, save_lively
 
 import pet as package
 from pet.config.schema import FinetuneSettings, ModelSettings
@@ -26,12 +26,6 @@ from pet.tools.inference.predictor import Predictor
 
 HOT = 1e30
 ADAPT = {"enabled": True, "steps": 25, "length": 16, "blocks": 4, "held_out": 0.2}
-
-
-@pytest.fixture(scope="session")
-def done(tmp_path_factory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

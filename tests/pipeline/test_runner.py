@@ -10,12 +10,10 @@ from safetensors.numpy import load_file
 from support.rows import (
     LABELS,
     PATTERNS,
-    Finished,
     digest,
     files_of,
     find_all,
     find_one,
-    finish_run,
     hidden_in,
     open_context,
     pet,
@@ -34,12 +32,6 @@ WALKED = tuple(stage for stage in STEPS if stage != "adapt")
 """The stages of a walk that is not asked to adapt."""
 
 ALL = ("prepare", "finetune", "label", "distill", "baseline", "evaluate", "run")
-
-
-@pytest.fixture(scope="session")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
