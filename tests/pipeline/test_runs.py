@@ -3,18 +3,11 @@
 import shutil
 
 import pytest
-from support.rows import Finished, finish_run
 
 from pet.errors import MissingArtifact, StoreError
 from pet.pipeline.runs import list_runs, open_run
 from pet.store.manifest import write_manifest
 from pet.store.store import Store
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 def test_a_run_is_found_by_folder_name_identity_its_beginning_and_last(done, tmp_path):

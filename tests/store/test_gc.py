@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.rows import Finished, files_of, find_all, find_one, finish_run, garble, pet, pet_run, snapshot
+from support.rows import Finished, files_of, find_all, find_one, garble, pet, pet_run, snapshot
 
 from pet.pipeline.runs import list_runs, open_run
 from pet.store import gc
@@ -13,12 +13,6 @@ from pet.store.files import readable_json
 from pet.store.key import Key
 from pet.store.manifest import read_manifest, write_manifest
 from pet.store.store import Artifact, Store
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

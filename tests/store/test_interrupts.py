@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support.rows import Finished, find_all, finish_run, hidden_in, pet_run, stop_at
+from support.rows import find_all, hidden_in, pet_run, stop_at
 
 from pet.pipeline import drawn_texts
 from pet.store import interrupts
@@ -113,12 +113,6 @@ def test_in_another_thread_nothing_is_changed_and_nothing_deferred():
 
 
 # ---- through the command -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 STOPPED = "\nInterrupted. What was finished is kept; the same command goes on from there.\n"

@@ -16,7 +16,6 @@ from support.rows import (
     files_of,
     find_all,
     find_one,
-    finish_run,
     lay_ground,
     pet,
     pet_run,
@@ -32,12 +31,6 @@ from pet.tasks.card import Source, TaskCard
 from pet.tasks.near_duplicates import NearDuplicateIndex, shingles
 from pet.tasks.texts import TextFile, Texts, read_texts, write_texts
 from pet.tools.inference.suggest import Suggestions, first_different, spread, write_suggestions
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A finished run; never write into its folders."""
-    return finish_run(tmp_path_factory.getbasetemp())
 
 
 def suggest(done: Finished, output: Path, *arguments: object, code: int = 0):
