@@ -38,7 +38,9 @@ def merge(member: Path, out: Path) -> None:
         raise ModelError(f"{out} lies in the member itself, which is not to be changed; name a folder elsewhere")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
-    settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
+    settings = ModelSettings(
+        name=stored.config.base_model_name_or_path, revision=stored.config.revision, max_length=PROBE_LENGTH
+    )
     model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
     probe = tokenizer(
         [PROBE, f"{PROBE} {tokenizer.mask_token}"],
@@ -47,7 +49,7 @@ def merge(member: Path, out: Path) -> None:
         max_length=PROBE_LENGTH,
         return_tensors="pt",
     )
-    worst = lora.merge(model, adapter, dict(probe))
+    worst = lora.merge(model, stored, dict(probe))
     check_base(member, settings)
     with write_folder(out) as draft, quiet.quiet_transformers(), quiet.os_errors():
         model.save_pretrained(draft)

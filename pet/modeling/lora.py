@@ -10,23 +10,23 @@ Shapes: M members, r rank, N tokens of all rows together, in/out sizes of a line
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from pet.config.schema import ALL_LINEAR, FinetuneSettings, LoraSettings, PretrainSettings
+from pet.config.schema import ALL_LINEAR, FinetuneSettings, PretrainSettings
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.modeling.batch import all_finite
 from pet.modeling.families import family_of
 from pet.modeling.loading import layers_of
+from pet.modeling.quiet import quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -296,102 +296,103 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, module)
 
 
-# ---- merging -------------------------------------------------------------------------------------------------------
+# ---- reading and merging, by peft ----------------------------------------------------------------------------------
 
 MOST_DIFFERENCE = 1e-4
 """Of merged and adapted logits, relative to the largest: fp32 rounding through some thirty layers stays under it."""
 
 
-SAID = {"base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"}
-SAID |= {
-    "layers_to_transform",
-    "layers_pattern",
-    "peft_type",
-    "peft_version",
-    "task_type",
-    "inference_mode",
-    "auto_mapping",
-}
-MEANS_NOTHING: dict[str, tuple[Any, ...]] = {
-    "bias": ("none",),
-    "init_lora_weights": (True, "gaussian"),
-    "megatron_core": ("megatron.core",),
-    "qalora_group_size": (16,),
-}
-"""Of peft's configuration: what a member's adapter can be told by, or what its tensors show anyway; and values of other
-fields that mean nothing. Any other field that says something is refused: peft's LoRA can do much that W + s B A is
-not, and learns more."""
+class Stored(NamedTuple):
+    """An adapter as read from its folder: peft's configuration, and the weights by the names that peft writes."""
 
-
-@dataclass(frozen=True)
-class Stored:
-    """An adapter as its folder holds it: name and hub revision of the base model, rank, alpha; per linear map
-    A [r, in], B [out, r]."""
-
-    base: str
-    revision: str | None
-    rank: int
-    alpha: float
-    maps: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    folder: Path
+    config: Any
+    tensors: dict[str, torch.Tensor]
 
 
 def read(folder: Path) -> Stored:
-    """The adapter in a folder.
+    """Read the LoRA adapter in a folder. peft itself is never given the path of the weights: where there are no
+    safetensors it would read a pickle, or ask the hub.
 
     Raises:
-        ModelError: there is none, it is damaged, a weight is NaN or infinite, or it says more than `Stored` can
-            hold.
+        ModelError: there is none, it is damaged, a weight is NaN or infinite, or peft does not know or would not obey
+            all that its configuration says.
     """
+    from peft import PeftConfig
+
     if not folder.exists():
         raise ModelError(f"there is no folder {folder}; give a member made with finetune.method=lora")
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
-    try:
-        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        kind = config["peft_type"]
-        tensors = load_file(folder / WEIGHTS) if kind == "LORA" else {}
-        names = [name.removeprefix(PREFIX).removesuffix(A) for name in tensors if name.endswith(A)]
-        maps = {name: (tensors.pop(f"{PREFIX}{name}{A}"), tensors.pop(f"{PREFIX}{name}{B}")) for name in names}
-        base, revision = str(config["base_model_name_or_path"]), config.get("revision")
-        found = Stored(base, revision, config.get("r", 0), config.get("lora_alpha", 0), maps)
-        numbers = found.rank, found.alpha
-        if any(isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one < 1e9 for one in numbers):
-            raise ValueError(f"rank {found.rank!r}, alpha {found.alpha!r}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as problem:
-        raise ModelError(
-            f"the LoRA adapter in {folder} is damaged ({type(problem).__name__}: {problem}); make the member anew"
-        ) from None
-    if kind != "LORA":
-        raise ModelError(f"{folder} holds no LoRA adapter but one of peft_type {kind}; merge it with peft")
-    said = {name: value for name, value in config.items() if value and name not in SAID}
-    more = [name for name, value in said.items() if value not in MEANS_NOTHING.get(name, ())]
-    if more or tensors or not found.rank or not found.alpha:
-        what = ", ".join([*more, *list(tensors)[:1]]) or "rank or alpha is missing"
-        raise ModelError(f"{folder} holds another LoRA adapter than a member's ({what}); merge it with peft")
-    if not all_finite(one for pair in maps.values() for one in pair):
+    with readable_errors(f"{folder} holds no LoRA adapter that can be used; make the member anew"):
+        with warnings.catch_warnings(record=True) as ignored:  # so peft says which fields it does not know, or not use
+            warnings.simplefilter("always")
+            config = PeftConfig.from_pretrained(str(folder))
+        if config.peft_type != "LORA":
+            raise ValueError(f"its peft_type is {config.peft_type.value}")
+        if ignored or config.megatron_config:
+            raise ValueError(ignored[0].message if ignored else "megatron_config makes peft import other code")
+        if not isinstance(config.base_model_name_or_path, str) or not isinstance(config.revision, str | None):
+            raise ValueError("base_model_name_or_path or revision is no name")
+        tensors = {name: one.float() for name, one in load_file(folder / WEIGHTS).items()}
+    if not all_finite(tensors.values()):
         raise ModelError(f"the LoRA adapter in {folder} has weights that are NaN or infinite; make the member anew")
-    return found
+    return Stored(folder, config, tensors)
 
 
-def merge(model: Any, folder: Path, probe: dict[str, torch.Tensor]) -> float:
-    """Fold the adapter in `folder` into a model's weights, in place, and check on `probe` (keyword arguments of the
-    model, rows padded) that weights changed and that the merged model answers like the adapted one. Returns the largest
-    difference, as a share of the largest logit.
+@contextmanager
+def readable_errors(sentence: str) -> Iterator[None]:
+    """Keep peft quiet, and turn what it raises into one sentence.
 
     Raises:
-        ModelError: no adapter there, one of another model, one that changes nothing, or answers that differ.
+        ModelError: anything went wrong.
     """
-    adapters = load(model, folder)
-    model.eval()
-    with torch.no_grad():
-        with adapters.installed():
-            adapters.open_gate(torch.zeros(probe["input_ids"].numel(), dtype=torch.long), torch.float32)
-            adapted = model(**probe).logits
-        adapters.fold(0)
-        merged = model(**probe).logits
-    if all(torch.equal(adapters.originals[name], base.weight) for name, base in adapters.bases.items()):
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as problem:  # peft checks little of what a folder says before it uses it
+        raise ModelError(f"{sentence} ({type(problem).__name__}: {problem})") from None
+
+
+def attach(model: Any, stored: Stored) -> Any:
+    """Make a peft model, in eval mode, of a model and an adapter. `merge_and_unload(safe_merge=True)` folds the adapter
+    into the model's weights and takes peft's modules out again. That replaces the `data` of the parameters that it
+    changes, so a caller who has kept their `data` can put it back.
+
+    Raises:
+        ModelError: the adapter is of another model, or not all of it can be used.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    base = stored.config.base_model_name_or_path
+    with readable_errors(f"{stored.folder} does not fit the model {base!r}; it was made for another one"):
+        adapted = PeftModel(model, stored.config, low_cpu_mem_usage=True).eval()  # without drawing weights first
+        found = set_peft_model_state_dict(adapted, stored.tensors, low_cpu_mem_usage=True)
+        unset = [name for name, one in adapted.named_parameters() if one.is_meta]
+        if found.unexpected_keys or unset:
+            raise ValueError(f"no place for {found.unexpected_keys[:1]}, no weights for {unset[:1]}")
+    return adapted
+
+
+@torch.no_grad()
+def merge(model: Any, stored: Stored, probe: dict[str, torch.Tensor]) -> float:
+    """Fold an adapter into a model's weights, in place, and check on `probe` (keyword arguments of the model, rows
+    padded) that weights changed and that the merged model answers like the adapted one. Returns the largest difference,
+    as a share of the largest logit.
+
+    Raises:
+        ModelError: it is of another model, changes nothing, cannot be merged, or answers differ.
+        NotFinite: an answer is NaN or infinite.
+    """
+    folder, before = stored.folder, {name: one.data for name, one in model.named_parameters()}
+    adapted = attach(model.eval(), stored)
+    expected = adapted(**probe).logits
+    with readable_errors(f"{folder}: peft cannot merge this adapter"):
+        adapted.merge_and_unload(safe_merge=True)
+    merged = model(**probe).logits
+    if all(torch.equal(one, before[name]) for name, one in model.named_parameters()):
         raise ModelError(f"{folder}: the adapter changes no weight; it was never trained")
-    worst = float((adapted - merged).abs().max() / adapted.abs().max())
+    worst = float((expected - merged).abs().max() / expected.abs().max())
     if not math.isfinite(worst):
         raise NotFinite(
             f"{folder}: the model of the adapter, or with it, computes NaN or infinity; give another member"
@@ -402,29 +403,3 @@ def merge(model: Any, folder: Path, probe: dict[str, torch.Tensor]) -> float:
             f"{MOST_DIFFERENCE:.0e}; the model is not the one the adapter was trained on, or it is numerically unstable"
         )
     return worst
-
-
-def load(model: Any, folder: Path) -> Adapters:
-    """A peft LoRA adapter as the only member on a model.
-
-    Raises:
-        ModelError: there is none, or it is of another model.
-    """
-    stored = read(folder)
-    linear = {name: one for name, one in model.base_model.named_modules() if isinstance(one, nn.Linear)}
-    prefix = f"{model.base_model_prefix}."
-    for name, (down, up) in stored.maps.items():
-        base = linear.get(name.removeprefix(prefix))
-        if base is None or (down.shape, up.shape) != (
-            (stored.rank, base.in_features),
-            (base.out_features, stored.rank),
-        ):
-            raise ModelError(f"{folder} does not fit the model {stored.base!r}; it was made for another one")
-    lora = LoraSettings(rank=stored.rank, alpha=stored.alpha, targets=tuple(stored.maps))
-    adapters = Adapters(model, model, [0], FinetuneSettings(lora=lora, frozen_layers=0))
-    with torch.no_grad():
-        for name, pair in zip(adapters.bases, adapters.pairs, strict=True):
-            down, up = stored.maps[name]
-            pair.get_parameter("down")[0] = down
-            pair.get_parameter("up")[0] = up.T
-    return adapters

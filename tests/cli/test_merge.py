@@ -282,7 +282,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_left(lora, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["weights", "half the weights", "no JSON object", "no base model", "no alpha"])
+@pytest.mark.parametrize("damage", ["weights", "half the weights", "no JSON object", "no base model"])
 def test_a_damaged_adapter_is_refused(member, tmp_path, damage):
     config, weights = (member / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors"))
     values = read_json(config)
@@ -293,8 +293,8 @@ def test_a_damaged_adapter_is_refused(member, tmp_path, damage):
     elif damage == "no JSON object":
         config.write_text("[]")
     else:
-        missing = "base_model_name_or_path" if damage == "no base model" else "lora_alpha"
-        config.write_text(json.dumps({name: value for name, value in values.items() if name != missing}))
+        del values["base_model_name_or_path"]
+        config.write_text(json.dumps(values))
     assert str(member) in refuse(member, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
 

@@ -53,7 +53,7 @@ class Ensemble:
         self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
         self.compute_model = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
-        self.folded: lora.Adapters | None = None
+        self.originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.floating[Any]]:
         """Pooled scores [N, L]."""
@@ -72,16 +72,15 @@ class Ensemble:
     def _become(self, member: Artifact) -> None:
         """Give the model the weights of one member."""
         settings = self.models[member.identity]
-        if self.folded:
-            self.folded.restore()
-            self.folded = None
+        for parameter, data in self.originals:
+            parameter.data = data
         if self.loaded != settings.name:
             for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
         if member.has("adapter"):
-            self.folded = lora.load(self.cloze.lm, member.file("adapter"))
-            self.folded.fold(0)
+            self.originals = [(one, one.data) for one in self.cloze.lm.parameters()]
+            lora.attach(self.cloze.lm, lora.read(member.file("adapter"))).merge_and_unload(safe_merge=True)
         refresh(self.compute_model, self.cloze)
 
 
