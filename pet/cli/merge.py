@@ -38,17 +38,11 @@ def merge(member: Path, out: Path) -> None:
         raise ModelError(f"{out} lies in the member itself, which is not to be changed; name a folder elsewhere")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
-    settings = ModelSettings(
-        name=stored.config.base_model_name_or_path, revision=stored.config.revision, max_length=PROBE_LENGTH
-    )
+    base, revision = stored.config.base_model_name_or_path, stored.config.revision
+    settings = ModelSettings(name=base, revision=revision, max_length=PROBE_LENGTH)
     model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
-    probe = tokenizer(
-        [PROBE, f"{PROBE} {tokenizer.mask_token}"],
-        padding=True,
-        truncation=True,
-        max_length=PROBE_LENGTH,
-        return_tensors="pt",
-    )
+    sentences = [PROBE, f"{PROBE} {tokenizer.mask_token}"]
+    probe = tokenizer(sentences, padding=True, truncation=True, max_length=PROBE_LENGTH, return_tensors="pt")
     worst = lora.merge(model, stored, dict(probe))
     check_base(member, settings)
     with write_folder(out) as draft, quiet.quiet_transformers(), quiet.os_errors():

@@ -722,7 +722,7 @@ def peft_folder(folder, family: str = "bert", kind_of_config=LoraConfig, touched
 
 def save_theirs(model: PeftModel, folder) -> None:
     """What peft writes, of an adapter on a model with a name."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # else it looks for the model on the hub
     change_config(folder, base_model_name_or_path="a-model")
 
 
@@ -816,7 +816,7 @@ def test_an_adapter_that_was_never_trained_is_not_merged(tmp_path):
 def test_an_adapter_of_another_model_is_refused(family, more, tmp_path):
     adapters = grown(model_of())
     adapters.save(0, tmp_path / "mine", "that/one")
-    with pytest.raises(ModelError, match="mine does not fit the model 'that/one'; it was made for another one"):
+    with pytest.raises(ModelError, match=r"mine does not fit the model 'that/one' \(.*\); it was made for another one"):
         merge(model_of(family, **more), read(tmp_path / "mine"), probe_of(family))
 
 
@@ -854,7 +854,7 @@ CONFIGS = {
 def test_a_configuration_that_cannot_be_obeyed_as_a_whole_is_refused_before_there_is_a_model(what, tmp_path):
     grown(model_of()).save(0, tmp_path / "mine", "a-model")
     change_config(tmp_path / "mine", **CONFIGS[what])
-    with pytest.raises(ModelError, match="mine holds no LoRA adapter that can be used; make the member anew"):
+    with pytest.raises(ModelError, match="mine holds no LoRA adapter that can be used"):
         read(tmp_path / "mine")
 
 
@@ -939,13 +939,13 @@ MORE_THAN_MAPS = {
     "a map with another rank": {"rank_pattern": {"query": 5}},
     "magnitudes": {"use_dora": True},
     "biases of its own": {"lora_bias": True},
-    "biases of the model": {"bias": "lora_only"},
     "whole modules": {"modules_to_save": ["transform"]},
     "some layers only": {"layers_to_transform": [1]},
     "maps of the head": {"target_modules": ["query", "transform.dense"]},
 }
 NOT_TO_BE_MERGED = {
     "embeddings that are the head's, too": {"target_modules": ["query", "word_embeddings"]},
+    "biases of the model, which peft before 0.21 does not store": {"bias": "lora_only"},
     "weights that it took from the model": {"init_lora_weights": "pissa"},
     "only from some token on": {"alora_invocation_tokens": [5, 6]},
 }
