@@ -3,8 +3,8 @@
 An adapted linear map computes y = W x + s B_m A_m x for a token of member m. The A of all M members are one matrix
 [M r, in], the B one of [M r, out]. Between them a gate [N, M r] multiplies by s in the columns of the token's own
 member and by 0 in the others. So M members cost two thin matrix products, tokens may come in any order, and a member
-gets the gradient that it would get alone. peft trains one adapter at a time, so this is our own; adapters are written in peft's
-format, and peft reads, checks and merges them. Nothing here knows patterns or training loops.
+gets the gradient that it would get alone. peft trains one adapter at a time, so this is our own. Adapters are written
+in peft's format; peft reads, checks and merges them. Nothing here knows patterns or training loops.
 
 Shapes: M members, r rank, N tokens of all rows together, in/out sizes of a linear map.
 """
@@ -299,7 +299,7 @@ MOST_DIFFERENCE = 1e-4
 
 
 class Stored(NamedTuple):
-    """An adapter as read from its folder: peft's configuration, and the weights by the names that peft writes."""
+    """An adapter as read from its folder: peft's configuration, and the weights by peft's names."""
 
     folder: Path
     config: Any
@@ -356,23 +356,34 @@ def readable_errors(what: str, remedy: str) -> Iterator[None]:
 
 
 def attach(model: Any, stored: Stored) -> Any:
-    """Make a peft model, in eval mode, of a model and an adapter. `merge_and_unload(safe_merge=True)` folds the adapter
-    into the model's weights and takes peft's modules out again. That replaces the `data` of the parameters that it
-    changes, so a caller who has kept their `data` can put it back.
+    """Put an adapter into a model. Returns peft's model around it, in eval mode.
 
     Raises:
-        ModelError: the adapter is of another model, or not all of it can be used.
+        ModelError: The adapter is of another model, or not all of it can be used.
     """
     from peft import PeftModel, set_peft_model_state_dict
 
     what = f"{stored.folder} does not fit the model {stored.config.base_model_name_or_path!r}"
     with readable_errors(what, "it was made for another one"):
         adapted = PeftModel(model, stored.config, low_cpu_mem_usage=True).eval()  # without drawing weights first
-        found = set_peft_model_state_dict(adapted, stored.tensors, low_cpu_mem_usage=True)
+        found: Any = set_peft_model_state_dict(adapted, stored.tensors, low_cpu_mem_usage=True)
         unset = [name for name, one in adapted.named_parameters() if one.is_meta]
         if found.unexpected_keys or unset:
             raise ValueError(f"no place for {found.unexpected_keys[:1]}, no weights for {unset[:1]}")
     return adapted
+
+
+def detach(adapted: Any) -> list[Any]:
+    """Take peft's layers out of the model that `attach` put them into.
+
+    Each still holds one linear map of the model and its adapter. Its `merge(safe_merge=True)` gives that map's weight a
+    new tensor as its `data`, so who has kept the one before can put it back.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers = [one for one in adapted.modules() if isinstance(one, LoraLayer)]
+    adapted.unload()
+    return layers
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ from pet.modeling.lora import (
     Gate,
     KeyedDropout,
     attach,
+    detach,
     merge,
     read,
 )
@@ -757,30 +758,48 @@ def test_a_member_is_saved_in_fp32_under_peft_s_names(tmp_path):
         assert torch.equal(tensors[f"base_model.model.{name}.lora_B.weight"], up)
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("family", MAPS)
-def test_an_attached_adapter_answers_with_its_weights_added_and_leaves_the_model_as_it_was(family, precision, tmp_path):
-    """W + (alpha / rank) B A, computed in fp32, whatever the adapter was stored in."""
-    peft_folder(tmp_path / "theirs", family, lora_dropout=0.5)
-    tensors = {name: one.to(precision) for name, one in load_file(tmp_path / "theirs" / WEIGHTS).items()}
-    save_file(tensors, tmp_path / "theirs" / WEIGHTS)
-    reference, lm, probe, start = model_of(family), model_of(family), probe_of(family), torch.get_rng_state()
+def with_stored(family: str, folder):
+    """The untouched transformers model with the weights in a folder added: W + (alpha / rank) B A."""
+    lm, tensors = model_of(family), load_file(folder / WEIGHTS)
     with torch.no_grad():
         for name in names_of(family):
             down, up = (tensors[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "AB")
-            reference.get_submodule(name).weight += ALPHA / RANK * up @ down
-    before, weights = everything(lm), [(one, one.data) for one in lm.parameters()]
+            lm.get_submodule(name).weight += ALPHA / RANK * up @ down
+    return lm
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", MAPS)
+def test_an_attached_adapter_answers_with_its_weights_added(family, precision, tmp_path):
+    """In fp32, whatever the adapter was stored in; without dropout, and nothing is drawn."""
+    peft_folder(tmp_path / "theirs", family, lora_dropout=0.5)
+    weights = load_file(tmp_path / "theirs" / WEIGHTS)
+    save_file({name: one.to(precision) for name, one in weights.items()}, tmp_path / "theirs" / WEIGHTS)
+    lm, probe = model_of(family), probe_of(family)
+    state = torch.get_rng_state()
     adapted = attach(lm, read(tmp_path / "theirs"))
     with torch.no_grad():
-        expected = reference(**probe).logits
-        assert_near(adapted(**probe).logits, expected)
-        adapted.merge_and_unload(safe_merge=True)
-        assert_near(lm(**probe).logits, expected)
-    for parameter, data in weights:
-        parameter.data = data
-    assert [one[:2] for one in everything(lm)] == [one[:2] for one in before]
-    assert all(torch.equal(one, lm.state_dict()[name]) for name, one in model_of(family).state_dict().items())
-    assert torch.equal(torch.get_rng_state(), start), "nothing is drawn"
+        assert_near(adapted(**probe).logits, with_stored(family, tmp_path / "theirs")(**probe).logits)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "modernbert"])
+def test_adapters_that_were_detached_take_turns_in_one_model_and_leave_nothing_behind(family, tmp_path):
+    lm, probe, adapters = model_of(family), probe_of(family), grown(model_of(family))
+    modules, originals = everything(lm), [(one, one.data) for one in lm.parameters()]
+    for member in range(2):
+        adapters.save(member, tmp_path / str(member), "a-model")
+    layers = [detach(attach(lm, read(tmp_path / str(member)))) for member in range(2)]
+    for member in (0, 1, 0):
+        with torch.no_grad():
+            for layer in layers[member]:
+                layer.merge(safe_merge=True)
+                layer.merged_adapters.clear()
+            assert_near(lm(**probe).logits, with_stored(family, tmp_path / str(member))(**probe).logits)
+        for parameter, data in originals:
+            parameter.data = data
+        assert all(torch.equal(one, lm.state_dict()[name]) for name, one in model_of(family).state_dict().items())
+    assert [one[:2] for one in everything(lm)] == [one[:2] for one in modules]
 
 
 # ---- merging -------------------------------------------------------------------------------------------------------

@@ -33,12 +33,13 @@ class Ensemble:
         """
         Raises:
             MissingArtifact: a member, or the model that it adapts, is not there any more.
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or an adapter is damaged.
         """
         self.members = run.members
         self.runtime = runtime
         settings = [checkpoint_of(run, one) for one in self.members]
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
+        adapters = {one.identity: lora.read(one.file("adapter")) for one in self.members if one.has("adapter")}
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
         self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings[0]), settings[0].name)
@@ -51,9 +52,10 @@ class Ensemble:
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
         self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.layers = {one: lora.detach(lora.attach(self.cloze.lm, adapter)) for one, adapter in adapters.items()}
+        self.originals = [(one, one.data) for one in self.cloze.parameters()]
         self.compute_model = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
-        self.originals: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.floating[Any]]:
         """Pooled scores [N, L]."""
@@ -78,9 +80,9 @@ class Ensemble:
             for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
-        if member.has("adapter"):
-            self.originals = [(one, one.data) for one in self.cloze.lm.parameters()]
-            lora.attach(self.cloze.lm, lora.read(member.file("adapter"))).merge_and_unload(safe_merge=True)
+        for layer in self.layers.get(member.identity, ()):
+            layer.merge(safe_merge=True)
+            layer.merged_adapters.clear()  # not `unmerge`, which rounds: `originals` come back instead
         refresh(self.compute_model, self.cloze)
 
 
