@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from pet.config.schema import ALL_LINEAR, FinetuneSettings, PretrainSettings
+from pet.config.limits import is_file
+from pet.config.schema import ALL_LINEAR, FinetuneSettings, ModelSettings, PretrainSettings
 from pet.errors import ModelError, NotFinite, SettingsError
 from pet.modeling.batch import all_finite
 from pet.modeling.families import family_of
@@ -30,8 +31,7 @@ from pet.modeling.loading import layers_of
 from pet.modeling.quiet import quiet_transformers
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-"""Names of peft's files, and what it puts around the name of a linear map."""
+"""Names of peft's files."""
 
 
 class Gate:
@@ -234,8 +234,9 @@ class Adapters(nn.Module):
         folder.mkdir()
         tensors = {}
         for name, pair in zip(self.bases, self.pairs, strict=True):
-            tensors[f"{PREFIX}{name}{A}"] = pair.down[member].detach().cpu().contiguous()  # type: ignore[index]
-            tensors[f"{PREFIX}{name}{B}"] = pair.up[member].detach().T.cpu().contiguous()  # type: ignore[index]
+            down, up = (pair.get_parameter(one)[member].detach().cpu() for one in ("down", "up"))
+            tensors[f"base_model.model.{name}.lora_A.weight"] = down.contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = up.T.contiguous()
         save_file(tensors, folder / WEIGHTS)
         config = {
             "peft_type": "LORA",
@@ -299,27 +300,31 @@ MOST_DIFFERENCE = 1e-4
 
 
 class Stored(NamedTuple):
-    """An adapter as read from its folder: peft's configuration, and the weights by peft's names."""
+    """An adapter as read from its folder: the model that it adapts, peft's configuration, weights by peft's names."""
 
     folder: Path
+    base: ModelSettings
     config: Any
     tensors: dict[str, torch.Tensor]
 
 
 def read(folder: Path) -> Stored:
-    """Read the LoRA adapter in a folder. peft itself is never given the path of the weights: where there are no
-    safetensors it would read a pickle, or ask the hub.
+    """Read the LoRA adapter in a folder.
+
+    peft reads the configuration, but is never asked to find the weights: without safetensors it would read a pickle, or
+    go to the hub.
 
     Raises:
-        ModelError: there is none, it is damaged, a weight is NaN or infinite, or peft does not know or would not obey
-            all that its configuration says.
+        ModelError: There is none, it is damaged or not finite, or it says what peft does not know or obey.
     """
-    from peft import PeftConfig
-
     if not folder.exists():
         raise ModelError(f"there is no folder {folder}; give a member made with finetune.method=lora")
-    if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
+    if not all(is_file(folder / name) for name in (CONFIG, WEIGHTS)):
+        raise ModelError(
+            f"{folder} holds no LoRA adapter ({CONFIG} and {WEIGHTS}); give a member made with finetune.method=lora"
+        )
+    from peft import PeftConfig
+
     with readable_errors(f"{folder} holds no LoRA adapter that can be used", "make the member anew"):
         with warnings.catch_warnings(record=True) as ignored:  # peft warns of fields that it does not know or obey
             warnings.simplefilter("always")
@@ -328,16 +333,14 @@ def read(folder: Path) -> Stored:
             raise ValueError(f"its peft_type is {config.peft_type.value}")
         if ignored:
             raise ValueError(ignored[0].message)
-        if (
-            config.megatron_config or config.bias != "none"
-        ):  # peft would import a module; before 0.21 it stored no biases
+        # peft would import the module that a megatron_config needs; and before 0.21 it stored no biases of the model.
+        if config.megatron_config or config.bias != "none":
             raise ValueError("megatron_config or bias is set")
-        if not isinstance(config.base_model_name_or_path, str) or not isinstance(config.revision, str | None):
-            raise ValueError("base_model_name_or_path or revision is no name")
+        base = ModelSettings(name=config.base_model_name_or_path, revision=config.revision)
         tensors = {name: one.float() for name, one in load_file(folder / WEIGHTS).items()}
     if not all_finite(tensors.values()):
         raise ModelError(f"the LoRA adapter in {folder} has weights that are NaN or infinite; make the member anew")
-    return Stored(folder, config, tensors)
+    return Stored(folder, base, config, tensors)
 
 
 @contextmanager
@@ -363,7 +366,7 @@ def attach(model: Any, stored: Stored) -> Any:
     """
     from peft import PeftModel, set_peft_model_state_dict
 
-    what = f"{stored.folder} does not fit the model {stored.config.base_model_name_or_path!r}"
+    what = f"{stored.folder} does not fit the model {stored.base.name!r}"
     with readable_errors(what, "it was made for another one"):
         adapted = PeftModel(model, stored.config, low_cpu_mem_usage=True).eval()  # without drawing weights first
         found: Any = set_peft_model_state_dict(adapted, stored.tensors, low_cpu_mem_usage=True)
@@ -388,13 +391,19 @@ def detach(adapted: Any) -> list[Any]:
 
 @torch.no_grad()
 def merge(model: Any, stored: Stored, probe: dict[str, torch.Tensor]) -> float:
-    """Fold an adapter into a model's weights, in place, and check on `probe` (keyword arguments of the model, rows
-    padded) that weights changed and that the merged model answers like the adapted one. Returns the largest difference,
-    as a share of the largest logit.
+    """Merge an adapter into a model's weights, and check that they changed and that the answers did not.
+
+    Args:
+        model: Changed in place.
+        stored: The adapter.
+        probe: Keyword arguments of the model, to compare the merged model with the adapted one; rows padded.
+
+    Returns:
+        The largest difference, as a share of the largest logit.
 
     Raises:
-        ModelError: it is of another model, changes nothing, cannot be merged, or answers differ.
-        NotFinite: an answer is NaN or infinite.
+        ModelError: It is of another model, changes nothing, cannot be merged, or answers differ.
+        NotFinite: An answer is NaN or infinite.
     """
     folder, before = stored.folder, {name: one.data for name, one in model.named_parameters()}
     adapted = attach(model.eval(), stored)

@@ -196,7 +196,9 @@ def test_what_is_no_adapter_is_refused(done, lora, tmp_path):
     wrong = [done.one("finetune", "p0-r0"), done.one("finetune", "p0-r0") / "model", lora.one("finetune", "p0-untuned")]
     for folder in (*wrong, done.one("label"), tmp_path / "empty", lora.ground.card):
         sentence = refuse(folder, tmp_path / "merged")
-        assert sentence.startswith(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
+        assert sentence.startswith(
+            f"{folder} holds no LoRA adapter (adapter_config.json and adapter_model.safetensors)"
+        )
     nothing = tmp_path / "nothing"
     expected = f"there is no folder {nothing}; give a member made with finetune.method=lora"
     assert refuse(nothing, tmp_path / "merged") == expected
