@@ -965,6 +965,8 @@ MORE_THAN_MAPS = {
     "maps of the head": {"target_modules": ["query", "transform.dense"]},
 }
 NOT_TO_BE_MERGED = {
+    "embeddings of some tokens": {"trainable_token_indices": [5, 6]},
+    "layers that are there twice": {"layer_replication": [[0, 2], [0, 2]]},
     "embeddings that are the head's, too": {"target_modules": ["query", "word_embeddings"]},
     "biases of the model, which peft before 0.21 does not store": {"bias": "lora_only"},
     "weights that it took from the model": {"init_lora_weights": "pissa"},
