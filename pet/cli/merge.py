@@ -28,7 +28,6 @@ def merge(member: Path, out: Path) -> None:
     Example:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
-    from pet.config.schema import ModelSettings
     from pet.modeling import loading, lora, quiet
     from pet.store.files import write_folder
 
@@ -38,16 +37,11 @@ def merge(member: Path, out: Path) -> None:
         raise ModelError(f"{out} lies in the member itself, which is not to be changed; name a folder elsewhere")
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
-    settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
+    settings = stored.base.model_copy(update={"max_length": PROBE_LENGTH})
     model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
-    probe = tokenizer(
-        [PROBE, f"{PROBE} {tokenizer.mask_token}"],
-        padding=True,
-        truncation=True,
-        max_length=PROBE_LENGTH,
-        return_tensors="pt",
-    )
-    worst = lora.merge(model, adapter, dict(probe))
+    sentences = [PROBE, f"{PROBE} {tokenizer.mask_token}"]
+    probe = tokenizer(sentences, padding=True, truncation=True, max_length=PROBE_LENGTH, return_tensors="pt")
+    worst = lora.merge(model, stored, dict(probe))
     check_base(member, settings)
     with write_folder(out) as draft, quiet.quiet_transformers(), quiet.os_errors():
         model.save_pretrained(draft)

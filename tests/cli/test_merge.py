@@ -196,7 +196,9 @@ def test_what_is_no_adapter_is_refused(done, lora, tmp_path):
     wrong = [done.one("finetune", "p0-r0"), done.one("finetune", "p0-r0") / "model", lora.one("finetune", "p0-untuned")]
     for folder in (*wrong, done.one("label"), tmp_path / "empty", lora.ground.card):
         sentence = refuse(folder, tmp_path / "merged")
-        assert sentence.startswith(f"{folder} holds no LoRA adapter; give a member made with finetune.method=lora")
+        assert sentence.startswith(
+            f"{folder} holds no LoRA adapter (adapter_config.json and adapter_model.safetensors)"
+        )
     nothing = tmp_path / "nothing"
     expected = f"there is no folder {nothing}; give a member made with finetune.method=lora"
     assert refuse(nothing, tmp_path / "merged") == expected
@@ -224,7 +226,8 @@ def test_an_adapter_of_another_model_is_refused(member, tmp_path):
     other = save_lively(tmp_path / "other", max_position_embeddings=300, hidden_size=16)
     change_config(member, base_model_name_or_path=str(other))
     sentence = refuse(member, tmp_path / "merged")
-    assert f"adapter does not fit the model '{other}'; it was made for another one" in sentence
+    assert f"adapter does not fit the model '{other}' (" in sentence
+    assert sentence.endswith("; it was made for another one")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["member", "other"]
 
 
@@ -282,7 +285,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_nothing_is_left(lora, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["weights", "half the weights", "no JSON object", "no base model", "no alpha"])
+@pytest.mark.parametrize("damage", ["weights", "half the weights", "no JSON object", "no base model"])
 def test_a_damaged_adapter_is_refused(member, tmp_path, damage):
     config, weights = (member / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors"))
     values = read_json(config)
@@ -293,8 +296,8 @@ def test_a_damaged_adapter_is_refused(member, tmp_path, damage):
     elif damage == "no JSON object":
         config.write_text("[]")
     else:
-        missing = "base_model_name_or_path" if damage == "no base model" else "lora_alpha"
-        config.write_text(json.dumps({name: value for name, value in values.items() if name != missing}))
+        del values["base_model_name_or_path"]
+        config.write_text(json.dumps(values))
     assert str(member) in refuse(member, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
 

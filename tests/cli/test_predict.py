@@ -25,6 +25,7 @@ from support.rows import (
 
 import pet as package
 from pet.errors import SettingsError, TaskError
+from pet.modeling import loading
 from pet.tasks import readers, writers
 from pet.tasks.texts import read_texts
 from pet.tools.inference import predictor as predicting
@@ -106,9 +107,23 @@ def test_members_that_are_adapters_or_untuned_are_asked_as_they_were(options, tm
     expected = softmax((pooled(store) + [shift[label] for label in LABELS]) / temperature(store, "ensemble"))
     predictor = package.load("last", store, classifier="ensemble")
     texts = test_texts(store)
-    for _ in range(2):  # weights that were folded in are taken out again
-        found = [[one.probabilities[label] for label in LABELS] for one in predictor.predict(texts)]
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+    found, again = (
+        [[one.probabilities[label] for label in LABELS] for one in predictor.predict(texts)] for _ in range(2)
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert found == again, "an adapter that was merged is taken out again to the last bit"
+
+
+def test_damaged_adapters_are_refused_before_a_model_is_loaded(tmp_path_factory, tmp_path, monkeypatch):
+    ground = lay_ground(tmp_path / "ground", lively_model(tmp_path_factory.getbasetemp()))
+    pet_run(ground, tmp_path / "store", "--set", "finetune.repetitions=1", *LORA)
+    member = find_one(tmp_path / "store", "finetune", "p1-r0")
+    (member / "adapter" / "adapter_model.safetensors").write_bytes(b"no tensors")
+    declare(member)
+    monkeypatch.setattr(loading, "load_masked_lm", None)
+    said = pet("predict", "last", "--store", tmp_path / "store", "--from", "ensemble", "--text", "goal", code=2).stderr
+    assert f"{member / 'adapter'} holds no LoRA adapter that can be used (SafetensorError" in said
+    assert said.count("\n") == 1, said
 
 
 def test_members_that_were_not_kept_are_one_sentence(done, tmp_path):

@@ -33,12 +33,13 @@ class Ensemble:
         """
         Raises:
             MissingArtifact: a member, or the model that it adapts, is not there any more.
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or an adapter is damaged.
         """
         self.members = run.members
         self.runtime = runtime
         settings = [checkpoint_of(run, one) for one in self.members]
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
+        adapters = {one.identity: lora.read(one.file("adapter")) for one in self.members if one.has("adapter")}
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
         self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings[0]), settings[0].name)
@@ -51,9 +52,10 @@ class Ensemble:
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
         self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.layers = {one: lora.detach(lora.attach(self.cloze.lm, adapter)) for one, adapter in adapters.items()}
+        self.originals = [(one, one.data) for one in self.cloze.parameters()]
         self.compute_model = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
-        self.folded: lora.Adapters | None = None
 
     def score(self, texts: TextSource, name: str) -> NDArray[np.floating[Any]]:
         """Pooled scores [N, L]."""
@@ -72,16 +74,15 @@ class Ensemble:
     def _become(self, member: Artifact) -> None:
         """Give the model the weights of one member."""
         settings = self.models[member.identity]
-        if self.folded:
-            self.folded.restore()
-            self.folded = None
+        for parameter, data in self.originals:
+            parameter.data = data
         if self.loaded != settings.name:
             for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
-        if member.has("adapter"):
-            self.folded = lora.load(self.cloze.lm, member.file("adapter"))
-            self.folded.fold(0)
+        for layer in self.layers.get(member.identity, ()):
+            layer.merge(safe_merge=True)
+            layer.merged_adapters.clear()  # not `unmerge`, which rounds: `originals` come back instead
         refresh(self.compute_model, self.cloze)
 
 
