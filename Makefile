@@ -2,7 +2,7 @@
 # make test   everything CI checks: lint, format, types, layers, tests
 # make check  the same without the tests
 # make cover  the tests, and which lines they do not reach (two minutes more)
-# make docs   docs/commands.md from what --help says
+# make docs   the pages that are generated from the program, and the site: build/site/index.html
 # Each works alone on a fresh clone with nothing but Python 3.11 or newer.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -32,8 +32,13 @@ check: .venv/installed
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
-docs: .venv/installed
-	$(BIN)/python docs/commands.py
+docs: .venv/docs-installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/site
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
-	rm -rf .venv .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist
+	rm -rf .venv build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist

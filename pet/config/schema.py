@@ -2,8 +2,8 @@
 
 Defaults are the numbers of the paper (Schick & Schuetze 2021, arXiv 2001.07676, "P1"). Recipe `fixed` (the default)
 uses them and follows the paper's text; recipe `paper` changes those settings back (RECIPES, below) in which the
-published code differs from it. Not all that it did: docs/paper-recipe.md has what is restored and what is not. A value
-is looked for in this order, the last one found wins:
+published code differs from it. Not all that it did: docs/explanation/paper-recipe.md has what is restored and what is
+not. A value is looked for in this order, the last one found wins:
 
     default of the field  <-  recipe  <-  pipeline file  <-  command-line flag or --set
 
@@ -351,7 +351,7 @@ class TableSettings(Section):
 class AdaptSettings(PretrainSettings):
     """In-domain training of the masked language model on the pool, before the members (P1 section 5, Tab 5)."""
 
-    enabled: Annotated[bool, InIdentity.OF_RUN] = Field(False, description="whether it is part of the walk")
+    enabled: Annotated[bool, InIdentity.OF_RUN] = Field(False, description="whether a run does it")
     steps: Count = Field(50_000, description="optimizer steps (P1 Tab 5)")
     learning_rate: Positive = Field(5e-5, description="peak learning rate of AdamW (P1 Tab 5)")
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = Field(
@@ -396,7 +396,7 @@ class RuntimeSettings(Section):
     checkpoint_minutes: NonNegative = Field(
         5.0,
         description="minutes of a training between two checkpoints, 0: after every step; more where it would take over "
-        "2 % of the time (measured, docs/reliability.md)",
+        "2 % of the time (docs/explanation/reliability.md)",
     )
     batch_tokens: Annotated[int, Field(ge=64, le=10**9)] | None = Field(
         None, description="tokens per batch when scoring, padding counted; default: 131,072 on a GPU, 2,048 on a CPU"
@@ -407,7 +407,7 @@ class Settings(Section):
     """Everything that describes one run."""
 
     recipe: Literal["fixed", "paper"] = Field(
-        "fixed", description="`fixed`: as the paper says; `paper`: nearer to its code (docs/paper-recipe.md)"
+        "fixed", description="`fixed`: as the paper says; `paper`: nearer to its code"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of the draw and of every training")
     task: TaskSettings = TaskSettings()

@@ -162,7 +162,7 @@ def test_rows_of_every_card_are_those_of_the_published_code_and_differ_in_recipe
 @pytest.mark.parametrize("kind", FOUR_TOKENIZERS)
 @pytest.mark.parametrize("name", ["agnews", "yelp-full", "mnli"])
 def test_blanks_around_a_text_are_dropped_which_is_the_one_difference_of_clean_texts(name, kind):
-    """The published code hands them to the tokenizer (docs/paper-recipe.md)."""
+    """The published code hands them to the tokenizer (docs/explanation/paper-recipe.md)."""
     columns = [sentences(3, 8, blanks=True), sentences(4, 8, blanks=True)]
     bare = [[one.strip() for one in column] for column in columns]
     assert encoded(name, kind, "paper", 64, columns) == expected(name, kind, cut_as_published, 64, bare)
@@ -312,7 +312,8 @@ MISSED = {
     "bert": set(),
     "albert": {"albert.encoder.albert_layer_groups.0.albert_layers.0.full_layer_layer_norm.weight"},
 }
-"""Norm weights that the published code's filter by name misses and so decays; pet does not (docs/paper-recipe.md)."""
+"""Norm weights that the published code's filter by name misses and so decays; pet does not
+(docs/explanation/paper-recipe.md)."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)

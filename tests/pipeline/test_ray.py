@@ -1,7 +1,7 @@
 """`--executor ray`: a cluster makes what one process makes, whatever is lost on the way; and what is said of it.
 
 The tests marked `ray` start a cluster of two workers and run `pet` as a process of its own. They are skipped where Ray
-is not installed, as in CI; their outcome stands in docs/reliability.md.
+is not installed, as in CI; their outcome stands in docs/explanation/reliability.md.
 """
 
 import importlib.util
@@ -155,7 +155,7 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
 
 def test_ray_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused = pytest.raises(SettingsError, match=r"needs Ray; pip install 'pet\[ray\]'")
+    refused = pytest.raises(SettingsError, match=r"needs Ray, .* run: pip install 'ray>=2\.52'")
     with refused, ray_cluster.open_cluster(RuntimeSettings(executor="ray"), Store(tmp_path)):
         pass
 

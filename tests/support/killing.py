@@ -1,6 +1,6 @@
 """Runs of `pet` that are killed on their way, again and again, and what is left of them. No test itself: `test_kills`
 runs it for a short while, `PYTHONPATH=tests python -m support.killing FOLDER --kills 200` for a longer one
-(docs/reliability.md).
+(docs/explanation/reliability.md).
 
 Everything is imported once; each run is a fork, so that one costs what it computes and no more.
 """
