@@ -110,6 +110,10 @@ def test_every_page_of_the_site_is_in_a_table_of_contents():
             assert len(found) >= len(names), block
             listed |= set(found)
     assert set(SITE) - listed == {DOCS / "index.md"}
+    decisions = DOCS / "decisions"
+    assert {link for _, link in links_in(decisions / "index.md")} == {
+        page.name for page in decisions.glob("*.md") if page.name != "index.md"
+    }
 
 
 def test_the_readme_is_short():
