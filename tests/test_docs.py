@@ -1,6 +1,7 @@
 """What the pages say is what the program says."""
 
 import json
+import pkgutil
 import re
 import runpy
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from click.core import UNSET
 from support.pages import DOCS, INCLUDE, PAGES, READMES, ROOT, SITE, anchors_of, commands_in, links_in, name_of
 
+from pet import errors
 from pet.cli import main
 from pet.config.messages import known_keys
 from pet.config.resolve import resolve_settings
@@ -22,6 +24,7 @@ from pet.tasks.card import FilesSource, FolderSource, HubSource, Source, TaskCar
 GENERATED = runpy.run_path(str(DOCS / "generate.py"))
 COMMANDS = dict(GENERATED["commands"](main, "pet"))
 README = ROOT / "README.md"
+ENDINGS = {"csv", "json", "jsonl", "md", "parquet", "py", "safetensors", "tokens", "txt", "xz", "yaml"}
 ALL_KEYS = {*known_keys(Settings), *known_keys(Pretraining)}
 
 
@@ -116,6 +119,20 @@ def test_every_page_of_the_site_is_in_a_table_of_contents():
     }
 
 
+MODULES = [path for path in (ROOT / "pet").rglob("*.py") if path.stem != "__init__"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_file_and_name_of_the_code_that_a_page_mentions_is_there(page):
+    text = read(page)
+    for path in re.findall(r"`((?:[a-z_]+/)+\w+\.(?:py|md))`", text):
+        assert (ROOT / path).is_file() or (ROOT / "pet" / path).is_file(), path
+    for module, name in re.findall(r"`(\w+)\.([A-Za-z_]+)(?:\(.*?\))?`", text):
+        sources = [read(path) for path in MODULES if path.stem == module]
+        if sources and f"{module}.{name}" not in ALL_KEYS and name not in ENDINGS:
+            assert any(re.search(rf"\b{name}\b", source) for source in sources), f"{module}.{name}"
+
+
 def test_the_readme_is_short():
     assert len(read(README).splitlines()) <= 150
     assert len(read(README).split()) <= 1200
@@ -149,6 +166,16 @@ def test_the_page_of_the_task_card_has_every_key_and_no_other():
     for head, keys in expected.items():
         part = re.split(r"^##+ ", text.partition(f"# {head}\n")[2], flags=re.MULTILINE)[0]
         assert {key for row in cells(part) for key in re.findall(r"`([a-z_]+)`", row[0])} == keys, head
+
+
+# ---- Python --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_python_has_what_there_is_and_every_error():
+    names = re.findall(r"^\.\. auto\w+:: ([\w.]+)", read(DOCS / "reference" / "python.md"), re.MULTILINE)
+    assert all(pkgutil.resolve_name(name) for name in names)
+    own = [name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, errors.PetError)]
+    assert {f"pet.errors.{name}" for name in own} <= set(names)
 
 
 # ---- artifacts -----------------------------------------------------------------------------------------------------
@@ -220,7 +247,7 @@ def test_what_the_page_calls_not_restored_is_the_same_in_both_recipes_and_every_
 def test_no_page_names_a_setting_that_does_not_exist(page):
     sections = {key.partition(".")[0] for key in ALL_KEYS if "." in key}
     named = {key for key in SETTING.findall(read(page)) if key.partition(".")[0] in sections and "." in key}
-    assert {key for key in named if not key.endswith((".csv", ".json", ".md", ".py"))} <= ALL_KEYS
+    assert {key for key in named if key.rpartition(".")[2] not in ENDINGS} <= ALL_KEYS
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "pet/config/schema.py", "pipelines/table-1.yaml"])
