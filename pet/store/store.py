@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pet.errors import DamagedArtifact, MissingArtifact, StoreError
+from pet.errors import DamagedArtifact, StoreError
 from pet.store.draft import Draft, open_draft
 from pet.store.files import read_json
 from pet.store.key import Key
@@ -128,18 +128,6 @@ class Store:
         for one in manifest["files"] if self.verify else ():
             check(path, one)
         return Artifact(path, manifest)
-
-    def need(self, key: Key, what: str, command: str) -> Artifact:
-        """The artifact of that identity.
-
-        Raises:
-            MissingArtifact: it has not been made; the sentence says which `command` makes it.
-        """
-        artifact = self.find(key)
-        if artifact is None:
-            place = f"{key.stage}/...-{key.identity}"
-            raise MissingArtifact(f"no {what} in {self.root} ({place}); run first: {command}")
-        return artifact
 
     @contextmanager
     def publish(
