@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,7 @@ from pet.errors import SettingsError
 if TYPE_CHECKING:
     from pet.config.schema import ModelSettings
     from pet.pipeline.context import RunContext
-    from pet.pipeline.event_log import Log
+    from pet.pipeline.event_log import EventLog
     from pet.pipeline.runner import Step
     from pet.store.store import Artifact, Store
 
@@ -196,16 +195,12 @@ def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
     return summary
 
 
-def logged(screen: Any, ctx: "RunContext") -> "Log":
+def logged(screen: Any, ctx: "RunContext") -> "EventLog":
     """A context in which what the walk says is also written to the store's logs."""
     from pet.pipeline.event_log import open_log
 
     settings = ctx.settings.model_dump(mode="json")
-    log = open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
-    if not ctx.runtime.ranks.is_main:
-        return log  # nothing is told to it, so it is never begun
-    ctx.runtime = replace(ctx.runtime, reporter=log)
-    return log
+    return open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
 
 
 def tracked(screen: Any, kind: str, ctx: Any, warn: "Callable[[str], None]") -> Any:
