@@ -10,7 +10,6 @@ place, and what is found of one whose process died. Knows files, locks and names
 
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from pet.errors import StoreError
 from pet.store import interrupts
+from pet.store.background import BackgroundWriter
 from pet.store.environment import environment
 from pet.store.files import digest_file, open_to_all, sync, sync_all
 from pet.store.files import write_json as write_json_file
@@ -69,10 +69,9 @@ class Draft:
         open_to_all(self.path)
         if after is not None:
             (self.path / AFTER).write_text(after, encoding="utf-8")
-        with ThreadPoolExecutor(1) as beside:  # the disk writes what is hashed
-            synced = beside.submit(sync_all, self.path)
+        with BackgroundWriter() as beside:
+            beside.start(lambda: sync_all(self.path))  # the disk writes what is hashed
             manifest = describe(self, self.seconds)
-            synced.result()
         write_manifest(self.path, manifest)
         self.sealed = True
 

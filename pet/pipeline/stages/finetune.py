@@ -29,9 +29,10 @@ from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, begin, finish, publish, training_settings
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
-from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData
+from pet.pipeline.members.data import EncodedPattern, MemberData
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
+from pet.store.background import BackgroundWriter
 from pet.store.draft import Draft
 from pet.store.key import Key
 from pet.store.store import Artifact
@@ -300,13 +301,12 @@ def make_alone(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wa
             return
         writer.wait()  # before the memory that it reads is used again
         state = member_trainer.state_on_host()
-        publishing = stack.pop_all()
 
-    def write_model() -> None:
-        with publishing:
+        def write_model() -> None:
             write_member_model(member_data, draft, state)
+            draft.seal()
 
-    writer.start(write_model)
+        writer.start(write_model, then=stack.pop_all())
 
 
 def write_member_model(member_data: MemberData, draft: Draft, state: dict[str, torch.Tensor]) -> None:
