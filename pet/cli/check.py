@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
+from pet.cli.options import shared
+from pet.cli.run import PLACES, flag_overrides, refuse_again, warn_of_code
 
 if TYPE_CHECKING:
     from pet.tools.authoring.estimate import Estimate
@@ -19,11 +20,9 @@ SHOWN_LABELS = 10
 @click.option("--model", help="Masked language model: `mini`, a folder or a hub id.  [default: mini]")
 @click.option("--sample", type=click.IntRange(1), default=200, show_default=True, help="Texts to ask about.")
 @click.option("--train-examples", type=int, help="Number of labelled texts of the run to be estimated.")
-@click.option("--data", help="Folder with the task's files.")
+@shared("data")
 @click.option("--seed", type=int, help="Of the sample and the draw.  [default: 0]")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@TRUST_OPTION
+@shared("set", "device", "trust")
 def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...], **flags: Any) -> None:
     """Check a TASK's patterns, label words and texts against a model, before anything is trained.
 
