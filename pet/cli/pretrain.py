@@ -6,8 +6,17 @@ from typing import Any
 import click
 
 from pet.cli.options import shared
+from pet.cli.run import PLACES as RUN_PLACES
 from pet.cli.run import flag_overrides, warn_of_code
 from pet.errors import SettingsError
+
+PLACES = RUN_PLACES | {
+    "files": "corpus.files",
+    "task": "corpus.task",
+    "data": "corpus.data",
+    "minutes": "pretrain.minutes",
+}
+"""Flag -> the setting that it sets."""
 
 
 @click.command()
@@ -67,17 +76,3 @@ def pretrain(
     ):
         made = stage.run(settings, kept, open_runtime(settings.runtime, log))
     click.echo(f"model: {made.path / 'model'}")
-
-
-PLACES = {
-    "files": "corpus.files",
-    "task": "corpus.task",
-    "data": "corpus.data",
-    "model": "model.name",
-    "trust_remote_code": "model.trust_remote_code",
-    "minutes": "pretrain.minutes",
-    "seed": "seed",
-    "device": "runtime.device",
-    "precision": "runtime.precision",
-}
-"""Flag -> the setting that it sets."""

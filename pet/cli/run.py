@@ -184,6 +184,7 @@ PLACES = {
     "trust_remote_code": "model.trust_remote_code",
     "train_examples": "data.train_examples",
     "train_file": "data.train_files",
+    "seed": "seed",
     "generations": "ipet.generations",
     "device": "runtime.device",
     "precision": "runtime.precision",

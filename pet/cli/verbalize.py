@@ -31,7 +31,6 @@ from pet.errors import SettingsError
 def verbalize(
     task: str,
     words: int,
-    seed: int | None,
     pattern: str,
     assignments: tuple[str, ...],
     output: Path | None,
@@ -61,8 +60,6 @@ def verbalize(
     if output:
         check_output(output)
     overrides = flag_overrides({**flags, "task": task}, PLACES, assignments)
-    if seed is not None:
-        refuse_again(assignments, {"seed": f"--seed {seed}"})
     if pattern != "all":
         if not pattern.isdecimal():
             raise SettingsError(
@@ -70,14 +67,14 @@ def verbalize(
             )
         refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
         overrides.append(nest("finetune.patterns", [int(pattern)]))
-    ctx = open_context(Screen(), "quick", overrides, seed, Store("runs"))
+    ctx = open_context(Screen(), "quick", overrides, None, Store("runs"))
     found = propose(ctx, words)
     for line in describe(found):
         click.echo(line)
     if output:
         write_card(output, ctx, found)
         data = data_folder(ctx, output)
-        sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": seed}
+        sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": flags["seed"]}
         given = [word for flag, value in sizes.items() if value is not None for word in (flag, str(value))]
         given += [word for one in assignments for word in ("--set", one)]
         example = ["pet", "run", "quick", "--task", str(output), *given]

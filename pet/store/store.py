@@ -139,12 +139,7 @@ class Store:
 
     @contextmanager
     def publish(
-        self,
-        key: Key,
-        label: str,
-        *,
-        seed: int | None = None,
-        waiting: Callable[[str], None] | None = lambda who: None,
+        self, key: Key, label: str, *, seed: int | None = None, waiting: Callable[[str], None] | None = lambda who: None
     ) -> Iterator[Draft | None]:
         """A draft folder that this process alone fills; when the block ends well it is published, when it raises only
         the checkpoint of its training stays. `None`: another process has published that identity meanwhile.
