@@ -50,18 +50,12 @@ class Screen(Reporter):
         self.err.print(Text(f"Warning: {message}", style="yellow"))
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar that disappears when it is full; several at a time stand below each other."""
         bars = self._bars = self._bars or self.open_bars()
         task = bars.add_task(label, total=total, unit=unit)
-
-        def advance(done: int) -> None:
-            count(done)
-            bars.advance(task, done)
-
         try:
-            with super().track(label, total, unit) as count:
-                yield advance
+            yield lambda done: bars.advance(task, done)
         finally:
             bars.refresh()  # what took no time is seen once
             bars.remove_task(task)

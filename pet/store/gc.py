@@ -173,8 +173,10 @@ def remove(store: Store, artifacts: Iterable[Artifact]) -> None:
         StoreError: a folder cannot be removed.
     """
     with removing(store):
-        for one in artifacts:
-            hide(one)
+        for one in artifacts:  # in one step each is no artifact any more
+            hidden = one.path.with_name(f"{REMOVED}{one.identity}-{uuid.uuid4().hex[:8]}")
+            one.path.rename(hidden)
+            (hidden / MANIFEST).unlink()
     sweep(store)
 
 
@@ -192,13 +194,6 @@ def removing(store: Store) -> Iterator[None]:
             f"{problem.filename or store.root} cannot be removed ({problem.strerror or problem}); make it writable and "
             "run the command again"
         ) from None
-
-
-def hide(artifact: Artifact) -> None:
-    """Take an artifact away in one step: it is whole, or it is no artifact."""
-    hidden = artifact.path.with_name(f"{REMOVED}{artifact.identity}-{uuid.uuid4().hex[:8]}")
-    artifact.path.rename(hidden)
-    (hidden / MANIFEST).unlink()
 
 
 def sweep(store: Store) -> None:

@@ -45,16 +45,22 @@ class Reporter:
         """A progress bar of `total` units; the context's value is called with the units just done."""
         bar: dict[str, Any] = {"label": label, "total": total, "unit": unit}
         started, done = time.perf_counter(), 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-
         self.note("begin", **bar)
         try:
-            yield advance
+            with self.bar(**bar) as shown:
+
+                def advance(more: int) -> None:
+                    nonlocal done
+                    done += more
+                    shown(more)
+
+                yield advance
         finally:
             self.note("end", **bar, done=done, seconds=round(time.perf_counter() - started, 3))
+
+    def bar(self, label: str, total: int, unit: str) -> contextlib.AbstractContextManager[Advance]:
+        """How the bar of `track` is shown: not at all."""
+        return contextlib.nullcontext(lambda more: None)
 
     def log(self, name: str, values: Mapping[str, float], step: int) -> None:
         """Numbers for the tracker, named `name/...`, at training step `step`."""

@@ -57,7 +57,7 @@ class RemoteReporter(Reporter):
         self.put("say", f"{self.prefix}Warning: {message}")
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar."""
         bar = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
         self.put("open", bar, self.prefix + label, total, unit)
@@ -65,15 +65,13 @@ class RemoteReporter(Reporter):
 
         def advance(more: int) -> None:
             nonlocal done, told
-            count(more)
             done += more
             if time.monotonic() - told > TOLD_EVERY:
                 self.put("advance", bar, done)
                 done, told = 0, time.monotonic()
 
         try:
-            with super().track(label, total, unit) as count:
-                yield advance
+            yield advance
         finally:
             self.put("close", bar, done)
 
