@@ -202,6 +202,8 @@ def share_out(make_one: Callable[[Plan, bool], None], plans: Sequence[Plan], wai
 
 def make_one(member_data: MemberData, plan: Plan, writer: BackgroundWriter, wait: bool) -> None:
     """As `make_untuned` or `make_alone`."""
+    if wait:
+        writer.wait()  # and publish: whoever is waited for may wait for that
     if plan.repetition is None:
         make_untuned(member_data, plan, wait)
     else:

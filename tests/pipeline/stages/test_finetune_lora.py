@@ -42,6 +42,7 @@ from pet.pipeline.stages import finetune
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
 from pet.store.draft import Draft
+from pet.store.lock import acquire
 from pet.store.store import Artifact
 from pet.tasks.texts import read_texts
 from pet.training.checkpoint import CheckpointManager
@@ -662,3 +663,33 @@ def test_members_are_written_and_hashed_beside_the_next_ones_training_and_publis
     finetuned(done.ground, tmp_path)
     assert threads["publish"] == threads["close"] == [True] * 5, "the texts and four members"
     assert threads["seal"] == [True, *[False, True] * 4], "what is sealed beside need not be when it is published"
+
+
+def test_what_is_written_is_published_before_another_process_is_waited_for(done, tmp_path, monkeypatch):
+    """It may be waiting for just that."""
+    identity = done.one("finetune", "p0-r1").name.rpartition("-")[2]
+    ready, all_published, published, outcome = threading.Event(), threading.Event(), [], []
+    publish = Draft.publish
+
+    def publish_and_tell(self):
+        publish(self)
+        published.append(self.label)
+        if len([label for label in published if label.endswith(("p0-r0", "p1-r0", "p1-r1"))]) == 3:
+            all_published.set()
+
+    def other_process():
+        with acquire(tmp_path, "finetune", identity, None):
+            ready.set()
+            outcome.append(all_published.wait(20))
+
+    pet_run(done.ground, tmp_path, "--stage", "prepare")
+    other = threading.Thread(target=other_process)
+    other.start()
+    assert ready.wait(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "publish", publish_and_tell)
+        told = pet_run(done.ground, tmp_path, "--stage", "finetune").stderr
+    other.join(20)
+    assert outcome == [True]
+    assert f"finetune p0-r1: waiting for process {os.getpid()}" in told
+    assert sorted(names_of(tmp_path)) == sorted([*UNTUNED, *MEMBERS])
