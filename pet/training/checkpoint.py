@@ -221,7 +221,7 @@ class CheckpointManager:
         return self.before + time.perf_counter() - self.begun
 
     def after(self, step: int, state: Callable[[], State | None], stopping: bool) -> None:
-        """Save, when it is time; as of `Course`. Of several ranks the main one does: all have the same weights."""
+        """Save, when it is time; see `ResumePoint`. Of several ranks the main one does: all have the same weights."""
         if not self.checkpoint.ranks.is_main:
             return
         if stopping or self.is_due():

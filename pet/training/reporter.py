@@ -1,7 +1,8 @@
-"""What a stage reports its progress to: `logging`, and whoever shows it.
+"""What a stage reports its progress to: `logging`, and whoever shows it. In a notebook,
 
-logging.basicConfig(level=logging.INFO)      # in a notebook: what is said is printed
-logging.getLogger("pet").setLevel("DEBUG")   # numbers, and when a bar begins and ends, too
+    logging.basicConfig(level=logging.INFO)
+
+prints what is said; with DEBUG numbers are printed too, and when a bar begins and ends.
 """
 
 import contextlib
