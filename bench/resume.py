@@ -116,10 +116,10 @@ class Watched(CheckpointManager):
         super().save(state)
         self.costs.append(self.cost)
 
-    def wait(self) -> None:
+    def __exit__(self, *given: object) -> None:
         """And remember."""
         begun = time.perf_counter()
-        super().wait()
+        super().__exit__(*given)
         self.waited += time.perf_counter() - begun
 
     def after(self, step: int, state: Any, stopping: bool) -> None:

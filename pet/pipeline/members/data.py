@@ -1,10 +1,8 @@
 """What all members of a walk share: the model, the starting weights and the tokenised texts. No artifact here."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from pet.pipeline.members.batches import (
     never_masked,
 )
 from pet.pipeline.node import Node
+from pet.store.background import BackgroundWriter
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
@@ -45,36 +44,6 @@ class EncodedPattern:
     rows: dict[str, EncodedTexts]
     labels: NDArray[np.int64]
     verbalizers: Verbalizer
-
-
-class BackgroundWriter:
-    """One job at a time beside the training: a model of gigabytes is written and hashed while the next one trains.
-
-    Leaving the context waits for the job, also when something else went wrong. A job must not touch the GPU.
-    """
-
-    def __enter__(self) -> "BackgroundWriter":
-        self._thread = ThreadPoolExecutor(1)
-        self._job: Future[None] | None = None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self.wait()
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Begin a job when the one before is done; what went wrong in that one is raised here."""
-        self.wait()
-        self._job = self._thread.submit(job)
-
-    def wait(self) -> None:
-        """Until the job is done; raises what it raised."""
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
 
 
 class MemberTrainer:
@@ -254,10 +223,11 @@ class MemberData:
     def begin(self, pvp: PVP, drawn: Node | None = None) -> EncodedPattern:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
         words = self.member_trainer.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
-        with ThreadPoolExecutor(1) as beside:
-            filled = beside.submit(self._fill, pvp, drawn)
+        with BackgroundWriter() as beside:
+            beside.start(lambda: self._fill(pvp, drawn))
             self.member_trainer.reset()
-            return EncodedPattern(*filled.result(), words)
+            rows, labels = beside.wait()
+            return EncodedPattern(rows, labels, words)
 
     def score(
         self, asked: EncodedPattern, splits: Sequence[str], name: str, tuned: bool

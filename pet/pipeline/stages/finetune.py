@@ -28,11 +28,12 @@ from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, training_settings
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
-from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData, MemberTrainer
+from pet.pipeline.members.data import EncodedPattern, MemberData, MemberTrainer
 from pet.pipeline.node import Node, Stage
 from pet.pipeline.publishing import find, finish, open_node, share_out
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
+from pet.store.background import BackgroundWriter
 from pet.store.draft import Draft
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
@@ -188,6 +189,8 @@ def plan_of(node: Node) -> Plan:
 
 def make_one(member_data: MemberData, node: Node, writer: BackgroundWriter, wait: bool) -> None:
     """As `make_untuned` or `make_alone`."""
+    if wait:
+        writer.wait()  # and publish: whoever is waited for may wait for that
     if plan_of(node).repetition is None:
         make_untuned(member_data, node, wait)
     else:
@@ -270,13 +273,12 @@ def make_alone(member_data: MemberData, node: Node, writer: BackgroundWriter, wa
             return
         writer.wait()  # before the memory that it reads is used again
         state = member_trainer.state_on_host()
-        publishing = stack.pop_all()
 
-    def write_model() -> None:
-        with publishing:
+        def write_model() -> None:
             write_member_model(member_data, draft, state)
+            draft.seal()
 
-    writer.start(write_model)
+        writer.start(write_model, then=stack.pop_all())
 
 
 def write_member_model(member_data: MemberData, draft: Draft, state: dict[str, torch.Tensor]) -> None:

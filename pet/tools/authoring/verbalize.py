@@ -142,11 +142,8 @@ def write_card(path: Path, ctx: RunContext, proposal: Proposal) -> None:
     )
     if proposal.marks:
         comment += "# words_from: the texts whose labels were read, by a digest of each; none is ever a test text.\n"
-    try:
-        with new_file(path) as new:
-            new.write_text(comment + as_yaml(values), encoding="utf-8")
-    except OSError as problem:
-        raise TaskError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
+    with new_file(path, TaskError) as new:
+        new.write_text(comment + as_yaml(values), encoding="utf-8")
 
 
 def data_folder(ctx: RunContext, path: Path) -> str | None:

@@ -449,13 +449,13 @@ def test_a_damaged_checkpoint_is_said_and_training_starts_anew(ground, stores, t
 
 
 def test_what_is_saved_on_the_way_changes_nothing(ground, stores, tmp_path, monkeypatch):
-    steps, save = [], Checkpoint.save
+    steps, write = [], Checkpoint.write
 
-    def note(self, state, seconds):
-        steps.append(state.step)
-        save(self, state, seconds)
+    def note(self, snapshot):
+        steps.append(snapshot.facts["step"])
+        write(self, snapshot)
 
-    monkeypatch.setattr(Checkpoint, "save", note)
+    monkeypatch.setattr(Checkpoint, "write", note)
     run(ground, tmp_path, runtime__checkpoint_minutes=0)
     assert steps == list(range(1, CHANGES["pretrain.steps"] + 1))
     assert_as_whole(tmp_path, stores["bert"])
