@@ -260,6 +260,12 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             " Bold: above the fine-tuned classifier of the same draws (paired t-test, "
             f"p < {SIGNIFICANT} after Holm's correction over the whole table)."
         )
+    return [part for line in (*lines, *notes_of_tasks(found)) if line for part in (" ".join(line.split()), "")][:-1]
+
+
+def notes_of_tasks(found: Mapping[str, Any]) -> list[str]:
+    """What is to be known of single tasks and of runs that failed."""
+    lines = []
     even = [task for task, one in found["tasks"].items() if one["shares"] == "even"]
     if even:
         lines.append(
@@ -279,11 +285,10 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         for task, one in found["tasks"].items()
         if "words_from" in one
     ]
-    lines += [
+    return lines + [
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
         for one in found["failed"]
     ]
-    return [part for line in lines if line for part in (" ".join(line.split()), "")][:-1]
 
 
 def between(found: Sequence[int]) -> str:
