@@ -29,7 +29,7 @@ def merge(member: Path, out: Path) -> None:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
     from pet.config.schema import ModelSettings
-    from pet.modeling import loading, lora, quiet
+    from pet.modeling import backbones, loading, lora, quiet
     from pet.store.files import write_folder
 
     if out.exists():
@@ -39,7 +39,7 @@ def merge(member: Path, out: Path) -> None:
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
     settings = ModelSettings(name=stored.base, revision=stored.revision, max_length=PROBE_LENGTH)
-    model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
+    model, tokenizer = backbones.kind_of(settings).load_lm(settings), loading.load_tokenizer(settings)
     probe = tokenizer(
         [PROBE, f"{PROBE} {tokenizer.mask_token}"],
         padding=True,

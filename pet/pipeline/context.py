@@ -14,7 +14,7 @@ from torch.nn import Module
 from pet.config.identity import identity_settings
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import DamagedArtifact, SettingsError
-from pet.modeling import loading, quiet
+from pet.modeling import backbones, loading, quiet
 from pet.modeling.tokenization import PromptTokenizer
 from pet.store.draft import Draft
 from pet.store.files import digest_json
@@ -128,8 +128,7 @@ class RunContext:
 
     def prompt_tokenizer_of(self, model: str | None) -> PromptTokenizer:
         """The tokenizer of another model (`None`: model.name)."""
-        settings = self.model_settings(model)
-        return PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        return backbones.load_tokenizer(self.model_settings(model))
 
     def model_settings(self, model: str | None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""

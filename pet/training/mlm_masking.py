@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.modeling.backbones.masked_lm import apply_mlm_mask
 from pet.modeling.batch import Batch, round_up, send
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
 from pet.training import mlm_corpus
 from pet.training.distributed import ALONE, Ranks
-from pet.training.losses import KEPT, MASKED
 
 TARGETS = 64
 """MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
@@ -89,31 +89,3 @@ def part_of(
     asked = np.full(capacity, IGNORED)
     asked[: len(found)] = targets[owners == ranks.rank]
     return shown[blocks], np.concatenate([found, rest]), asked, len(found) / max(1, len(hidden))
-
-
-def mask_tokens(
-    input_ids: NDArray[np.int64],
-    maskable: NDArray[np.bool_],
-    probability: float,
-    mask_id: int,
-    vocabulary_size: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose MLM targets among `maskable` tokens and hide most of them.
-
-    `input_ids`, `maskable`: [N]. Returns the changed ids [N] and the targets [N], IGNORED where nothing is asked. The
-    input is not modified.
-    """
-    chosen = maskable & (rng.random(input_ids.shape) < probability)
-    fate = rng.random(input_ids.shape)
-    random_tokens = rng.integers(0, vocabulary_size, size=input_ids.shape)
-    changed = np.where(chosen, apply_mlm_mask(input_ids, fate, random_tokens, mask_id), input_ids)
-    return changed, np.where(chosen, input_ids, IGNORED)
-
-
-def apply_mlm_mask(
-    tokens: NDArray[np.int64], fate: NDArray[np.float64], random_tokens: NDArray[np.int64], mask_id: int
-) -> NDArray[np.int64]:
-    """MLM targets [K] as the model gets to see them: the mask, a random token or themselves, by `fate` in [0, 1)."""
-    shown = np.where(fate < MASKED, mask_id, random_tokens)
-    return np.where(fate >= 1 - KEPT, tokens, shown)

@@ -58,7 +58,7 @@ from support.tiny import KIND_OF, WORDS, tiny_model
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.errors import TaskError
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.packing import training_layout
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.token_losses import IGNORED
@@ -212,11 +212,11 @@ def tokenizer_of(family: str) -> Any:
     return albert_tokenizer() if family == "albert" else FOUR_TOKENIZERS[KIND_OF[family]]()
 
 
-def cloze_of(family: str) -> ClozeModel:
-    return ClozeModel(tiny_model(family, tokenizer_of(family), seed=1, **STILL))
+def cloze_of(family: str) -> MaskedLM:
+    return MaskedLM(tiny_model(family, tokenizer_of(family), seed=1, **STILL))
 
 
-def micro_batches(cloze: ClozeModel, family: str, pattern: str, settings: FinetuneSettings) -> Iterator[ClozeBatch]:
+def micro_batches(cloze: MaskedLM, family: str, pattern: str, settings: FinetuneSettings) -> Iterator[ClozeBatch]:
     """What a member is trained on, for ever."""
     prompt_tokenizer = PromptTokenizer(tokenizer_of(family), family)
     parsed = parse_pattern(pattern, ["a", "b"])
@@ -231,7 +231,7 @@ def micro_batches(cloze: ClozeModel, family: str, pattern: str, settings: Finetu
     (words,) = encode_verbalizers(prompt_tokenizer, [PVP(0, parsed, LABEL_WORDS)], "mood")
     never = never_masked(prompt_tokenizer, settings.mask_targets)
     sources = MemberSources(rows(5, 9), np.arange(9) % 3, rows(6, 14), words, never)
-    layout = training_layout(cloze.transformer, SILENT, LENGTH if settings.mask_targets == "any" else None)
+    layout = training_layout(cloze.lm, SILENT, LENGTH if settings.mask_targets == "any" else None)
     shares = draw_member_batches(sources, settings, layout, np.random.default_rng(0))
     return (collate_members([share], settings, layout) for share in shares)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pet.modeling.token_losses import IGNORED, token_losses
+from pet.modeling.backbones.masked_lm import mask_tokens
+from pet.modeling.token_losses import FIRST, IGNORED, token_losses, warm_up_losses
 from pet.training.losses import (
-    FIRST,
     combined_loss,
     compiled_token_losses,
     distillation_loss,
@@ -16,7 +16,6 @@ from pet.training.losses import (
     label_loss,
 )
 from pet.training.losses import mlm_loss as mlm_losses
-from pet.training.mlm_masking import mask_tokens
 
 MASK, VOCABULARY = 4, 1000
 
@@ -103,6 +102,7 @@ def test_compiled_losses_see_the_same_number_of_targets_first_and_that_leaves_no
     for form in (compiled_token_losses.__wrapped__(False), fusible_token_losses):
         products = torch.tensor(scores(1, 50, 7)).requires_grad_()
         bias = torch.tensor(scores(2, 50)).requires_grad_()
+        warm_up_losses(form, 50, products, bias)
         for _ in range(2):
             form(products, bias, torch.arange(7)).sum().backward()
         found.append((products.grad, bias.grad))

@@ -17,8 +17,8 @@ from torch import nn
 
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, Layout, map_tensors, pad_to_multiples, parts_of, plain_values_of, tensors_of
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
 from pet.pipeline.members.batches import ClozeBatch, cloze_losses
 from pet.training import cuda_graphs, optim
@@ -524,9 +524,9 @@ SHAPES = [(4, 4, 256), (4, 4, 320), (2, 6, 320), (4, 4, 256), (3, 1, 128)]
 """Labelled rows, unlabelled rows, tokens of all together when they are filled up."""
 
 
-def tiny_cloze(device: str, dropout: float = 0.0, family: str = "bert") -> ClozeModel:
+def tiny_cloze(device: str, dropout: float = 0.0, family: str = "bert") -> MaskedLM:
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **rates)).to(device)
+    return MaskedLM(tiny_model(family, TOKENIZERS[kind(family)](), **rates)).to(device)
 
 
 def clone_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -572,7 +572,7 @@ STEPS = Optimisation(steps=20, learning_rate=2e-3, adam_epsilon=1e-3, weight_dec
 """With a large epsilon, so that AdamW does not blow up the noise of gradients that should be zero."""
 
 
-def cloze_trainer(model: ClozeModel, device: str, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
+def cloze_trainer(model: MaskedLM, device: str, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
     settings = STEPS.model_copy(update={"accumulation": accumulation})
     runtime = Runtime(torch.device(device), None, 2048, Silent(), capture)
     return Trainer(model, settings, lambda given: cloze_losses(model, given, 0.3), runtime)

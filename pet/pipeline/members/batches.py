@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
+from pet.modeling.backbones import Backbone, MaskedLM
+from pet.modeling.backbones.base import Hide
 from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, send, take_rows
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, collate
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
@@ -26,7 +27,6 @@ from pet.modeling.verbalizers import Verbalizer
 from pet.training.cuda_graphs import Losses
 from pet.training.distributed import ALONE, Ranks, shard
 from pet.training.losses import combined_loss, label_loss, mlm_loss
-from pet.training.mlm_masking import mask_tokens
 from pet.training.schedule import endless_order
 
 TARGET_MULTIPLE = 64
@@ -68,20 +68,18 @@ class ClozeBatch:
         return send(self, device)
 
 
-def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
+def cloze_losses(cloze: Backbone, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2). Of several ranks, each
     one's part: the sum over all is the mean over all rows."""
-    num_members, num_labels = len(given.labels), given.labels.numel()
-    uses_mlm = len(given.batch) > num_labels  # there are unlabelled rows
-    asked = torch.cat([given.label_places, given.target_places]) if uses_mlm else given.label_places
-    states = cloze.states_at(given.batch, asked)  # [M n + K, H]
-    label = label_loss(cloze.scores_at(states[:num_labels], given.verbalizer), given.labels)
+    scores, losses = cloze.answers(
+        given.batch, given.verbalizer, given.label_places, given.target_places, given.targets
+    )
+    label = label_loss(scores, given.labels)
     if given.weights is not None:
         label = label * given.weights[0]
-    if not uses_mlm:
+    if len(given.batch) == given.labels.numel():  # there are no unlabelled rows
         return {"loss": label, "label_loss": label}
-    losses = cloze.target_losses(states[num_labels:], given.targets)  # [K]
-    mlm = mlm_loss(losses, given.targets, given.target_members, num_members)
+    mlm = mlm_loss(losses, given.targets, given.target_members, len(given.labels))
     if given.weights is not None:
         mlm = mlm * given.weights[1]
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
@@ -110,13 +108,14 @@ class MemberBatch:
 
 @dataclass(frozen=True)
 class MemberSources:
-    """Where one member's rows come from, and what is never hidden in them (token ids)."""
+    """Where one member's rows come from, what is never hidden in them (token ids), and how the rest is."""
 
     labelled: EncodedTexts
     labels: NDArray[np.int64]
     pool: EncodedTexts
     verbalizers: Verbalizer
     never_masked: NDArray[np.int64]
+    hide: Hide = MaskedLM.hide
 
 
 def draw_member_batches(
@@ -177,13 +176,9 @@ def hide_tokens(
     batch: Batch, num_labelled: int, sources: MemberSources, probability: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replace MLM targets in the unlabelled rows of `batch`, in place; what they were [N], IGNORED elsewhere."""
-    prompt_tokenizer = sources.pool.encoder.prompt_tokenizer
-    ids = batch.input_ids.numpy()
-    maskable = ~np.isin(ids, sources.never_masked)
+    maskable = ~np.isin(batch.input_ids.numpy(), sources.never_masked)
     maskable[: int(batch.starts[num_labelled])] = False
-    changed, targets = mask_tokens(
-        ids, maskable, probability, prompt_tokenizer.mask_id, len(prompt_tokenizer.tokenizer), rng
-    )
+    changed, targets = sources.hide(batch, maskable, probability, sources.pool.encoder.prompt_tokenizer, rng)
     batch.input_ids = torch.from_numpy(changed)
     return targets
 

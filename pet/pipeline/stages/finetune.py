@@ -38,6 +38,7 @@ from pet.store.store import Artifact
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.training.checkpoint import train_saved
+from pet.training.compile import warm_up_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import seed_everything
 from pet.training.scoring import refresh
@@ -383,6 +384,7 @@ def train_adapters(
         return cloze_losses(member_data.member_trainer.compute_model, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
+    warm_up_losses(member_data.member_trainer.compute_model)
     trainer = Trainer(
         adapters, chosen, losses, member_data.ctx.runtime, adapters.clip, origin=member_data.member_trainer.tuned
     )

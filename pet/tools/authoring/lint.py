@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from pet.algorithms.metrics import describe_absent
 from pet.errors import PetError, TaskError
-from pet.modeling import loading, packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import packing
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts, mask_glue
 from pet.modeling.verbalizers import encode_verbalizers
@@ -36,8 +35,9 @@ from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate
 from pet.tools.authoring.estimate import Estimate, estimate_run
+from pet.tools.authoring.untuned import load_untuned
 from pet.training.finite import Origin
-from pet.training.scoring import computing_copy, score_rows
+from pet.training.scoring import score_rows
 
 TRUSTED = 20
 """Texts from which on one label for all of them is no accident."""
@@ -280,8 +280,7 @@ def ask(
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
     runtime = ctx.runtime
-    cloze = ClozeModel(loading.load_masked_lm(ctx.model_settings(None))).to(runtime.device).eval()
-    compute_model = computing_copy(cloze, runtime)
+    compute_model = load_untuned(ctx.model_settings(None), runtime)
     tokens = TokenizedTexts(ctx.prompt_tokenizer, texts)
     rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]
     choices, spent = [], []
@@ -299,7 +298,7 @@ def ask(
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(scores.argmax(-1))
     # The fastest: the first warms up, and something else may have been running.
-    estimate = None if splits is None else estimate_run(ctx, cloze, rows, splits, 1 / min(spent))
+    estimate = None if splits is None else estimate_run(ctx, compute_model, rows, splits, 1 / min(spent))
     return [
         describe(ctx, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
     ], estimate

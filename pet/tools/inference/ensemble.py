@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import pool_scores
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact, ModelError
-from pet.modeling import loading, lora, packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import backbones, loading, lora, packing
 from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
+from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.runs import Run
 from pet.pipeline.stages import label
@@ -41,7 +40,7 @@ class Ensemble:
         self.models = dict(zip((one.identity for one in self.members), settings, strict=True))
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
-        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings[0]), settings[0].name)
+        self.prompt_tokenizer = backbones.load_tokenizer(settings[0])
         pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]
         self.words = [
             ids.to(runtime.device) for ids in encode_verbalizers(self.prompt_tokenizer, pvps, run.summary["task"])
@@ -50,7 +49,7 @@ class Ensemble:
             Encoder(self.prompt_tokenizer, pvp.pattern, settings[0].max_length, truncation_of(one))
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
-        self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.cloze = backbones.load(settings[0], runtime.device)
         self.compute_model = computing_copy(self.cloze, runtime)
         self.loaded = settings[0].name
         self.folded: lora.Adapters | None = None
@@ -61,7 +60,7 @@ class Ensemble:
         for number, member in enumerate(self.members):
             self._become(member)
             rows = self.encoders[number].encode(tokens)
-            label_scores = partial(self.compute_model.label_scores, verbalizers=self.words[number])
+            label_scores = partial(self.compute_model.label_scores, verbalizer=self.words[number])
             title = f"member {number + 1} of {len(self.members)}, {name}"
             layout = packing.steady_layout(self.compute_model.lm)
             origin = Origin(f"member {member.path.name}", remedy="use the student, or another run")
@@ -76,7 +75,8 @@ class Ensemble:
             self.folded.restore()
             self.folded = None
         if self.loaded != settings.name:
-            for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
+            other = backbones.load(settings, torch.device("cpu"))
+            for mine, its in zip(self.cloze.parameters(), other.parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
         if member.has("adapter"):
