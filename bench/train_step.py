@@ -32,10 +32,10 @@ from reference import Reference
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.backbones import MaskedLM
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.lora import Adapters
 from pet.modeling.prompts import EncodedTexts
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses
+from pet.pipeline.members.batches import cloze_losses
 from pet.training.compile import warm_up, warm_up_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime, open_runtime

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from pet.config.schema import ModelSettings
 from pet.errors import ModelError
 from pet.modeling import backbones, loading
-from pet.modeling.backbones import Backbone, MaskedLM
+from pet.modeling.backbones import Backbone, ClozeBatch, MaskedLM
 from pet.modeling.batch import Batch
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
@@ -92,18 +92,11 @@ class Bag(Backbone):
     ) -> torch.Tensor:
         return self.token_losses(self.logits(batch)[batch.rows[places]].T, None, targets)
 
-    def answers(
-        self,
-        batch: Batch,
-        verbalizer: Verbalizer,
-        label_places: torch.Tensor,
-        target_places: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.logits(batch)
-        labelled = logits[batch.rows[label_places]]
-        losses = self.token_losses(logits[batch.rows[target_places]].T, None, targets)
-        return verbalizer.scores(lambda words: labelled[:, words]), losses
+    def answers(self, given: ClozeBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, rows = self.logits(given.batch), given.batch.rows
+        labelled = logits[rows[given.label_places]]
+        losses = self.token_losses(logits[rows[given.target_places]].T, None, given.targets)
+        return given.verbalizer.scores(lambda words: labelled[:, words]), losses
 
 
 AutoConfig.register("bag-of-words", BagConfig)

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from pet.config.schema import FinetuneSettings
 from pet.errors import ModelError, NotFinite, SettingsError
-from pet.modeling.backbones import MaskedLM
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.families import FAMILIES as KNOWN
 from pet.modeling.loading import freeze_lower
@@ -53,7 +53,6 @@ from pet.modeling.token_losses import IGNORED
 from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.members.batches import (
     KEY_STEP,
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -978,7 +977,7 @@ def peft_loop(model: torch.nn.Module, batches: Iterator[ClozeBatch]) -> list[dic
         logits = logits.index_put(
             (torch.cat([tokens for _, tokens in rows]),), torch.cat([model(**inputs).logits[0] for inputs, _ in rows])
         )
-        scores = logits[given.label_places][:, given.words] @ given.averaging[0]
+        scores = logits[given.label_places][:, given.verbalizer.words] @ given.verbalizer.averaging[0]
         label = functional.cross_entropy(scores, given.labels[0])
         asked = given.targets != IGNORED
         mlm = functional.cross_entropy(logits[given.target_places[asked]], given.targets[asked])

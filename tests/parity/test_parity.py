@@ -58,14 +58,13 @@ from support.tiny import KIND_OF, WORDS, tiny_model
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.errors import TaskError
-from pet.modeling.backbones import MaskedLM
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.packing import training_layout
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.members.batches import (
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,

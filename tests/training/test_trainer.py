@@ -17,10 +17,11 @@ from torch import nn
 
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
-from pet.modeling.backbones import MaskedLM
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.batch import Batch, Layout, map_tensors, pad_to_multiples, parts_of, plain_values_of, tensors_of
 from pet.modeling.token_losses import IGNORED
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses
+from pet.modeling.verbalizers import Verbalizer
+from pet.pipeline.members.batches import cloze_losses
 from pet.training import cuda_graphs, optim
 from pet.training import trainer as trainer_module
 from pet.training.cuda_graphs import CapturedSteps
@@ -563,8 +564,7 @@ def cloze_batches(seed: int, device: str, has_types: bool = True) -> Iterator[Cl
             target_places=draw(int(starts[labelled]), size, 64),
             target_members=torch.zeros(64, dtype=torch.long),
             targets=targets,
-            words=torch.tensor([10, 20, 30, 40]),
-            averaging=torch.eye(4)[None, :, :3],
+            verbalizer=Verbalizer(torch.tensor([10, 20, 30, 40]), torch.eye(4)[None, :, :3]),
         ).to(torch.device(device))
 
 
@@ -594,7 +594,7 @@ def padded_loss(lm: Any, given: ClozeBatch) -> torch.Tensor:
             inputs["token_type_ids"][row, : len(tokens)] = given.batch.token_type_ids[tokens]
         place_of[tokens] = row * width + torch.arange(len(tokens))
     logits = lm(**inputs).logits.flatten(0, 1)
-    scores = logits[place_of[given.label_places]][:, given.words[:3]]
+    scores = logits[place_of[given.label_places]][:, given.verbalizer.words[:3]]
     asked = given.targets != IGNORED
     mlm = nn.functional.cross_entropy(logits[place_of[given.target_places[asked]]], given.targets[asked])
     return 0.7 * nn.functional.cross_entropy(scores, given.labels[0]) + 0.3 * mlm

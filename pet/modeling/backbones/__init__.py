@@ -10,12 +10,12 @@ import torch
 
 from pet.config.schema import ModelSettings
 from pet.modeling import loading
-from pet.modeling.backbones.base import Backbone
+from pet.modeling.backbones.base import Backbone, ClozeBatch
 from pet.modeling.backbones.masked_lm import MaskedLM
 from pet.modeling.quiet import quiet_transformers
 from pet.modeling.tokenization import PromptTokenizer
 
-__all__ = ["KINDS", "Backbone", "MaskedLM", "kind_of", "load", "load_tokenizer", "register"]
+__all__ = ["KINDS", "Backbone", "ClozeBatch", "MaskedLM", "kind_of", "load", "load_tokenizer", "register"]
 
 KINDS: list[type[Backbone]] = [MaskedLM]
 """The first one that takes a model has it. A masked LM takes any."""

@@ -5,7 +5,8 @@ tokens that the language-model loss asks for.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,36 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pet.config.schema import ModelSettings
-from pet.modeling.batch import Batch
+from pet.modeling.batch import Batch, send
 from pet.modeling.token_losses import TokenLosses, token_losses
 from pet.modeling.tokenization import PromptTokenizer
 from pet.modeling.verbalizers import Verbalizer
 
-Hide = Callable[
-    [Batch, NDArray[np.bool_], float, PromptTokenizer, np.random.Generator],
-    tuple[NDArray[np.int64], NDArray[np.int64]],
-]
-"""As `Backbone.hide`."""
+
+@dataclass(frozen=True)
+class ClozeBatch:
+    """What M members are trained on at once.
+
+    `members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
+    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
+    `target_places`: which tokens the language-model loss asks for, `target_members` whose they are and `targets` what
+    they were [K], where shapes should be few filled up with IGNORED; `verbalizer`: of all members; `weights`: what the
+    means of this rank's label and language-model losses are in those of all ranks [2, M], `None`: it has all rows."""
+
+    batch: Batch
+    members: torch.Tensor
+    keys: torch.Tensor
+    labels: torch.Tensor
+    label_places: torch.Tensor
+    target_places: torch.Tensor
+    target_members: torch.Tensor
+    targets: torch.Tensor
+    verbalizer: Verbalizer
+    weights: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "ClozeBatch":
+        """The same batch on a device."""
+        return send(self, device)
 
 
 class Backbone(nn.Module, ABC):
@@ -103,25 +124,9 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def answers(
-        self,
-        batch: Batch,
-        verbalizer: Verbalizer,
-        label_places: torch.Tensor,
-        target_places: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a training step is about, from one forward pass over labelled and other rows.
-
-        Args:
-            batch: the rows.
-            verbalizer: of all members.
-            label_places: which tokens are the masks of labelled rows [M n].
-            target_places, targets: as of `lm_losses`; nothing is computed for none.
-
-        Returns:
-            Label scores of the labelled rows, in the shape of `Verbalizer.scores`; and the losses of `lm_losses`.
-        """
+    def answers(self, given: ClozeBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a training step is about, from one forward pass: label scores of the labelled rows, in the shape of
+        `Verbalizer.scores`, and the losses [K] of `lm_losses`."""
 
     # ---- what is compiled ----
 

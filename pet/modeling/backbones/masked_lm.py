@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pet.config.schema import ModelSettings
 from pet.modeling import loading, packing
-from pet.modeling.backbones.base import Backbone
+from pet.modeling.backbones.base import Backbone, ClozeBatch
 from pet.modeling.batch import Batch
 from pet.modeling.families import family_of
 from pet.modeling.token_losses import IGNORED, warm_up_losses
@@ -83,19 +83,12 @@ class MaskedLM(Backbone):
         """MLM losses [K]."""
         return self.target_losses(self.states_at(batch, places, most), targets)
 
-    def answers(
-        self,
-        batch: Batch,
-        verbalizer: Verbalizer,
-        label_places: torch.Tensor,
-        target_places: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def answers(self, given: ClozeBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores at the masks of labelled rows, MLM losses at the targets of the others."""
-        asked = torch.cat([label_places, target_places]) if len(targets) else label_places
-        states = self.states_at(batch, asked)
-        scores, rest = self.scores_at(states[: len(label_places)], verbalizer), states[len(label_places) :]
-        return scores, self.target_losses(rest, targets) if len(targets) else rest.new_zeros(0)
+        count = len(given.label_places)
+        states = self.states_at(given.batch, torch.cat([given.label_places, given.target_places]))
+        losses = self.target_losses(states[count:], given.targets) if len(given.targets) else states.new_zeros(0)
+        return self.scores_at(states[:count], given.verbalizer), losses
 
     # ---- states and the head ----
 

@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.modeling.backbones import Backbone, MaskedLM
-from pet.modeling.backbones.base import Hide
-from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, send, take_rows
+from pet.modeling.backbones import Backbone, ClozeBatch, MaskedLM
+from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, take_rows
 from pet.modeling.prompts import EncodedTexts, collate
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
@@ -37,43 +36,10 @@ KEY_STEP = 2_654_435_761
 """Between the keys of neighbouring tokens: 2^32 over the golden ratio, so that they are spread evenly."""
 
 
-@dataclass(frozen=True)
-class ClozeBatch:
-    """`members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
-    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
-    `target_places`: which tokens are MLM targets, `target_members` whose they are and `targets` what they were [K],
-    where shapes should be few filled up with IGNORED; `words`: label words of all members [W]; `averaging`: from
-    their logits to label scores [M, W, L]; `weights`: what the means of this rank's label and MLM losses are in those
-    of all ranks [2, M], `None`: it has all rows."""
-
-    batch: Batch
-    members: torch.Tensor
-    keys: torch.Tensor
-    labels: torch.Tensor
-    label_places: torch.Tensor
-    target_places: torch.Tensor
-    target_members: torch.Tensor
-    targets: torch.Tensor
-    words: torch.Tensor
-    averaging: torch.Tensor
-    weights: torch.Tensor | None = None
-
-    @property
-    def verbalizer(self) -> Verbalizer:
-        """Label words of all members."""
-        return Verbalizer(self.words, self.averaging)
-
-    def to(self, device: torch.device) -> "ClozeBatch":
-        """The same batch on a device."""
-        return send(self, device)
-
-
 def cloze_losses(cloze: Backbone, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2). Of several ranks, each
     one's part: the sum over all is the mean over all rows."""
-    scores, losses = cloze.answers(
-        given.batch, given.verbalizer, given.label_places, given.target_places, given.targets
-    )
+    scores, losses = cloze.answers(given)
     label = label_loss(scores, given.labels)
     if given.weights is not None:
         label = label * given.weights[0]
@@ -108,14 +74,15 @@ class MemberBatch:
 
 @dataclass(frozen=True)
 class MemberSources:
-    """Where one member's rows come from, what is never hidden in them (token ids), and how the rest is."""
+    """Where one member's rows come from, what is never hidden in them (token ids), and the kind of the model that
+    they are for."""
 
     labelled: EncodedTexts
     labels: NDArray[np.int64]
     pool: EncodedTexts
     verbalizers: Verbalizer
     never_masked: NDArray[np.int64]
-    hide: Hide = MaskedLM.hide
+    kind: type[Backbone] = MaskedLM
 
 
 def draw_member_batches(
@@ -178,7 +145,7 @@ def hide_tokens(
     """Replace MLM targets in the unlabelled rows of `batch`, in place; what they were [N], IGNORED elsewhere."""
     maskable = ~np.isin(batch.input_ids.numpy(), sources.never_masked)
     maskable[: int(batch.starts[num_labelled])] = False
-    changed, targets = sources.hide(batch, maskable, probability, sources.pool.encoder.prompt_tokenizer, rng)
+    changed, targets = sources.kind.hide(batch, maskable, probability, sources.pool.encoder.prompt_tokenizer, rng)
     batch.input_ids = torch.from_numpy(changed)
     return targets
 
@@ -208,7 +175,6 @@ def collate_members(shares: Sequence[MemberBatch], settings: FinetuneSettings, l
     places = np.flatnonzero(targets != IGNORED)
     if layout.token_multiple > 1:
         places = pad_targets(places, settings.mask_probability * unlabelled * len(targets), most_targets)
-    words, averaging = join_verbalizers([share.verbalizers for share in shares])
     keys = np.concatenate([share.keys for share in shares])
     return ClozeBatch(
         batch,
@@ -219,8 +185,7 @@ def collate_members(shares: Sequence[MemberBatch], settings: FinetuneSettings, l
         torch.from_numpy(np.maximum(places, 0)),
         torch.from_numpy(members[places]),
         torch.from_numpy(np.where(places < 0, IGNORED, targets[places])),
-        words,
-        averaging,
+        join_verbalizers([share.verbalizers for share in shares]),
         weights,
     )
 
@@ -235,11 +200,11 @@ def pad_targets(places: NDArray[np.int64], expected: float, most: int = 0) -> ND
     return np.pad(places, (0, capacity - len(places)), constant_values=-1)
 
 
-def join_verbalizers(parts: Sequence[Verbalizer]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label words of all members [W], and how each member's scores are averaged from their logits [M, W, L]."""
+def join_verbalizers(parts: Sequence[Verbalizer]) -> Verbalizer:
+    """Label words of all members, and how each member's scores are averaged from their logits."""
     averaging = torch.zeros(len(parts), sum(len(one.words) for one in parts), parts[0].averaging.shape[1])
     start = 0
     for member, one in enumerate(parts):
         averaging[member, start : start + len(one.words)] = one.averaging
         start += len(one.words)
-    return torch.cat([one.words for one in parts]), averaging
+    return Verbalizer(torch.cat([one.words for one in parts]), averaging)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.modeling import backbones, loading, packing
-from pet.modeling.backbones import Backbone
+from pet.modeling.backbones import Backbone, ClozeBatch
 from pet.modeling.batch import Layout
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenizedTexts
@@ -19,7 +19,6 @@ from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
 from pet.pipeline.members.batches import (
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -176,9 +175,8 @@ class MemberTrainer:
     def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
-        return MemberSources(
-            asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never, self.cloze.hide
-        )
+        train, pool = asked.rows["train"], asked.rows["pool"]
+        return MemberSources(train, asked.labels, pool, asked.verbalizers, never, type(self.cloze))
 
     def rehearse(self) -> None:
         """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member

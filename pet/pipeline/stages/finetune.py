@@ -24,11 +24,12 @@ from pet.config.identity import fields_of
 from pet.config.schema import FinetuneSettings
 from pet.errors import Busy
 from pet.modeling import loading, quiet
+from pet.modeling.backbones import ClozeBatch
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, begin, finish, publish, training_settings
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
+from pet.pipeline.members.batches import cloze_losses, collate_members, draw_member_batches
 from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
