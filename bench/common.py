@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
+from pet.modeling.backbones import ClozeBatch
 from pet.modeling.prompts import EncodedTexts, Joined
 from pet.modeling.tokenization import TokenColumn
 from pet.modeling.verbalizers import Verbalizer

@@ -9,9 +9,6 @@ TokenLosses = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.
 
 IGNORED = -100
 
-FIRST = 104
-"""Targets that compiled losses see first."""
-
 
 def token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of vocabulary logits `products` + `bias` ([V, K], [V]) against tokens [K]; each in fp32 [K], 0 for
@@ -23,11 +20,3 @@ def token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: tor
     # Contiguous: a softmax across what is stored by columns takes a hundred times as long (bench/RESULTS.md).
     by_target = logits.T.contiguous().float()
     return functional.cross_entropy(by_target, targets, ignore_index=IGNORED, reduction="none")
-
-
-def warm_up_losses(losses: TokenLosses, size: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Show `losses` FIRST invented targets, forward and backward. `size`: of the vocabulary; `weight`: has the
-    precision and the device of the products; `bias`: as of `token_losses`."""
-    products = weight.new_zeros(size, FIRST).requires_grad_()
-    found = losses(products, bias, torch.zeros(FIRST, dtype=torch.long, device=weight.device))
-    torch.autograd.grad(found, products, torch.ones_like(found))

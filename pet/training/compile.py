@@ -15,6 +15,9 @@ FIRST = (104, 10)
 """Rows, and tokens of each, of the batch that compiled layers see first: about as many tokens as a training step has.
 Not 1,024: torch.compile would take it that tokens are always as many as a state is long."""
 
+FIRST_TARGETS = 104
+"""Targets that compiled token losses see first."""
+
 
 def compile_layers(model: Any, runtime: Runtime, alike: bool = False) -> bool:
     """Let torch.compile fuse what lies between the matrix products of the layers, in place, if the runtime asks for it;
@@ -80,13 +83,16 @@ def warm_up(
     for one, mode in modes:
         one.training = mode
     if training and isinstance(model, Backbone):
-        model.warm_up_losses()
+        warm_up_losses(model)
 
 
 def warm_up_losses(model: Backbone) -> None:
-    """The same of compiled token losses alone."""
+    """Show compiled token losses FIRST_TARGETS before any other targets, forward and backward."""
     if model.compiled:
-        model.warm_up_losses()
+        products, bias = model.empty_products(FIRST_TARGETS)
+        targets = torch.zeros(FIRST_TARGETS, dtype=torch.long, device=products.device)
+        losses = model.token_losses(products.requires_grad_(), bias, targets)
+        torch.autograd.grad(losses, products, torch.ones_like(losses))
 
 
 def first_batch(padded: bool, device: torch.device) -> Batch:

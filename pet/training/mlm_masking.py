@@ -18,7 +18,7 @@ from pet.modeling.tokenization import PromptTokenizer
 from pet.training import mlm_corpus
 from pet.training.distributed import ALONE, Ranks
 
-TARGETS = 64
+TARGET_MULTIPLE = 64
 """MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
 
 
@@ -43,13 +43,13 @@ def hide(
     ranks: Ranks = ALONE,
 ) -> MaskedBatch:
     """Hide a share of the tokens of blocks [B, T], every token but special ones as readily as any other; the result on
-    a device. The places come to a multiple of TARGETS, the same for every batch of a size, each once: attention is told
-    that no block has more targets than tokens; of those in excess nothing is asked. Of R ranks each keeps every R-th
-    block."""
+    a device. The places come to a multiple of TARGET_MULTIPLE, the same for every batch of a size, each once: attention
+    takes it that a block may have as many targets as tokens; of those in excess nothing is asked. Of R ranks each keeps
+    every R-th block."""
     flat = ids.ravel()
     hideable = np.isin(flat, prompt_tokenizer.tokenizer.all_special_ids, invert=True)
     wanted = max(1, round(probability * flat.size))
-    count = min(round_up(wanted, TARGETS), flat.size)
+    count = min(round_up(wanted, TARGET_MULTIPLE), flat.size)
     wanted = min(wanted, int(np.count_nonzero(hideable)))
     order = np.where(hideable, rng.exponential(size=flat.size), np.inf)
     places = np.argpartition(order, np.unique([max(wanted - 1, 0), count - 1]))[:count]
@@ -84,7 +84,7 @@ def part_of(
     expected = len(hidden) * len(blocks) / num
     most = max(int(np.bincount(owners).max(initial=0)), int(expected + 6 * np.sqrt(expected)))
     size = len(blocks) * length
-    capacity = min(round_up(most, TARGETS), size)
+    capacity = min(round_up(most, TARGET_MULTIPLE), size)
     rest = np.setdiff1d(np.arange(size), found)[: capacity - len(found)]
     asked = np.full(capacity, IGNORED)
     asked[: len(found)] = targets[owners == ranks.rank]

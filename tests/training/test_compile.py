@@ -1,5 +1,6 @@
 """What is compiled is fitted to an invented batch, whatever comes first; nothing invented runs in a forward pass."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from support.tiny import TOKENIZERS, tiny_classifier, tiny_model
 from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Layout
 from pet.modeling.classifier import ClassifierModel
+from pet.modeling.token_losses import token_losses
 from pet.modeling.verbalizers import Verbalizer
-from pet.training.compile import FIRST, warm_up
+from pet.training.compile import FIRST, warm_up, warm_up_losses
 from pet.training.device import Runtime
 from pet.training.losses import fusible_token_losses
 from pet.training.reporter import Silent
@@ -136,6 +138,23 @@ def test_to_warm_up_changes_no_random_number_no_gradient_and_no_mode(fitted, mak
         assert [one.training for one in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), expected)
     assert all(one.grad is None for one in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "electra"])
+def test_invented_losses_are_of_the_vocabulary_precision_and_bias_of_real_ones(family, dtype):
+    """Else they would be compiled anew, for the first batch that comes."""
+    model = computing_copy(cloze_of(family), dataclasses.replace(RUNTIME, dtype=dtype))
+    seen: list[tuple[object, ...]] = []
+
+    def watched(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+        seen.append((len(products), products.dtype, bias is None, products.requires_grad))
+        return token_losses(products, bias, targets)
+
+    model.token_losses, model.compiled = watched, True
+    warm_up_losses(model)
+    train_on_a_batch(model, family)
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("alike", [True, False])

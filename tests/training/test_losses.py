@@ -1,5 +1,6 @@
 """The losses against their formulas in float64, and what may become an MLM target."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from pet.modeling.backbones.masked_lm import mask_tokens
-from pet.modeling.token_losses import FIRST, IGNORED, token_losses, warm_up_losses
+from pet.modeling.token_losses import IGNORED, token_losses
+from pet.training.compile import FIRST_TARGETS, warm_up_losses
 from pet.training.losses import (
     combined_loss,
     compiled_token_losses,
@@ -102,11 +104,13 @@ def test_compiled_losses_see_the_same_number_of_targets_first_and_that_leaves_no
     for form in (compiled_token_losses.__wrapped__(False), fusible_token_losses):
         products = torch.tensor(scores(1, 50, 7)).requires_grad_()
         bias = torch.tensor(scores(2, 50)).requires_grad_()
-        warm_up_losses(form, 50, products, bias)
+        model = SimpleNamespace(compiled=True, token_losses=form)
+        model.empty_products = lambda count, bias=bias: (bias.detach().new_zeros(50, count), bias)
+        warm_up_losses(model)
         for _ in range(2):
             form(products, bias, torch.arange(7)).sum().backward()
         found.append((products.grad, bias.grad))
-    assert sizes == [FIRST, FIRST, 7, 7, 7, 7]
+    assert sizes == [FIRST_TARGETS, FIRST_TARGETS, 7, 7, 7, 7]
     assert all(torch.equal(mine, plain) for mine, plain in zip(*found, strict=True))
 
 

@@ -12,7 +12,6 @@ from pet.config.schema import ModelSettings
 from pet.modeling import loading
 from pet.modeling.backbones.base import Backbone, ClozeBatch
 from pet.modeling.backbones.masked_lm import MaskedLM
-from pet.modeling.quiet import quiet_transformers
 from pet.modeling.tokenization import PromptTokenizer
 
 __all__ = ["KINDS", "Backbone", "ClozeBatch", "MaskedLM", "kind_of", "load", "load_tokenizer", "register"]
@@ -39,7 +38,7 @@ def kind_of(model: ModelSettings) -> type[Backbone]:
     from transformers import PretrainedConfig
 
     config: dict[str, Any]
-    with loading.readable_errors(model), quiet_transformers():
+    with loading.readable_errors(model):
         where, from_hub = loading.locate(model)
         config, _ = PretrainedConfig.get_config_dict(where, **from_hub)
     return next(kind for kind in KINDS if kind.takes(config))

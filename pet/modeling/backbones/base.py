@@ -135,5 +135,6 @@ class Backbone(nn.Module, ABC):
         nothing = Verbalizer(torch.zeros(1, dtype=torch.long), torch.ones(1, 1)).to(batch.input_ids.device)
         self.label_scores(batch, nothing)
 
-    def warm_up_losses(self) -> None:
-        """Show compiled token losses an invented number of targets before any other; see `warm_up`."""
+    def empty_products(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Vocabulary logits of nothing [V, count] and the bias, as `token_losses` gets them; for `warm_up`."""
+        return next(self.lm.parameters()).new_zeros(self.lm.config.vocab_size, count), None

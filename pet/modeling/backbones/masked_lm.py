@@ -21,7 +21,7 @@ from pet.modeling import loading, packing
 from pet.modeling.backbones.base import Backbone, ClozeBatch
 from pet.modeling.batch import Batch
 from pet.modeling.families import family_of
-from pet.modeling.token_losses import IGNORED, warm_up_losses
+from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
 from pet.modeling.verbalizers import Verbalizer
 
@@ -136,15 +136,12 @@ class MaskedLM(Backbone):
         `Verbalizer.scores`."""
         return verbalizer.scores(lambda words: self.word_logits(at_mask, words))
 
-    def warm_up_losses(self) -> None:
-        """Of as many words, in the same precision and with the same bias as the head's."""
+    def empty_products(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """In the precision of the head, where it is known."""
         if self.lm_head is None:
-            weight, bias = next(self.lm.parameters()), None
-            size = self.lm.config.vocab_size
-        else:
-            _, weight, bias = self.lm_head(self.lm)
-            size = len(weight)
-        warm_up_losses(self.token_losses, size, weight, bias)
+            return super().empty_products(count)
+        _, weight, bias = self.lm_head(self.lm)
+        return weight.new_zeros(len(weight), count), bias
 
 
 # ---- what is hidden ------------------------------------------------------------------------------------------------

@@ -26,11 +26,8 @@ from pet.modeling.verbalizers import Verbalizer
 from pet.training.cuda_graphs import Losses
 from pet.training.distributed import ALONE, Ranks, shard
 from pet.training.losses import combined_loss, label_loss, mlm_loss
+from pet.training.mlm_masking import TARGET_MULTIPLE
 from pet.training.schedule import endless_order
-
-TARGET_MULTIPLE = 64
-"""MLM targets of a batch are padded to a multiple of this."""
-
 
 KEY_STEP = 2_654_435_761
 """Between the keys of neighbouring tokens: 2^32 over the golden ratio, so that they are spread evenly."""

@@ -167,11 +167,6 @@ class MemberTrainer:
             self.cloze.lm, self.ctx.runtime.captures, self.ctx.settings.model.max_length if whole else None
         )
 
-    def encoder(self, pvp: PVP) -> Encoder:
-        """What fills texts into a pattern."""
-        settings = self.ctx.settings
-        return Encoder(self.ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-
     def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
@@ -185,7 +180,7 @@ class MemberTrainer:
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
         rows, words = (
-            self.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
+            encoder_of(ctx, pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
             self.verbalizers[pvp.number],
         )
         self.reset()
@@ -207,6 +202,16 @@ class MemberTrainer:
             "rehearsal",
             self.untuned,
         )
+
+
+def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
+    """What fills texts into a pattern.
+
+    Raises:
+        SettingsError: the pattern alone does not fit into `model.max_length`.
+    """
+    settings = ctx.settings
+    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
 
 def made_up_texts(card: TaskCard) -> Texts:
@@ -242,7 +247,7 @@ class MemberData:
 
     def _fill(self, pvp: PVP, drawn: Artifact | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
-        encoder = self.member_trainer.encoder(pvp)
+        encoder = encoder_of(self.ctx, pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.file("train.parquet"))

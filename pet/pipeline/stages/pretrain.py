@@ -231,8 +231,7 @@ def learn(
 
 def build(settings: Pretraining, runtime: Runtime) -> tuple[Backbone, Backbone]:
     """The model in fp32, and the one that computes."""
-    with quiet.quiet_transformers():
-        cloze = backbones.load(settings.model, runtime.device, new_head=True)
+    cloze = backbones.load(settings.model, runtime.device, new_head=True)
     lm = cloze.lm
     loading.freeze_lower(lm, settings.pretrain.frozen_layers)
     if settings.pretrain.frozen_head:

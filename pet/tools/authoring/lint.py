@@ -29,6 +29,7 @@ from pet.modeling.tokenization import TokenColumn, TokenizedTexts, mask_glue
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
+from pet.pipeline.members.data import encoder_of
 from pet.pipeline.stages import prepare
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.patterns import PVP
@@ -193,10 +194,7 @@ def fit(ctx: RunContext, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[
     encoders, found = {}, []
     for pvp in pvps:
         try:
-            settings = ctx.settings
-            encoders[pvp.number] = Encoder(
-                ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation
-            )
+            encoders[pvp.number] = encoder_of(ctx, pvp)
         except PetError as problem:
             found.append(Finding("problem", f"p{pvp.number}", str(problem)))
     return encoders, found
