@@ -9,7 +9,7 @@ Where each claim is tested ("here" is this file; what another file holds already
 | token ids, mask and segment ids of every card, pattern and kind of tokenizer; truncation of both recipes | here: encodings |
 | spaces and glued parts, truncation against a slow reference, texts marked `whole` | test_encoding.py |
 | a label word is one token or is refused | here: label words; the sentence: test_encoding.py |
-| a label's score is the mean of its words' logits at the mask | test_cloze.py: test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask |
+| a label's score is the mean of its words' logits at the mask | test_masked_lm.py: test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask |
 | label and MLM loss of a batch, values and gradients of every weight, alpha 1e-4 | here: losses; in float64: stages/test_finetune.py |
 | which tokens are MLM targets and what replaces them (0.15; 80, 10, 10) | test_losses.py; stages/test_finetune.py: test_any_targets_are_what_the_published_code_masks |
 | weights, pooling of raw scores, softmax | test_ensemble.py; of a whole run: stages/test_label.py |

@@ -41,7 +41,7 @@ def kind_of(model: ModelSettings) -> type[Backbone]:
     with loading.readable_errors(model):
         where, from_hub = loading.locate(model)
         config, _ = PretrainedConfig.get_config_dict(where, **from_hub)
-    return next(kind for kind in KINDS if kind.takes(config))
+        return next(kind for kind in KINDS if kind.takes(config))
 
 
 def load(model: ModelSettings, device: torch.device, new_head: bool = False) -> Backbone:
@@ -57,7 +57,8 @@ def load(model: ModelSettings, device: torch.device, new_head: bool = False) -> 
         SettingsError: `max_length` is more than the model can read.
     """
     kind = kind_of(model)
-    return kind(kind.load_lm(model, new_head)).to(device).eval()
+    with loading.readable_errors(model):
+        return kind(kind.load_lm(model, new_head)).to(device).eval()
 
 
 def load_tokenizer(model: ModelSettings) -> PromptTokenizer:
