@@ -15,8 +15,8 @@ from reference import DistillReference
 
 from pet.config.schema import DistillSettings, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.classifier import ClassifierModel
 from pet.modeling.batch import send
+from pet.modeling.classifier import ClassifierModel
 from pet.training.compile import warm_up
 from pet.training.device import open_runtime
 from pet.training.losses import distillation_loss

@@ -4,6 +4,7 @@ Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members train
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,16 +63,21 @@ def products_gradient(
     return each.to(products.dtype), None if bias is None else each.sum(1)
 
 
-def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    """`token_losses` by `FusibleTokenLosses`, not compiled."""
-    return FusibleTokenLosses.apply(products, bias, targets, losses_and_totals, products_gradient)  # type: ignore
+def fusible_token_losses(
+    products: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    parts: Sequence[Any] = (losses_and_totals, products_gradient),
+) -> torch.Tensor:
+    """`token_losses` by `FusibleTokenLosses`; `parts`: its two functions, compiled or not."""
+    return FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
 
 
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
     """The same as a few kernels. `alike`: for one number of targets, or two; else for any, after `warm_up_losses`."""
     parts = [torch.compile(one, dynamic=not alike) for one in (losses_and_totals, products_gradient)]
-    return lambda products, bias, targets: FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
+    return functools.partial(fusible_token_losses, parts=parts)
 
 
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:
