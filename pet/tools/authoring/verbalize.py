@@ -10,13 +10,12 @@ from typing import Any
 
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.errors import TaskError, raise_problems
-from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.pipeline.context import RunContext
+from pet.pipeline.members.data import encoder_of
 from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
-from pet.tasks.patterns import PVP
 from pet.tasks.sources import find_split
 from pet.tasks.texts import Texts, marks
 from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
@@ -100,12 +99,6 @@ def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
             log_p = word_log_probabilities(model, encoder, tokens, asked, runtime, f"pattern {pvp.number}")
             tally.add(log_p, gold[start : start + CHUNK])
     return words, tally
-
-
-def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
-    """As a member's."""
-    settings = ctx.settings
-    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
