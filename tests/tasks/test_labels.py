@@ -45,7 +45,7 @@ def test_labels_that_no_text_has_are_named():
 @pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
 def test_scores_are_evaluated_as_scikit_learn_evaluates_the_decisions(metric):
     predicted = SCORES.argmax(1)
-    expected = (GOLD == predicted).mean() if metric == "accuracy" else f1_score(GOLD, predicted, average="macro")
+    expected = (predicted == GOLD).mean() if metric == "accuracy" else f1_score(GOLD, predicted, average="macro")
     found = SPACE.evaluate(GOLD, SCORES, metric)
     assert found["value"] == pytest.approx(100 * expected, abs=0.005)
     assert found["low"] < found["value"] < found["high"]
