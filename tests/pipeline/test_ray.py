@@ -1,6 +1,6 @@
 """`--executor ray`: a cluster makes what one process makes, whatever is lost on the way; and what is said of it.
 
-The last ones start a cluster of two workers and run `pet` as a process of its own. Three of them are part of
+The last ones start a cluster of two workers and run `pet` as a process of its own. Two of them are part of
 `make test`; those marked `ray` take longer (`make test-all`; their outcome stands in docs/reliability.md).
 """
 
@@ -421,7 +421,7 @@ def whole(commands, tmp_path_factory) -> Callable[[int], Path]:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_tasks_make_what_one_process_makes_each_member_once(address, commands, whole, tmp_path):
     said = pet_ray(address, *commands[0], "--store", tmp_path)
     members = {"p0-untuned", "p1-untuned", *(f"{g}p{p}-r{r}" for g in ("", "g1-") for p in (0, 1) for r in (0, 1))}
