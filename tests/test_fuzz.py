@@ -38,6 +38,8 @@ from pet.tasks.readers import Broken, RowFile
 from pet.tools.authoring.new_card import choose_columns, read_input, survey
 from pet.training.mlm_corpus import find_files, read_documents
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 2000
 """Characters of a sentence."""
 
@@ -316,7 +318,7 @@ WRITTEN = st.one_of(
 )
 
 
-@cases(350)
+@cases(200)
 @given(KEYS, st.sampled_from(["=", "=", "=", "", " = ", "=="]), WRITTEN)
 def test_anything_after_set_is_read_or_refused_in_a_sentence(key, equals, value):
     assignment = clean(parse_assignment, f"{key}{equals}{value}")

@@ -6,7 +6,10 @@ import runpy
 import shlex
 from pathlib import Path
 
+import pytest
 from support.rows import files_of, lively_model, pet
+
+pytestmark = pytest.mark.slow
 
 TICKETS = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "tickets.py"))
 

@@ -10,6 +10,8 @@ from support.rows import killable, pet
 
 from pet.training.checkpoint import CheckpointManager
 
+pytestmark = pytest.mark.slow
+
 SAVED = "--set=runtime.checkpoint_minutes=5"
 """Nothing is saved but when a signal comes."""
 
