@@ -37,20 +37,5 @@ def main() -> None:
     """
 
 
-for command in (
-    init,
-    tasks,
-    check,
-    verbalize,
-    run,
-    ipet,
-    table,
-    suggest,
-    predict,
-    report,
-    export,
-    runs,
-    pretrain,
-    merge,
-):
-    main.add_command(command)
+for one in (init, tasks, check, verbalize, run, ipet, table, suggest, predict, report, export, runs, pretrain, merge):
+    main.add_command(one)

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
+from pet.cli.options import shared
+from pet.cli.run import PLACES, flag_overrides, warn_of_code
 
 if TYPE_CHECKING:
     from pet.tools.authoring.estimate import Estimate
@@ -19,12 +20,10 @@ SHOWN_LABELS = 10
 @click.option("--model", help="Masked language model: `mini`, a folder or a hub id.  [default: mini]")
 @click.option("--sample", type=click.IntRange(1), default=200, show_default=True, help="Texts to ask about.")
 @click.option("--train-examples", type=int, help="Number of labelled texts of the run to be estimated.")
-@click.option("--data", help="Folder with the task's files.")
+@shared("data")
 @click.option("--seed", type=int, help="Of the sample and the draw.  [default: 0]")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@TRUST_OPTION
-def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...], **flags: Any) -> None:
+@shared("set", "device", "trust")
+def check(task: str, sample: int, assignments: tuple[str, ...], **flags: Any) -> None:
     """Check a TASK's patterns, label words and texts against a model, before anything is trained.
 
     TASK is a shipped name or the path of a task.yaml; settings are those of the pipeline `quick`. Nothing is written.
@@ -48,12 +47,8 @@ def check(task: str, sample: int, seed: int | None, assignments: tuple[str, ...]
     from pet.tools.authoring.lint import check as look
     from pet.training.device import open_runtime
 
-    overrides = flag_overrides({"task": task, **flags}, PLACES, assignments)
-    if seed is not None:
-        refuse_again(assignments, {"seed": f"--seed {seed}"})
-        overrides.append({"seed": seed})
     screen = Screen()
-    settings = resolve_settings("quick", *overrides)
+    settings = resolve_settings("quick", *flag_overrides({"task": task, **flags}, PLACES, assignments))
     warn_of_code(screen, settings.model)
     ctx = RunContext(settings, Store("runs"), open_runtime(settings.runtime, screen))
     found = look(ctx, sample)

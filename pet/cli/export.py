@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pet.errors import SettingsError
+from pet.cli.options import shared
 
 
 @click.command()
@@ -13,7 +13,7 @@ from pet.errors import SettingsError
 @click.option(
     "--format", "form", type=click.Choice(["hf", "onnx"]), default="hf", show_default=True, help="What to write."
 )
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@shared("store")
 def export(run: str, folder: Path, form: str, store: str) -> None:
     """Write the student of RUN into the new folder DIR, to be used where there is no pet, with its tokenizer and a
     model card.
@@ -31,8 +31,6 @@ def export(run: str, folder: Path, form: str, store: str) -> None:
     from pet.store.store import Store
     from pet.tools.export import checkpoint as exporting
 
-    if not store:
-        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     found = open_run(run, Store(store))
     for line in exporting.export(found, folder, "onnx" if form == "onnx" else "hf"):
         click.echo(line)

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pet.cli.options import shared
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pet.config.schema import RuntimeSettings
+    from pet.pipeline.runs import Run
     from pet.tools.inference.predict_file import FileReport
     from pet.tools.inference.predictor import Prediction, Predictor
 
@@ -42,7 +45,7 @@ SHOWN_TEXT = 60
 )
 @click.option("--abstain", type=float, metavar="P", help="Give no label where its probability is below P.")
 @click.option("--strict", is_flag=True, help="Stop at the first row without a text, before anything is written.")
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@shared("store")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True, help="Of products."
@@ -80,27 +83,37 @@ def predict(
         raise SettingsError("predict needs texts; give either --text TEXT or --input FILE")
     if texts and (output or strict):
         raise SettingsError("--output and --strict go with --input; --text is shown on the screen")
-    try:
-        if source:
-            label_file(run, source, output, kind, abstain, strict, store, device, precision)
-        else:
-            show_texts(open_predictor(run, kind, store, device, precision), texts, abstain)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. No output file was written.", err=True)
-        ctx.exit(130)
-
-
-def open_predictor(run: str, kind: str, store: str, device: str, precision: str) -> "Predictor":
-    """The classifier, with what has to be said of it."""
-    from pet.cli.screen import Screen
     from pet.config.schema import RuntimeSettings
     from pet.pipeline.runs import open_run
     from pet.store.store import Store
+    from pet.tools.inference.predict_file import check_files, open_layout, predict_file, refuse_broken
+    from pet.tools.inference.predictor import check_abstain
+
+    check_abstain(abstain)
+    runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
+    try:
+        if source is None:
+            show_texts(open_predictor(open_run(run, Store(store)), kind, runtime), texts, abstain)
+            return
+        # What is wrong with the file is found before the model is loaded, as far as that can be.
+        check_files(source, output)
+        found = open_run(run, Store(store))
+        reading = open_layout(found, source)
+        if strict:
+            refuse_broken(reading)
+        describe(predict_file(open_predictor(found, kind, runtime), reading, output, abstain), output)
+    except KeyboardInterrupt as stop:
+        click.echo("\nInterrupted. No output file was written.", err=True)
+        ctx.exit(getattr(stop, "code", 130))
+
+
+def open_predictor(run: "Run", kind: str, runtime: "RuntimeSettings") -> "Predictor":
+    """The classifier, with what has to be said of it."""
+    from pet.cli.screen import Screen
     from pet.tools.inference.predictor import load_predictor
 
     screen = Screen()
-    runtime = RuntimeSettings.model_validate({"device": device, "precision": precision})
-    found = load_predictor(open_run(run, Store(store)), kind, runtime, screen)  # type: ignore[arg-type]
+    found = load_predictor(run, kind, runtime, screen)  # type: ignore[arg-type]
     if found.problem:
         screen.warn(f"the probabilities of this {kind} are raw (temperature 1): {found.problem}")
     return found
@@ -119,32 +132,6 @@ def show_texts(predictor: "Predictor", texts: Sequence[str], abstain: float | No
 def shown_label(prediction: "Prediction") -> str:
     """The label, or a dash where there is none."""
     return prediction.label or "-"
-
-
-def label_file(
-    run: str,
-    source: Path,
-    output: Path | None,
-    kind: str,
-    abstain: float | None,
-    strict: bool,
-    store: str,
-    device: str,
-    precision: str,
-) -> None:
-    """All rows of a file; what is wrong with it is found before the model is loaded, as far as that can be."""
-    from pet.pipeline.runs import open_run
-    from pet.store.store import Store
-    from pet.tools.inference.predict_file import check_files, open_layout, predict_file, refuse_broken
-    from pet.tools.inference.predictor import check_abstain
-
-    check_abstain(abstain)
-    check_files(source, output)
-    reading = open_layout(open_run(run, Store(store)), source)
-    if strict:
-        refuse_broken(reading)
-    report = predict_file(open_predictor(run, kind, store, device, precision), reading, output, abstain)
-    describe(report, output)
 
 
 def describe(report: "FileReport", output: Path | None) -> None:

@@ -5,8 +5,18 @@ from typing import Any
 
 import click
 
-from pet.cli.run import TRUST_OPTION, flag_overrides, warn_of_code
+from pet.cli.options import shared
+from pet.cli.run import PLACES as RUN_PLACES
+from pet.cli.run import flag_overrides, warn_of_code
 from pet.errors import SettingsError
+
+PLACES = RUN_PLACES | {
+    "files": "corpus.files",
+    "task": "corpus.task",
+    "data": "corpus.data",
+    "minutes": "pretrain.minutes",
+}
+"""Flag -> the setting that it sets."""
 
 
 @click.command()
@@ -19,12 +29,7 @@ from pet.errors import SettingsError
 @click.option("--model", help="Model to start from: `mini`, `mini-encoder`, a folder or a hub id.")
 @click.option("--minutes", type=float, help="Stop after so many minutes of training.")
 @click.option("--seed", type=int, help="Seed of the order of the texts and of what is masked.")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", help="auto, fp32, bf16.")
-@click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard.")
-@TRUST_OPTION
+@shared("set", "store", "device", "precision", "tracker", "trust")
 @click.option("-v", "--verbose", is_flag=True, help="Also show losses as they are logged.")
 def pretrain(
     recipe: str | None,
@@ -54,8 +59,6 @@ def pretrain(
     from pet.store.store import Store
     from pet.training.device import open_runtime
 
-    if not store:
-        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     if recipe is not None and Path(recipe).is_file() and Path(recipe).suffix not in (".yaml", ".yml"):
         raise SettingsError(
             f"{recipe} is no recipe, which is a YAML file; if it is text to train on, give --corpus {recipe}"
@@ -73,17 +76,3 @@ def pretrain(
     ):
         made = stage.run(settings, kept, open_runtime(settings.runtime, log))
     click.echo(f"model: {made.path / 'model'}")
-
-
-PLACES = {
-    "files": "corpus.files",
-    "task": "corpus.task",
-    "data": "corpus.data",
-    "model": "model.name",
-    "trust_remote_code": "model.trust_remote_code",
-    "minutes": "pretrain.minutes",
-    "seed": "seed",
-    "device": "runtime.device",
-    "precision": "runtime.precision",
-}
-"""Flag -> the setting that it sets."""

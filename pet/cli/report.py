@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pet.cli.options import shared
 from pet.errors import SettingsError
 
 
@@ -14,7 +15,7 @@ from pet.errors import SettingsError
     type=click.Path(path_type=Path),
     help="The page, replaced if it is there; RUN's name with .html if left out.",
 )
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@shared("store")
 def report(run: str, output: Path | None, store: str) -> None:
     """Write what a RUN found as one HTML page that needs nothing else, to look at or to send.
 

@@ -7,56 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pet.cli.options import OPTIONS, Command, shared
 from pet.errors import SettingsError
 from pet.pipeline import STEPS
 
 if TYPE_CHECKING:
     from pet.config.schema import ModelSettings
     from pet.pipeline.context import RunContext
-    from pet.pipeline.event_log import Log
+    from pet.pipeline.event_log import EventLog
     from pet.pipeline.runner import Step
     from pet.store.store import Artifact, Store
 
     Go = Callable[[RunContext], Artifact | None]
 
-TRUST_OPTION = click.option(
-    "--trust-remote-code", is_flag=True, default=None, help="Run Python code that the model brings along."
-)
 
-WALK_OPTIONS = (
-    click.argument("pipeline", required=False),
-    click.option("--task", help="Task card: a shipped name or the path of a task.yaml."),
-    click.option("--model", help="Masked language model: `mini`, a folder or a hub id."),
-    click.option("--train-examples", type=int, help="Number of labelled texts; 0 for zero-shot."),
-    click.option(
-        "--train-file",
-        multiple=True,
-        callback=lambda context, option, paths: paths or None,
-        help="CSV of texts labelled by hand, as `pet suggest` writes it; may be repeated.",
-    ),
-    click.option(
-        "--seed", "seeds", type=int, multiple=True, help="Seed of the draw and the training; repeat for several."
-    ),
-    click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated."),
-    click.option("--data", help="Folder with the task's files."),
-    click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts."),
-    click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again."),
-    click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
-    click.option("--precision", help="auto, fp32, bf16."),
-    click.option("--executor", help="local, or ray: tasks of the cluster at RAY_ADDRESS or of this host."),
-    click.option("--tracker", default="none", show_default=True, help="none, wandb, tensorboard."),
-    TRUST_OPTION,
-    click.option("--dry-run", is_flag=True, help="Show what would be made and stop."),
-    click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged."),
-)
-"""What a command that walks through a pipeline takes."""
-
-
-def walk_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command WALK_OPTIONS, shown in that order."""
-    for option in reversed(WALK_OPTIONS):
-        command = option(command)
-    return command
+def walk_options(command: Command) -> Command:
+    """Give a command what one takes that walks through a pipeline."""
+    return click.argument("pipeline", required=False)(shared(*OPTIONS)(command))
 
 
 @click.command()
@@ -106,8 +73,6 @@ def walk(
     from pet.store.store import Store
 
     check_kind(tracker)
-    if not store:
-        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     overrides = flag_overrides(flags, PLACES, assignments)
     if seeds:
         refuse_again(assignments, {"seed": f"--seed {seeds[0]}"})
@@ -162,8 +127,8 @@ def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> No
 def run_here(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """One walk after another; the summaries of those that came to that."""
     for ctx in works:
-        with logged(screen, ctx) as log, tracked(screen, tracker, ctx, log.warn):
-            artifact = go(ctx.with_reporter(log) if ctx.runtime.ranks.is_main else ctx)
+        with logged(screen, ctx), tracked(screen, tracker, ctx):
+            artifact = go(ctx)
             if artifact is not None:
                 yield show(screen, artifact)
 
@@ -174,7 +139,7 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str
     from pet.pipeline.executors.ray_cluster import open_cluster
 
     with (
-        tracked(screen, tracker, works[0], screen.warn),
+        tracked(screen, tracker, works[0]),
         open_cluster(works[0].settings.runtime, works[0].store) as executor,
     ):
         executor.get_ready(works[0])
@@ -195,7 +160,7 @@ def show(screen: Any, artifact: "Artifact") -> Mapping[str, Any]:
     return summary
 
 
-def logged(screen: Any, ctx: "RunContext") -> "Log":
+def logged(screen: Any, ctx: "RunContext") -> "EventLog":
     """A context in which what the walk says is also written to the store's logs."""
     from pet.pipeline.event_log import open_log
 
@@ -203,12 +168,12 @@ def logged(screen: Any, ctx: "RunContext") -> "Log":
     return open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
 
 
-def tracked(screen: Any, kind: str, ctx: Any, warn: "Callable[[str], None]") -> Any:
+def tracked(screen: Any, kind: str, ctx: Any) -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.pipeline.trackers import open_tracker
 
     kind = kind if ctx.runtime.ranks.is_main else "none"
-    screen.tracker = open_tracker(kind, ctx.label, ctx.settings.model_dump(mode="json"), ctx.store.root, warn)
+    screen.tracker = open_tracker(kind, ctx.label, ctx.settings.model_dump(mode="json"), ctx.store.root, screen.warn)
     return screen.tracker
 
 
@@ -219,6 +184,7 @@ PLACES = {
     "trust_remote_code": "model.trust_remote_code",
     "train_examples": "data.train_examples",
     "train_file": "data.train_files",
+    "seed": "seed",
     "generations": "ipet.generations",
     "device": "runtime.device",
     "precision": "runtime.precision",

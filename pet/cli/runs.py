@@ -1,27 +1,24 @@
 """`pet runs`: what a store holds, run by run."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from pet.cli.options import shared
 from pet.errors import StoreError
 
 if TYPE_CHECKING:
     from pet.pipeline.runs import Run
     from pet.store.store import Artifact
 
-WHERE = "Folder of all artifacts."
-
-
-def store_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--store of a subcommand; left out, it is the one given to `pet runs`."""
-    return click.option("--store", help=WHERE)(command)
+store_option = click.option("--store", help="Folder of all artifacts.")
+"""--store of a subcommand; left out, it is the one given to `pet runs`."""
 
 
 @click.group(invoke_without_command=True)
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help=WHERE)
+@shared("store")
 @click.pass_context
 def runs(ctx: click.Context, store: str) -> None:
     """List the runs of a store, the newest last, or look after one.

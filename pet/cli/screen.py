@@ -13,7 +13,7 @@ from rich.text import Text
 from pet.pipeline import summary as summary_module
 from pet.pipeline.runner import Step
 from pet.pipeline.trackers import Tracker
-from pet.training.reporter import Advance
+from pet.training.reporter import Advance, Reporter, events
 
 
 class Rate(ProgressColumn):
@@ -25,9 +25,11 @@ class Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f} {task.fields['unit']}/s", style="progress.data.speed")
 
 
-class Screen:
+class Screen(Reporter):
     """A reporter for the terminal: messages and bars on standard error (no bars if it is no terminal), numbers to the
     tracker, and with `verbose` also to the screen."""
+
+    loggers = (events,)
 
     def __init__(self, verbose: bool = False) -> None:
         # Names and paths are shown as they are: `[a]` is no markup, `:b:` no emoji.
@@ -39,14 +41,16 @@ class Screen:
 
     def say(self, message: str) -> None:
         """One line."""
+        super().say(message)
         self.err.print(Text(message))
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
+        super().warn(message)
         self.err.print(Text(f"Warning: {message}", style="yellow"))
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar that disappears when it is full; several at a time stand below each other."""
         bars = self._bars = self._bars or self.open_bars()
         task = bars.add_task(label, total=total, unit=unit)
@@ -68,6 +72,7 @@ class Screen:
 
     def log(self, name: str, values: Mapping[str, float], step: int) -> None:
         """To the tracker."""
+        super().log(name, values, step)
         if self.verbose:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
             self.err.print(Text(f"  {name} step {step}: {shown}", style="dim"))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from pet.cli.options import shared
+
 METHODS = ("disagreement", "random")
 
 
@@ -16,7 +18,7 @@ METHODS = ("disagreement", "random")
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE", help="The CSV to write."
 )
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@shared("store")
 def suggest(run: str, count: int, method: str, seed: int, output: Path, store: str) -> None:
     """Write the pool texts of RUN that are most worth a label to a CSV file, to be filled in.
 

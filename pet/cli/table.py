@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pet.cli.run import PLACES, TRUST_OPTION, flag_overrides, refuse_again, warn_of_code
+from pet.cli.options import shared
+from pet.cli.run import PLACES, flag_overrides, refuse_again, warn_of_code
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -20,18 +21,12 @@ if TYPE_CHECKING:
 @click.option("--seeds", help="Seeds, for example 0,1,2; each draws its own texts.  [default: the pipeline's]")
 @click.option("--methods", help="Of zero-shot,supervised,pet,ipet.  [default: the pipeline's]")
 @click.option("--data", multiple=True, help="Folder with the task's files; of several tasks TASK=FOLDER, repeated.")
-@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--store", envvar="PET_STORE", default="runs", show_default=True, help="Folder of all artifacts.")
+@shared("model", "set", "store")
 @click.option("--out", default="results", show_default=True, help="Folder for the table's own folder.")
 @click.option("--name", help="Of the table's folder.  [default: the pipeline's]")
-@click.option("--verify", is_flag=True, help="Read every file of what is reused; what is damaged is made again.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", help="auto, fp32, bf16.")
-@click.option("--executor", help="local, or ray: tasks of the cluster at RAY_ADDRESS or of this host.")
-@TRUST_OPTION
+@shared("verify", "device", "precision", "executor", "trust")
 @click.option("--dry-run", is_flag=True, help="List the runs and stop.")
-@click.option("-v", "--verbose", is_flag=True, help="Also show losses and metrics as they are logged.")
+@shared("verbose")
 def table(
     pipeline: str,
     sizes: str | None,
@@ -68,8 +63,6 @@ def table(
     from pet.tools.reports import plot, table_report
     from pet.training.device import open_runtime
 
-    if not store:
-        raise SettingsError("--store is empty; give the folder that keeps the artifacts")
     given = {
         "table.sizes": numbers("--sizes", sizes),
         "table.seeds": numbers("--seeds", seeds),

@@ -8,26 +8,20 @@ from typing import Any
 
 import click
 
+from pet.cli.options import MANY, shared
 from pet.errors import SettingsError
 
 
 @click.command()
 @click.argument("task")
-@click.option("--model", help="Masked language model: `mini`, a folder or a hub id.")
+@shared("model")
 @click.option("--words", type=click.IntRange(min=1), default=3, show_default=True, help="Words for each label.")
 @click.option("--train-examples", type=int, help="Number of labelled texts.")
-@click.option(
-    "--train-file",
-    multiple=True,
-    callback=lambda context, option, paths: paths or None,
-    help="CSV of texts labelled by hand; may be repeated.",
-)
+@click.option("--train-file", **MANY, help="CSV of texts labelled by hand; may be repeated.")
 @click.option("--seed", type=int, help="Seed of the draw.")
-@click.option("--data", help="Folder with the task's files.")
+@shared("data")
 @click.option("--pattern", default="all", show_default=True, metavar="all|K", help="All patterns together, or one.")
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override any setting; may be repeated.")
-@click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--precision", help="auto, fp32, bf16.")
+@shared("set", "device", "precision")
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -37,7 +31,6 @@ from pet.errors import SettingsError
 def verbalize(
     task: str,
     words: int,
-    seed: int | None,
     pattern: str,
     assignments: tuple[str, ...],
     output: Path | None,
@@ -67,8 +60,6 @@ def verbalize(
     if output:
         check_output(output)
     overrides = flag_overrides({**flags, "task": task}, PLACES, assignments)
-    if seed is not None:
-        refuse_again(assignments, {"seed": f"--seed {seed}"})
     if pattern != "all":
         if not pattern.isdecimal():
             raise SettingsError(
@@ -76,14 +67,14 @@ def verbalize(
             )
         refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
         overrides.append(nest("finetune.patterns", [int(pattern)]))
-    ctx = open_context(Screen(), "quick", overrides, seed, Store("runs"))
+    ctx = open_context(Screen(), "quick", overrides, None, Store("runs"))
     found = propose(ctx, words)
     for line in describe(found):
         click.echo(line)
     if output:
         write_card(output, ctx, found)
         data = data_folder(ctx, output)
-        sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": seed}
+        sizes = {"--train-examples": flags.get("train_examples"), "--data": data, "--seed": flags["seed"]}
         given = [word for flag, value in sizes.items() if value is not None for word in (flag, str(value))]
         given += [word for one in assignments for word in ("--set", one)]
         example = ["pet", "run", "quick", "--task", str(output), *given]

@@ -4,6 +4,7 @@ Every limit is one constant here with its reason. What is in a file is the busin
 """
 
 import gzip
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -38,19 +39,13 @@ def path_of(name: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file; of a name that cannot be one, no."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    """Whether there is a regular file; of a name that cannot be one, no: there `Path.is_file` raises."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; of a name that cannot be one, no."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def require_file(path: Path, error: type[PetError]) -> None:
@@ -63,15 +58,9 @@ def require_file(path: Path, error: type[PetError]) -> None:
         return
     if is_folder(path):
         raise error(f"{path} is a folder; expected a file")
-    try:
-        there = path.exists()
-    except (OSError, ValueError):
-        there = False
-    raise error(
-        f"{path} is no regular file; copy what it gives into one"
-        if there
-        else f"there is no file {path}; check the name"
-    )
+    if os.path.exists(path):  # noqa: PTH110
+        raise error(f"{path} is no regular file; copy what it gives into one")
+    raise error(f"there is no file {path}; check the name")
 
 
 def read_bytes(path: Path, error: type[PetError], most: int = MAX_UNPACKED) -> bytes:
@@ -121,8 +110,4 @@ def leads_inside(path: Path, root: Path) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8: it has no half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return re.search("[\ud800-\udfff]", text) is None

@@ -1,163 +1,146 @@
-"""What happened in a run, as it happens: a reporter that also writes a JSON object a line, for unattended work.
+"""What happened in a run, as it happens: the records of its reporter, a JSON object per line, for unattended work.
 
     <store>/logs/<UTC time>-<label>-<pid>.jsonl     while it goes on
     <store>/run/<run>/events.jsonl                  the same up to the moment when the run was written
 
 Every line has `time` and `event`; the first one is `start` and says who runs what. A line is one write to a file opened
 to append, so a process that is killed leaves at most one broken line, the last. What is written is part of no identity,
-and nothing that goes wrong with it stops a run. What a person sees is the business of the reporter that stands behind.
+and nothing that goes wrong with it stops a run. What a person sees is the business of the reporter.
 """
 
 import contextlib
 import json
-import math
+import logging
 import os
 import shlex
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pet.store.environment import environment
 from pet.store.files import digest_json
 from pet.store.key import IDENTITY_LENGTH
-from pet.training.reporter import Advance, Reporter
+from pet.training.reporter import Reporter, events
 
 FOLDER = "logs"
 FILE = "events.jsonl"
 
 
-class Voice(Reporter, Protocol):
-    """A reporter that can also warn."""
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time, event, `about` (what all lines have) and the facts of the event."""
 
-    def warn(self, message: str) -> None:
-        """One line that stands out."""
+    about: Mapping[str, Any] = {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        facts = vars(record).get("facts", {"message": record.getMessage()})
+        return as_json({"time": utc(record.created), "event": vars(record).get("event", "say"), **self.about, **facts})
 
 
-class Log:
-    """A reporter that passes everything on to `behind` and writes it down. The file is begun by its first event: what
-    is refused before anything is done leaves none."""
+class EventLog(logging.Handler):
+    """Inside the block, records of `events` are appended to a file and go to no other log. The first record creates it:
+    what is refused before anything is done leaves none. A log that cannot be written is warned of once, and then off.
+    """
 
-    def __init__(self, path: Path, behind: Voice, start: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, start: Mapping[str, Any], reporter: Reporter) -> None:
+        super().__init__()
         self.path = path
-        self._behind = behind
-        self._start = {"time": now(), "event": "start", "pid": os.getpid(), "host": socket.gethostname(), **start}
+        self.lines = self.formatter = JsonFormatter()
+        self.begins = 0
+        """Where in the file the part begins that `save` copies."""
+        self._start = start
+        self._reporter = reporter
         self._file: int | None = None
-        self._off = False
-        self._about: dict[str, Any] = {}
-        self._from = 0
 
-    def say(self, message: str) -> None:
-        """One line for the person watching."""
-        self.note("say", message=message)
-        self._behind.say(message)
-
-    def warn(self, message: str) -> None:
-        """One line that stands out."""
-        self.note("warn", message=message)
-        self._behind.warn(message)
-
-    @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
-        """A bar; its beginning and its end are written, the latter with what was done and how long it took."""
-        bar: dict[str, Any] = {"label": label, "total": total, "unit": unit}
-        begun, done = time.perf_counter(), 0
-        self.note("begin", **bar)
-        try:
-            with self._behind.track(label, total, unit) as advance:
-
-                def count(more: int) -> None:
-                    nonlocal done
-                    done += more
-                    advance(more)
-
-                yield count
-        finally:
-            self.note("end", **bar, done=done, seconds=round(time.perf_counter() - begun, 3))
-
-    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
-        """Numbers."""
-        self.note("numbers", name=name, values=values, step=step)
-        self._behind.log(name, values, step)
-
-    def note(self, event: str, **facts: Any) -> None:
-        """Write one event. A log that cannot be written is warned of once, and off from then on."""
-        if self._off:
-            return
-        try:
-            if self._file is None:
-                self._open()
-            self._write({"time": now(), "event": event, **self._about, **facts})
-        except OSError as problem:
-            self._off = True
-            self._behind.warn(f"the log {self.path} cannot be written ({problem.strerror or problem}); the run goes on")
-
-    @contextlib.contextmanager
-    def within(self, **about: Any) -> Iterator[None]:
-        """Write `about` on every line of the block, and let `copy` begin with it."""
-        before = self._about, self._from
-        self._about = self._about | about
-        with contextlib.suppress(OSError):
-            self._from = self.path.stat().st_size
-        try:
-            yield
-        finally:
-            self._about, self._from = before
-
-    def copy(self, path: Path) -> None:
-        """Copy what was written so far: the first line, and those of the block that goes on.
-
-        Raises:
-            OSError: `path` cannot be written.
-        """
-        try:
-            with self.path.open("rb") as file:
-                lines = [file.readline()]
-                file.seek(max(self._from, file.tell()))
-                lines += file
-        except OSError:
-            return  # there is none, which has been said
-        path.write_bytes(b"".join(lines))
-
-    def __enter__(self) -> "Log":
-        return self
+    def __enter__(self) -> Reporter:
+        self._outer, events.handlers = events.handlers, [self]
+        return self._reporter
 
     def __exit__(self, _: object, problem: BaseException | None, __: object) -> None:
-        if self._file is None:
-            return
-        self.note(**ending(problem))
-        with contextlib.suppress(OSError):
-            os.close(self._file)
-        self._file, self._off = None, True
+        if self._file is not None:
+            self._reporter.note(**ending(problem))
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+        events.handlers = self._outer
 
-    def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        self._write({**self._start, "version": environment()["packages"].get("pet"), "code": environment()["code"]})
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        lines = [self.format(record)]
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                code = {"version": environment()["packages"].get("pet"), "code": environment()["code"]}
+                lines.insert(0, as_json({**self._start, **code}))
+            for line in lines:
+                content = f"{line}\n".encode("utf-8", "backslashreplace")  # a name may be no Unicode
+                if os.write(self._file, content) < len(content):
+                    raise OSError("the disk is full")
+        except OSError as problem:
+            self.setLevel(logging.CRITICAL + 1)
+            said = problem.strerror or problem
+            self._reporter.warn(f"the log {self.path} cannot be written ({said}); the run goes on")
 
-    def _write(self, content: Mapping[str, Any]) -> None:
-        text = json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n"
-        line = text.encode("utf-8", "backslashreplace")  # of a name that is no Unicode; `\udcff` is JSON, too
-        assert self._file is not None
-        if os.write(self._file, line) < len(line):
-            raise OSError("the disk is full")
 
-
-def open_log(store: Path, label: str, behind: Voice, settings: Any, **facts: Any) -> Log:
-    """The log of what this process does, in a store. `label`: of its name; `settings`: as JSON, of which the log has
-    the digest; `facts`: more of the first line."""
-    begun = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")[:-3]
+def open_log(store: Path, label: str, reporter: Reporter, settings: Any, **facts: Any) -> EventLog:
+    """A log, in a store, of what this process does. `label`: of its name; `reporter`: what the context gives;
+    `settings`: as JSON, of which the log has the digest; `facts`: more of the first line."""
+    now = datetime.now(UTC)
     start = {
+        "time": utc(now.timestamp()),
+        "event": "start",
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
         "command": shlex.join(["pet", *sys.argv[1:]]),
         **facts,
         "settings": digest_json(settings)[:IDENTITY_LENGTH],
     }
-    return Log(store / FOLDER / f"{begun}Z-{label}-{os.getpid()}.jsonl", behind, start)
+    name = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03}Z-{label}-{os.getpid()}.jsonl"
+    return EventLog(store / FOLDER / name, start, reporter)
+
+
+@contextlib.contextmanager
+def within(**about: Any) -> Iterator[None]:
+    """Write `about` on every line of the block, if there is a log, and let `save` begin with it."""
+    log = current()
+    if log is None:
+        yield
+        return
+    before = log.lines.about, log.begins
+    log.lines.about = {**log.lines.about, **about}
+    with contextlib.suppress(OSError):
+        log.begins = log.path.stat().st_size
+    try:
+        yield
+    finally:
+        log.lines.about, log.begins = before
+
+
+def save(reporter: Reporter, folder: Path, run: str) -> None:
+    """Put what was written so far into the folder of a run, if there is a log: the first line, and those of the block
+    that goes on. `run`: the run's name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    reporter.note("run", name=run)
+    log = current()
+    if log is None or not log.path.is_file():  # it cannot be written, which has been said
+        return
+    with log.path.open("rb") as file:
+        lines = [file.readline()]
+        file.seek(max(log.begins, file.tell()))
+        lines += file
+    (folder / FILE).write_bytes(b"".join(lines))
+
+
+def current() -> EventLog | None:
+    """The log that is being written."""
+    return next((one for one in events.handlers if isinstance(one, EventLog)), None)
 
 
 def ending(problem: BaseException | None) -> dict[str, Any]:
@@ -189,46 +172,12 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
-# ---- for those who are given any reporter --------------------------------------------------------------------------
+def utc(seconds: float) -> str:
+    """A time, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def note(reporter: Reporter, event: str, **facts: Any) -> None:
-    """Write one event that nobody is told, if there is a log."""
-    if isinstance(reporter, Log):
-        reporter.note(event, **facts)
-
-
-def within(reporter: Reporter, **about: Any) -> contextlib.AbstractContextManager[None]:
-    """Write `about` on every line of the block, if there is a log."""
-    return reporter.within(**about) if isinstance(reporter, Log) else contextlib.nullcontext()
-
-
-def save(reporter: Reporter, folder: Path, run: str) -> None:
-    """Put what was written so far into the folder of a run, if there is a log. `run`: the run's name."""
-    if isinstance(reporter, Log):
-        reporter.note("run", name=run)
-        reporter.copy(folder / FILE)
-
-
-# ---- lines ---------------------------------------------------------------------------------------------------------
-
-
-def now() -> str:
-    """UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: `nan`, `inf` and what JSON does not know become text."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, Integral):  # numpy's too
-        return int(value)
-    if isinstance(value, Real):
-        value = float(value)
-        return value if math.isfinite(value) else str(value)
-    return str(value)
+def as_json(content: Mapping[str, Any]) -> str:
+    """JSON in one line; `nan`, `inf` and what JSON does not know become text, and numpy's numbers are numbers."""
+    known = json.dumps(content, default=lambda value: value.item() if hasattr(value, "item") else str(value))
+    return json.dumps(json.loads(known, parse_constant=lambda name: str(float(name))), ensure_ascii=False)

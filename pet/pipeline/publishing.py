@@ -141,7 +141,7 @@ def other_draft(ranks: Ranks, key: Key, label: str) -> Iterator[Draft | None]:
     """What a rank that is not the main one is given to write into. It reads the checkpoint of the main one."""
     checkpoint = ranks.broadcast("")
     with TemporaryDirectory(prefix="pet-rank-") as folder:
-        draft = Draft(Path(folder), key, label, None, None) if checkpoint else None
+        draft = Draft(Path(folder), key, label, None) if checkpoint else None
         if draft is not None:
             draft.path.mkdir(parents=True)
             draft.checkpoint = Path(str(checkpoint))

@@ -141,10 +141,10 @@ def make(settings: Mapping[str, Settings], store: Store, runtime: Runtime) -> Ta
     table, texts = Table(), open_texts(settings)
     reporter = runtime.reporter
     for number, cell in enumerate(wanted, 1):
-        with event_log.within(reporter, cell=asdict(cell)):
+        with event_log.within(cell=asdict(cell)):
             reporter.say(f"table: {cell} ({number} of {len(wanted)})")
             problem = attempt(table, cell, open_cell(cell, settings, store, runtime, texts))
-            event_log.note(reporter, **event_log.ending(problem))
+            reporter.note(**event_log.ending(problem))
             if problem is None:
                 continue
             table.problems.append((cell, tell(problem)))

@@ -10,16 +10,14 @@ place, and what is found of one whose process died. Knows files, locks and names
 
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from pet.errors import StoreError
 from pet.store import interrupts
+from pet.store.background import BackgroundWriter
 from pet.store.environment import environment
 from pet.store.files import digest_file, open_to_all, sync, sync_all
 from pet.store.files import write_json as write_json_file
@@ -32,7 +30,7 @@ class Draft:
     """A folder being filled, whose identity this process alone is at. `note` adds facts (device, peak memory, ...) that
     go into the manifest."""
 
-    def __init__(self, root: Path, key: Key, label: str, seed: int | None, lock: FileLock | None) -> None:
+    def __init__(self, root: Path, key: Key, label: str, seed: int | None) -> None:
         self.path = folder_of(root, key)
         self.checkpoint = self.path / CHECKPOINT
         """The folder for what a training that was stopped goes on from."""
@@ -40,7 +38,6 @@ class Draft:
         self.key, self.label, self.seed = key, label, seed
         self.notes: dict[str, Any] = {}
         self.sealed = self.published = False
-        self._lock = lock
         self.count_from(0.0)
 
     @property
@@ -69,10 +66,9 @@ class Draft:
         open_to_all(self.path)
         if after is not None:
             (self.path / AFTER).write_text(after, encoding="utf-8")
-        with ThreadPoolExecutor(1) as beside:  # the disk writes what is hashed
-            synced = beside.submit(sync_all, self.path)
+        with BackgroundWriter() as beside:
+            beside.start(lambda: sync_all(self.path))  # the disk writes what is hashed
             manifest = describe(self, self.seconds)
-            synced.result()
         write_manifest(self.path, manifest)
         self.sealed = True
 
@@ -85,18 +81,15 @@ class Draft:
                 self.published = True
 
     def close(self) -> None:
-        """Let others be at it; of what was not published only the checkpoint stays."""
-        try:
-            clear(self.path)
-        finally:
-            if self._lock is not None:
-                self._lock.release()
+        """Of what was not published only the checkpoint stays."""
+        self.sealed = True  # nobody can any more
+        clear(self.path)
 
 
-def open_draft(root: Path, key: Key, label: str, seed: int | None, lock: FileLock) -> Draft | None:
+def open_draft(root: Path, key: Key, label: str, seed: int | None) -> Draft | None:
     """The draft of an identity whose lock is held, with nothing in it but the checkpoint of a process that died, if
     there is one; `None` where that process died after it had sealed the draft, which is published now."""
-    draft = Draft(root, key, label, seed, lock)
+    draft = Draft(root, key, label, seed)
     manifest = sealed_manifest(draft.path, key)
     if manifest is not None and is_free(draft, root):
         rename_into_place(draft.path, root / key.stage / f"{manifest['label']}-{key.identity}")

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RECORDED_PACKAGES = (
-    "pet",
-    "accelerate",
-    "datasets",
-    "numpy",
-    "peft",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "tokenizers",
-    "torch",
-    "transformers",
+    "pet accelerate datasets numpy peft safetensors scikit-learn scipy tokenizers torch transformers".split()
 )
 
 

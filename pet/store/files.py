@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pet.errors import StoreError
+from pet.errors import PetError, StoreError
 
 # ---- JSON, YAML and digests ----------------------------------------------------------------------------------------
 
@@ -142,8 +142,18 @@ def write_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Where to write what is to be the file `path` outside a store: beside it, and renamed when the block ends well."""
-    with tempfile.TemporaryDirectory(prefix=".pet-", dir=path.absolute().parent) as draft:
-        yield Path(draft) / path.name
-        (Path(draft) / path.name).rename(path)
+def new_file(path: Path, error: type[PetError] = StoreError, remedy: str = "name another file") -> Iterator[Path]:
+    """Where to write what is to be the file `path` outside a store: beside it, and renamed when the block ends well.
+
+    Raises:
+        error: it cannot be written; `remedy` says what to do.
+    """
+    place = path.absolute().parent / ".pet-"
+    try:
+        with tempfile.TemporaryDirectory(prefix=place.name, dir=place.parent) as draft:
+            yield Path(draft) / path.name
+            (Path(draft) / path.name).replace(path)
+    except OSError as problem:
+        if not str(problem.filename or place).startswith(str(place)):
+            raise  # of another file, which the block reads
+        raise error(f"{path} cannot be written ({problem.strerror or problem}); {remedy}") from None

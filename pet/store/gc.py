@@ -4,7 +4,7 @@ published. Makes nothing."""
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -173,8 +173,10 @@ def remove(store: Store, artifacts: Iterable[Artifact]) -> None:
         StoreError: a folder cannot be removed.
     """
     with removing(store):
-        for one in artifacts:
-            hide(one)
+        for one in artifacts:  # in one step each is no artifact any more
+            hidden = one.path.with_name(f"{REMOVED}{one.identity}-{uuid.uuid4().hex[:8]}")
+            one.path.rename(hidden)
+            (hidden / MANIFEST).unlink()
     sweep(store)
 
 
@@ -192,13 +194,6 @@ def removing(store: Store) -> Iterator[None]:
             f"{problem.filename or store.root} cannot be removed ({problem.strerror or problem}); make it writable and "
             "run the command again"
         ) from None
-
-
-def hide(artifact: Artifact) -> None:
-    """Take an artifact away in one step: it is whole, or it is no artifact."""
-    hidden = artifact.path.with_name(f"{REMOVED}{artifact.identity}-{uuid.uuid4().hex[:8]}")
-    artifact.path.rename(hidden)
-    (hidden / MANIFEST).unlink()
 
 
 def sweep(store: Store) -> None:
@@ -238,8 +233,8 @@ def leftovers(store: Store) -> list[Leftover]:
     """
     if not store.root.is_dir():
         raise StoreError(f"{store.root} is no folder; give the folder that keeps the artifacts with --store")
-    hidden = (path for path in sorted(store.root.glob("*/.*")) if path.parent.name != LOCKS)
-    return [Leftover(path, describe(path)) for path in hidden if not is_in_use(store, path)]
+    hidden = ((path, draft_of(path)) for path in sorted(store.root.glob("*/.*")) if path.parent.name != LOCKS)
+    return [Leftover(path, describe(path)) for path, draft in hidden if not (draft and is_locked(store.root, *draft))]
 
 
 def describe(path: Path) -> str:
@@ -252,9 +247,9 @@ def describe(path: Path) -> str:
     return f"begun, saved after step {state['step']:,}" if state else "begun"
 
 
-def is_in_use(store: Store, path: Path) -> bool:
-    """Whether a process is at a draft."""
-    return path.name.startswith(PREFIX) and is_locked(store.root, path.parent.name, path.name.removeprefix(PREFIX))
+def draft_of(path: Path) -> tuple[str, str] | None:
+    """Stage and identity that a hidden folder is the draft of, if it is one: it may be locked."""
+    return (path.parent.name, path.name.removeprefix(PREFIX)) if path.name.startswith(PREFIX) else None
 
 
 def sweep_leftovers(store: Store, found: Iterable[Leftover]) -> None:
@@ -265,25 +260,9 @@ def sweep_leftovers(store: Store, found: Iterable[Leftover]) -> None:
     """
     with removing(store):
         for one in found:
-            with suppress(Busy), at(store, one.path):
+            draft = draft_of(one.path)
+            with suppress(Busy), acquire(store.root, *draft, None) if draft else nullcontext():
                 shutil.rmtree(one.path) if one.path.is_dir() else one.path.unlink(missing_ok=True)
-
-
-@contextmanager
-def at(store: Store, path: Path) -> Iterator[None]:
-    """With the lock of a draft; of anything else there is none.
-
-    Raises:
-        Busy: a process is at it.
-    """
-    if not path.name.startswith(PREFIX):
-        yield
-        return
-    lock = acquire(store.root, path.parent.name, path.name.removeprefix(PREFIX), None)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ---- verification --------------------------------------------------------------------------------------------------

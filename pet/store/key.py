@@ -26,10 +26,5 @@ class Key:
     @property
     def identity(self) -> str:
         """Digest of the canonical JSON of all four."""
-        content = {
-            "stage": self.stage,
-            "version": self.version,
-            "settings": self.settings,
-            "inputs": dict(self.inputs),
-        }
+        content = {"stage": self.stage, "version": self.version, "settings": self.settings, "inputs": dict(self.inputs)}
         return digest_json(content)[:IDENTITY_LENGTH]

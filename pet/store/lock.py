@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -23,16 +23,17 @@ def folder_of(root: Path, key: Key) -> Path:
     return root / key.stage / f"{PREFIX}{key.identity}"
 
 
-def acquire(root: Path, stage: str, identity: str, waiting: Callable[[str], None] | None) -> FileLock:
-    """The lock of an identity of a stage, locked. `waiting`: is told once who holds it, before that is waited for;
-    `None`: nobody waits.
+@contextmanager
+def acquire(root: Path, stage: str, identity: str, waiting: Callable[[str], None] | None) -> Iterator[None]:
+    """Hold the lock of an identity of a stage in the block. `waiting`: is given the holder's name once, before that is
+    waited for; `None`: nobody waits.
 
     Raises:
         Busy: another process is at it, and nobody is to wait.
         OSError: the store cannot be written.
     """
     (root / LOCKS).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / LOCKS / f"{stage}-{identity}", thread_local=False, mode=0o666)
+    lock = FileLock(root / LOCKS / f"{stage}-{identity}", mode=0o666)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -42,7 +43,10 @@ def acquire(root: Path, stage: str, identity: str, waiting: Callable[[str], None
         lock.acquire(poll_interval=POLL_SECONDS)
     with suppress(OSError):  # for others to read, no more
         Path(lock.lock_file).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_locked(root: Path, stage: str, identity: str) -> bool:
@@ -50,13 +54,11 @@ def is_locked(root: Path, stage: str, identity: str) -> bool:
     path = root / LOCKS / f"{stage}-{identity}"
     if not path.is_file():
         return False
-    lock = FileLock(path, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(path).acquire(timeout=0):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def holder(path: Path) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pet.errors import DamagedArtifact, MissingArtifact, StoreError
+from pet.errors import DamagedArtifact, StoreError
 from pet.store.draft import Draft, open_draft
 from pet.store.files import read_json
 from pet.store.key import Key
@@ -129,26 +129,9 @@ class Store:
             check(path, one)
         return Artifact(path, manifest)
 
-    def need(self, key: Key, what: str, command: str) -> Artifact:
-        """The artifact of that identity.
-
-        Raises:
-            MissingArtifact: it has not been made; the sentence says which `command` makes it.
-        """
-        artifact = self.find(key)
-        if artifact is None:
-            place = f"{key.stage}/...-{key.identity}"
-            raise MissingArtifact(f"no {what} in {self.root} ({place}); run first: {command}")
-        return artifact
-
     @contextmanager
     def publish(
-        self,
-        key: Key,
-        label: str,
-        *,
-        seed: int | None = None,
-        waiting: Callable[[str], None] | None = lambda who: None,
+        self, key: Key, label: str, *, seed: int | None = None, waiting: Callable[[str], None] | None = lambda who: None
     ) -> Iterator[Draft | None]:
         """A draft folder that this process alone fills; when the block ends well it is published, when it raises only
         the checkpoint of its training stays. `None`: another process has published that identity meanwhile.
@@ -159,30 +142,16 @@ class Store:
             StoreError: the store cannot be written.
             Busy: another process is at it, and nobody is to wait.
         """
-        with self.writable(), self.locked(key, label, seed, waiting) as draft:
-            yield draft
-            if draft is not None:
+        with self.writable(), acquire(self.root, key.stage, key.identity, waiting):
+            draft = None if self.find(key) else open_draft(self.root, key, label, seed)
+            if draft is None:
+                yield None
+                return
+            try:
+                yield draft
                 draft.publish()
-
-    @contextmanager
-    def locked(
-        self, key: Key, label: str, seed: int | None, waiting: Callable[[str], None] | None
-    ) -> Iterator[Draft | None]:
-        """As `publish`, but for publishing."""
-        lock = acquire(self.root, key.stage, key.identity, waiting)
-        try:
-            draft = None if self.find(key) else open_draft(self.root, key, label, seed, lock)
-        except BaseException:
-            lock.release()
-            raise
-        if draft is None:
-            lock.release()
-            yield None
-            return
-        try:
-            yield draft
-        finally:
-            draft.close()
+            finally:
+                draft.close()
 
     @contextmanager
     def writable(self) -> Iterator[None]:
@@ -234,16 +203,12 @@ class Store:
         """
         folder = damage.folder
         identity = folder.name.rpartition("-")[2]
-        with self.writable():
-            lock = acquire(self.root, folder.parent.name, identity, lambda who: None)
-            try:
-                if not is_damaged(folder, damage.written):
-                    return None
-                writer = folder.with_name(f"{DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}")
-                folder.rename(writer)
-                return writer
-            finally:
-                lock.release()
+        with self.writable(), acquire(self.root, folder.parent.name, identity, lambda who: None):
+            if not is_damaged(folder, damage.written):
+                return None
+            aside = folder.with_name(f"{DAMAGED}{folder.name}-{uuid.uuid4().hex[:8]}")
+            folder.rename(aside)
+            return aside
 
 
 def is_damaged(folder: Path, written: str | None = None) -> bool:

@@ -1,17 +1,14 @@
 """Files of rows, written a row at a time: CSV, TSV, JSONL and Parquet, each also .gz."""
 
-import contextlib
 import gzip
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pet.errors import TaskError
 from pet.tasks.readers import DELIMITERS, format_of
 
 QUOTED = re.compile('[",;|\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]')
@@ -94,30 +91,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(one) for one in value]
     return None if isinstance(value, float) and value - value != 0 else value
-
-
-@contextmanager
-def draft_of(path: Path | None) -> Iterator[Path | None]:
-    """A sibling of a file to be written: renamed to it when the block ends well, removed when it raises. `None`:
-    standard output, of which there is none.
-
-    Raises:
-        TaskError: it cannot be written.
-    """
-    if path is None:
-        yield None
-        return
-    # In front of the name: its end says what the format is.
-    draft = path.with_name(f".draft-{os.getpid()}-{path.name}")
-    try:
-        draft.touch(exist_ok=False)
-        yield draft
-        draft.replace(path)
-    except OSError as problem:
-        if str(problem.filename or draft) != str(draft):
-            raise
-        reason = problem.strerror or problem
-        raise TaskError(f"output {path} cannot be written ({reason}); name another file") from None
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)

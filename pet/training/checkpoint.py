@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pet.modeling.batch import all_finite
+from pet.store.background import BackgroundWriter
 from pet.store.files import digest_file, readable_json, sync
 from pet.store.manifest import STATE
 from pet.training.device import Runtime
@@ -67,10 +68,6 @@ class Checkpoint:
             "reports": [dataclasses.asdict(one) for one in state.reports],
         }
         return Snapshot({name: one.cpu().contiguous() for name, one in self.tensors(state).items()}, facts)
-
-    def save(self, state: State, seconds: float) -> None:
-        """Take and write; as of `write`."""
-        self.write(self.take(state, seconds))
 
     def write(self, snapshot: Snapshot) -> None:
         """Write it beside the one before, which goes when it is whole.
@@ -193,16 +190,14 @@ class CheckpointManager:
         self.begun = self.last = time.perf_counter()
         self.cost = 0.0
         self.fails = False
-        self.writer = checkpoint.device.type == "cuda"
-        self._writer = ThreadPoolExecutor(1)
-        self._job: Future[None] | None = None
+        self.in_background = checkpoint.device.type == "cuda"
+        self._writer = BackgroundWriter()
 
     def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wait()
-        self._writer.shutdown()
+        self._writer.wait()
 
     def begin(self) -> State | None:
         """How far an earlier process has come, put in place; `None`: there is nothing to go on from."""
@@ -226,19 +221,19 @@ class CheckpointManager:
         return self.before + time.perf_counter() - self.begun
 
     def after(self, step: int, state: Callable[[], State | None], stopping: bool) -> None:
-        """Save, when it is time; as of `Course`. Of several ranks the main one does: all have the same weights."""
+        """Save, when it is time; see `ResumePoint`. Of several ranks the main one does: all have the same weights."""
         if not self.checkpoint.ranks.is_main:
             return
         if stopping or self.is_due():
             saved = self.save(state)
             if stopping:
-                self.wait()
+                self._writer.wait()
                 if saved and not self.fails:
                     self.say(f"{self.title}: saved after step {step:,}")
 
     def is_due(self) -> bool:
         """Whether it is time to save, and nothing is being written."""
-        if self._job is not None and not self._job.done():
+        if self._writer.is_busy:
             return False
         wait = max(60 * self.minutes, LEAST_RATIO * self.cost) if self.minutes else 0.0
         return time.perf_counter() - self.last >= wait
@@ -246,29 +241,26 @@ class CheckpointManager:
     def save(self, state: Callable[[], State | None]) -> bool:
         """Save what there is now, or begin to; nothing where weights or losses are not finite: the training is about to
         say so, and the checkpoint before stays."""
-        self.wait()
+        self._writer.wait()
         begun = time.perf_counter()
         found = state()
         if found is None or not self.checkpoint.is_sound(found):
             return False
-        if self.writer:
-            self._job = self._writer.submit(self.checkpoint.write, self.checkpoint.take(found, self.spent()))
+        snapshot = self.checkpoint.take(found, self.spent())
+        if self.in_background:
+            self._writer.start(lambda: self.checkpoint.write(snapshot), then=self.attempt())
         else:
-            self.attempt(lambda: self.checkpoint.save(found, self.spent()))
+            with self.attempt():
+                self.checkpoint.write(snapshot)
         self.last = time.perf_counter()
         self.cost = self.last - begun
         return True
 
-    def wait(self) -> None:
-        """Until what is being written is."""
-        job, self._job = self._job, None
-        if job is not None:
-            self.attempt(job.result)
-
-    def attempt(self, action: Callable[[], None]) -> None:
-        """Save; a training goes on if the disk will not have it, which is said once."""
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around saving; a training goes on if the disk will not have it, which is said once."""
         try:
-            action()
+            yield
         except (OSError, SafetensorError) as problem:
             if not self.fails:
                 self.say(f"{self.title}: no checkpoint can be saved ({problem}); the training goes on without")

@@ -80,7 +80,7 @@ def open_runtime(settings: RuntimeSettings, reporter: Reporter | None = None) ->
     wants_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and is_bf16_faster(device))
     tokens = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
     dtype = torch.bfloat16 if wants_bf16 else None
-    told = reporter if reporter and ranks.is_main else Silent()
+    told = reporter or Reporter() if ranks.is_main else Silent()
     return Runtime(device, dtype, tokens, told, settings.capture, settings.compile, ranks)
 
 

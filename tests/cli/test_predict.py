@@ -3,7 +3,9 @@ wrong with it is told."""
 
 import csv
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pyarrow.parquet
@@ -296,13 +298,11 @@ def test_what_cannot_be_done_is_one_sentence(options, said, done, tmp_path, monk
     assert files_of(tmp_path) == set(files)
 
 
-def test_an_interrupt_leaves_no_file(done, tmp_path, monkeypatch):
-    def interrupt(*given):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(writers.RowWriter, "write", interrupt)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_no_file_and_the_code_that_shells_expect(done, tmp_path, monkeypatch, number, code):
+    monkeypatch.setattr(writers.RowWriter, "write", lambda *given: os.kill(os.getpid(), number))
     source = write_texts(tmp_path / "in.csv", [("goal", "team")])
-    said = pet("predict", "last", "--store", done.store, "--input", source, "--output", tmp_path / "out.csv", code=130)
+    said = pet("predict", "last", "--store", done.store, "--input", source, "--output", tmp_path / "out.csv", code=code)
     assert "No output file was written" in said.stderr
     assert files_of(tmp_path) == {"in.csv"}
 

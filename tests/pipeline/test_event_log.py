@@ -1,28 +1,32 @@
 """events.jsonl: what a run wrote down about itself, also one that failed, was interrupted or killed."""
 
 import json
+import logging
 import os
 import sys
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from support.rows import find_one, lay_ground, lively_model, logs_of, pet, pet_run
+from support.records import root_records
+from support.rows import find_one, lay_ground, lively_model, logs_of, open_context, pet, pet_run
 
 from pet.config.resolve import resolve_settings
 from pet.errors import StoreError
-from pet.pipeline.event_log import FILE, open_log, plain, read_events
+from pet.pipeline.event_log import FILE, open_log, read_events, save, within
+from pet.pipeline.runner import run_stage
 from pet.store.files import digest_json
-from pet.training.reporter import Silent
+from pet.training.reporter import Reporter
 
 
-class Quiet(Silent):
+class Quiet(Reporter):
     """A reporter that remembers its warnings."""
 
     def __init__(self):
         self.warned = []
 
     def warn(self, message):
+        super().warn(message)
         self.warned.append(message)
 
 
@@ -154,16 +158,31 @@ def test_pretraining_has_a_log(ground, tmp_path):
     assert "numbers" in kinds(events)
 
 
+def test_a_stage_run_from_python_is_logged_as_the_user_asked(ground, tmp_path):
+    with root_records(logging.INFO) as found:
+        run_stage(open_context(ground, tmp_path / "store"), "prepare")
+    assert {(one.name, one.levelname) for one in found} == {("pet", "INFO")}
+    assert found[0].message == "prepare: drawing the texts of 'topics'"
+    assert logs_of(tmp_path / "store") == []
+
+
+def test_the_command_says_everything_once_whatever_listens_to_the_root_logger(ground, tmp_path):
+    with root_records(logging.DEBUG) as found:
+        pet_run(ground, tmp_path / "store", "--stage", "prepare")
+    assert [one.message for one in found if one.name.startswith("pet")] == []
+    assert kinds(read_events(*logs_of(tmp_path / "store"))) == ["start", "say", "say", "done"]
+
+
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
 def test_events_are_there_while_it_goes_on_and_a_killed_process_costs_its_last_line_at_most(tmp_path):
-    log = open_quiet(tmp_path)
-    log.say("one")
-    log.say("two")
-    (path,) = logs_of(tmp_path)
-    assert kinds(read_events(path)) == ["start", "say", "say"], "nothing waits to be written"
-    whole = path.read_bytes()
+    with open_quiet(tmp_path) as log:
+        log.say("one")
+        log.say("two")
+        (path,) = logs_of(tmp_path)
+        assert kinds(read_events(path)) == ["start", "say", "say"], "nothing waits to be written"
+        whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     assert kinds(read_events(path)) == ["start", "say", "say"]
     path.write_bytes(whole[:-9])
@@ -178,7 +197,7 @@ def test_a_bar_that_breaks_off_says_how_far_it_came(tmp_path):
             advance(3)
             advance(1)
             raise MemoryError
-        *_, begin, end = read_events(log.path)
+        *_, begin, end = read_events(*logs_of(tmp_path))
     assert (begin["event"], end["event"]) == ("begin", "end")
     assert (end["label"], end["total"], end["unit"], end["done"]) == ("scoring", 10, "text", 4)
 
@@ -188,32 +207,35 @@ def test_every_line_is_valid_json_whatever_the_numbers_and_names(tmp_path):
     with open_quiet(tmp_path) as log:
         log.log("p0-r0", values, 1)
         log.say("two\nlines, naïve <script>, \udcff and \u2028")
+        log.note("others", flags=(True, None), path=tmp_path, least=-np.inf)
 
     def refuse(constant):
         raise AssertionError(constant)
 
-    lines = log.path.read_bytes().decode("utf-8").split("\n")
-    _, numbers, said, _ = [json.loads(line, parse_constant=refuse) for line in lines[:-1]]
+    lines = logs_of(tmp_path)[0].read_bytes().decode("utf-8").split("\n")
+    _, numbers, said, others, _ = [json.loads(line, parse_constant=refuse) for line in lines[:-1]]
     assert numbers["values"] == {"loss": "nan", "rate": "inf", "count": 3, "share": 0.5}
     assert isinstance(numbers["values"]["count"], int)
     assert said["message"] == "two\nlines, naïve <script>, \udcff and \u2028"
-    assert plain({1: (True, None, log.path)}) == {"1": [True, None, str(log.path)]}
+    assert (others["flags"], others["path"], others["least"]) == ([True, None], str(tmp_path), "-inf")
 
 
 def test_what_is_within_a_block_has_its_facts_and_is_copied_alone(tmp_path):
     with open_quiet(tmp_path) as log:
         for number in range(2):
-            with log.within(cell=number):
+            with within(cell=number):
                 log.say("begun")
                 with log.track("scoring", 1, "text") as advance:
                     advance(1)
-                log.copy(tmp_path / f"{number}.jsonl")
+                (tmp_path / f"{number}").mkdir()
+                save(log, tmp_path / f"{number}", "mine")
         log.say("after")
     for number in range(2):
-        start, *events = read_events(tmp_path / f"{number}.jsonl")
+        start, *events = read_events(tmp_path / f"{number}" / FILE)
         assert start["event"] == "start"
-        assert [(one["event"], one["cell"]) for one in events] == [("say", number), ("begin", number), ("end", number)]
-    assert "cell" not in read_events(log.path)[-1]
+        assert kinds(events) == ["say", "begin", "end", "run"]
+        assert {one["cell"] for one in events} == {number}
+    assert "cell" not in read_events(*logs_of(tmp_path))[-1]
 
 
 # ---- a log that cannot be written ----------------------------------------------------------------------------------
@@ -232,14 +254,13 @@ def test_a_log_that_cannot_be_begun_is_warned_of_once_and_the_run_goes_on(ground
 
 def test_a_disk_that_fills_up_ends_the_log_with_one_warning(tmp_path, monkeypatch):
     written = os.write
-    log = open_quiet(tmp_path)
-    log.say("one")
-    with log, monkeypatch.context() as patch:
+    with open_quiet(tmp_path) as log, monkeypatch.context() as patch:
+        log.say("one")
         patch.setattr(os, "write", lambda file, line: written(file, line[:5]))
         log.say("two")
         log.log("p0-r0", {"loss": 1.0}, 1)
         with log.track("scoring", 1, "text") as advance:
             advance(1)
-    (warning,) = log._behind.warned
+    (warning,) = log.warned
     assert "cannot be written (the disk is full); the run goes on" in warning
-    assert kinds(read_events(log.path)) == ["start", "say"]
+    assert kinds(read_events(*logs_of(tmp_path))) == ["start", "say"]

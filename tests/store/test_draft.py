@@ -338,10 +338,9 @@ def test_after_what_is_no_part_of_the_artifact(store):
 
 
 HOLD = """
-lock = acquire(store.root, KEY.stage, KEY.identity, None)
-print("held", flush=True)
-sys.stdin.read(1)
-lock.release()
+with acquire(store.root, KEY.stage, KEY.identity, None):
+    print("held", flush=True)
+    sys.stdin.read(1)
 """
 
 
@@ -355,21 +354,24 @@ def test_a_lock_is_waited_for_and_who_holds_it_is_named_once(store):
         told.append(who)
         threading.Timer(0.5, child.stdin.close).start()
 
-    with pytest.raises(Busy, match=f"another process is at {KEY.stage} {KEY.identity}"):
-        acquire(store.root, KEY.stage, KEY.identity, None)
-    lock = acquire(store.root, KEY.stage, KEY.identity, waiting)
-    child.wait(20)
-    assert told == [f"process {child.pid} on {socket.gethostname()}"]
-    assert (store.root / LOCKS / f"{KEY.stage}-{KEY.identity}").read_text() == (
-        f"process {os.getpid()} on {socket.gethostname()}"
-    )
-    lock.release()
+    with (
+        pytest.raises(Busy, match=f"another process is at {KEY.stage} {KEY.identity}"),
+        acquire(store.root, KEY.stage, KEY.identity, None),
+    ):
+        pytest.fail("it is held")
+    with acquire(store.root, KEY.stage, KEY.identity, waiting):
+        child.wait(20)
+        assert told == [f"process {child.pid} on {socket.gethostname()}"]
+        assert (store.root / LOCKS / f"{KEY.stage}-{KEY.identity}").read_text() == (
+            f"process {os.getpid()} on {socket.gethostname()}"
+        )
     child.stdout.close()
 
 
 def test_the_lock_of_a_process_that_died_is_free(store):
-    die(store, "if lock := acquire(store.root, KEY.stage, KEY.identity, None):\n")
-    acquire(store.root, KEY.stage, KEY.identity, None).release()
+    die(store, "with acquire(store.root, KEY.stage, KEY.identity, None):\n")
+    with acquire(store.root, KEY.stage, KEY.identity, None):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff"])
@@ -387,19 +389,9 @@ def test_a_lock_that_cannot_say_whose_it_is_is_held_all_the_same(store, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fail)
-        lock = acquire(store.root, KEY.stage, KEY.identity, None)
-
-    def second() -> None:
-        with pytest.raises(Busy):
-            acquire(store.root, KEY.stage, KEY.identity, None)
-        refused.append(True)
-
-    refused: list[bool] = []
-    other = threading.Thread(target=second)
-    other.start()
-    other.join(20)
-    lock.release()
-    assert refused == [True]
+        with acquire(store.root, KEY.stage, KEY.identity, None):
+            assert lock_module.is_locked(store.root, KEY.stage, KEY.identity)
+    assert not lock_module.is_locked(store.root, KEY.stage, KEY.identity)
 
 
 @pytest.mark.parametrize("place", ["open_draft", "acquire"])

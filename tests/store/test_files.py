@@ -1,5 +1,6 @@
 """JSON, digests, and writing that leaves nothing half-written under a final name."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pet.config.safe_yaml import load_yaml
-from pet.errors import StoreError
+from pet.errors import StoreError, TaskError
 from pet.store import files
 from pet.store.files import (
     canonical_json,
@@ -163,3 +164,17 @@ def test_a_file_is_there_when_it_is_whole_and_the_one_before_stays_until_then(tm
         assert path.read_text() == "before"
     assert path.read_text() == "after"
     assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_file_that_cannot_be_written_is_said_and_that_another_one_cannot_be_read_is_not_its_fault(tmp_path):
+    missing = pytest.raises(
+        TaskError, match=r"no/out\.csv cannot be written \(No such file or directory\); name another"
+    )
+    with missing, new_file(tmp_path / "no" / "out.csv", TaskError):
+        pytest.fail("the block must not run")
+    full = pytest.raises(StoreError, match=r"out\.csv cannot be written \(No space left on device\); make room")
+    with full, new_file(tmp_path / "out.csv", remedy="make room"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "out.csv"):
+        (tmp_path / "in.csv").read_text()
+    assert list(tmp_path.iterdir()) == []

@@ -153,7 +153,9 @@ def test_a_model_that_a_run_names_by_its_folder_stays_and_is_kept_for_it(tmp_pat
         key = Key(stage, 1, settings, {one.identity: one.identity for one in inputs})
         with store.publish(key, "any"):
             pass
-        return store.need(key, "", "")
+        found = store.find(key)
+        assert found is not None
+        return found
 
     pretrained, member = publish("pretrain"), publish("finetune")
     first = publish("run", member, model={"name": str(pretrained.path / "model")})

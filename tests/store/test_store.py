@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pet.errors import Busy, DamagedArtifact, MissingArtifact, StoreError
+from pet.errors import Busy, DamagedArtifact, StoreError
 from pet.store import draft as draft_module
 from pet.store import manifest
 from pet.store.files import digest_file, read_json
@@ -348,21 +348,6 @@ def test_whole_is_what_is_as_it_was_written(store):
 def test_an_empty_store_finds_nothing_and_is_not_made(store):
     assert store.find(KEY) is None
     assert not store.root.exists()
-
-
-def test_what_has_not_been_made_is_named_with_the_command_that_makes_it(store):
-    with pytest.raises(MissingArtifact) as raised:
-        store.need(KEY, "soft labels", "pet run --stage label agnews")
-    message = str(raised.value)
-    assert "soft labels" in message
-    assert message.endswith(": pet run --stage label agnews")
-    assert KEY.identity in message
-    assert str(store.root) in message
-
-
-def test_what_is_there_is_given_when_needed(store):
-    found = publish(store)
-    assert store.need(KEY, "soft labels", "pet run") == found
 
 
 # ---- stores that cannot be written ---------------------------------------------------------------------------------

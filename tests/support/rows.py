@@ -22,7 +22,6 @@ import torch
 import transformers
 import yaml
 from click.testing import CliRunner, Result
-from filelock import FileLock
 
 from pet.cli import main
 from pet.config.resolve import resolve_settings
@@ -191,7 +190,7 @@ def make_up_to(ctx: RunContext, last: str) -> list[Artifact]:
 
 def spare_draft(folder: Path) -> Draft:
     """Where a training may keep its checkpoint, in a store of its own; nothing is published."""
-    draft = draft_module.open_draft(folder, Key("spare", 1, {}, {}), "spare", None, FileLock(folder / "spare"))
+    draft = draft_module.open_draft(folder, Key("spare", 1, {}, {}), "spare", None)
     assert draft is not None
     return draft
 

@@ -17,7 +17,7 @@ from pet.tasks import readers
 from pet.tasks.card import FilesSource
 from pet.tasks.readers import FORMATS, Broken, ReadingRules, Row, RowFile, read_rows
 from pet.tasks.sources import file_rows
-from pet.tasks.writers import RowWriter, as_json, as_text, draft_of
+from pet.tasks.writers import RowWriter, as_json, as_text
 
 CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 ODD = [
@@ -296,16 +296,3 @@ def test_values_are_written_as_text_and_as_json_that_any_reader_takes():
         "", "", 'a"', "3", "0.5", "true", '[1, "x"]', "", "b'\"'"
     ]  # fmt: skip
     assert json.loads(as_json({"a": float("nan"), "b": [float("inf"), "\u00e9"]})) == {"a": None, "b": [None, "\u00e9"]}
-
-
-def test_a_file_has_its_name_only_when_it_is_complete(tmp_path):
-    path = tmp_path / "out.csv"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), draft_of(path) as draft:
-        draft.write_text("half")
-        raise KeyboardInterrupt
-    assert [one.name for one in tmp_path.iterdir()] == ["out.csv"]
-    assert path.read_text() == "old"
-    with draft_of(path) as draft:
-        draft.write_text("new")
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("out.csv", "new")]

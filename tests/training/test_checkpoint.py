@@ -25,7 +25,7 @@ from pet.errors import NotFinite
 from pet.store.files import digest_file
 from pet.store.manifest import STATE, facts_of
 from pet.training import checkpoint
-from pet.training.checkpoint import LEAST_RATIO, Checkpoint, CheckpointManager, train_saved
+from pet.training.checkpoint import LEAST_RATIO, Checkpoint, CheckpointManager, Snapshot, train_saved
 from pet.training.device import Runtime
 from pet.training.optim import FusedAdamW, MasterAdamW
 from pet.training.reporter import Silent
@@ -128,7 +128,7 @@ def test_weights_moments_random_state_and_losses_are_exactly_those_that_were_sav
     reports = [TrainingReport([10], {"loss": [0.5, 0.25][number : number + 1]}) for number in range(2)]
     recent = [{"more": torch.randn(2), "loss": torch.randn(2)} for _ in range(12)]
     random = torch.get_rng_state()
-    first.checkpoint.save(State(13, reports, recent), 123.5)
+    first.checkpoint.write(first.checkpoint.take(State(13, reports, recent), 123.5))
     expected = first.tensors()
     torch.manual_seed(1)
     second = Training(tmp_path)
@@ -319,11 +319,11 @@ class Clock:
         self.now, self.cost = 1000.0, cost
         self.saved: list[tuple[float, int]] = []
         monkeypatch.setattr(checkpoint, "time", SimpleNamespace(perf_counter=lambda: self.now))
-        monkeypatch.setattr(Checkpoint, "save", self.save)
+        monkeypatch.setattr(Checkpoint, "write", self.write)
 
-    def save(self, state: State, seconds: float) -> None:
+    def write(self, snapshot: Snapshot) -> None:
         self.now += self.cost
-        self.saved.append((self.now - 1000, state.step))
+        self.saved.append((self.now - 1000, snapshot.facts["step"]))
 
     def train(self, training: Training, steps: int, each: float = 1.0) -> None:
         """So many steps, which take a second each."""
@@ -391,7 +391,7 @@ def beside(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "take", lambda *arguments: copy.deepcopy(take(*arguments)))
     monkeypatch.setattr(Checkpoint, "write", wait_and_write)
-    training.checkpoints.writer = True
+    training.checkpoints.in_background = True
     return training, go, written
 
 
@@ -420,7 +420,7 @@ def test_what_was_taken_on_the_way_is_what_is_gone_on_with(beside, tmp_path):
     expected = whole.run()
     go.set()
     training = Training(tmp_path)
-    training.checkpoints.writer = True
+    training.checkpoints.in_background = True
     training.stop_after(17)
     again = Training(tmp_path)
     again.checkpoints.minutes = 60

@@ -14,7 +14,7 @@ from pet.training import device as runtime_module
 from pet.training import memory
 from pet.training.device import BATCH_TOKENS, CPU_BF16, Runtime, open_runtime, seed_everything
 from pet.training.memory import peak_memory, reset_peak_memory
-from pet.training.reporter import Silent
+from pet.training.reporter import Reporter, Silent
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -117,17 +117,10 @@ def test_the_refusal_lists_the_gpus(monkeypatch):
         open_runtime(settings(device="gpu"))
 
 
-def test_the_reporter_is_handed_down_and_silent_if_there_is_none():
-    class Mine(Silent):
-        """Any reporter."""
-
-    mine = Mine()
+def test_the_reporter_is_handed_down_and_logs_if_there_is_none():
+    mine = Silent()
     assert open_runtime(settings(device="cpu"), mine).reporter is mine
-    silent = open_runtime(settings(device="cpu")).reporter
-    silent.say("nobody hears this")
-    silent.log("loss", {"loss": 1.0}, 1)
-    with silent.track("steps", 3, "step") as advance:
-        advance(3)
+    assert type(open_runtime(settings(device="cpu")).reporter) is Reporter
 
 
 def test_a_seed_reproduces_every_kind_of_random_number():

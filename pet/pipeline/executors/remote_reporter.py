@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from pet.training.reporter import Advance, Reporter
+from pet.training.reporter import Advance, Reporter, events
 
 TOLD_EVERY = 0.3
 """Seconds between two words of a task about how far it is, and between two looks at what was said."""
@@ -33,8 +33,10 @@ class MessageActor:
         """Nothing: who has an answer knows that what it said before has come."""
 
 
-class RemoteReporter:
+class RemoteReporter(Reporter):
     """A reporter that tells the hub. `name`: what its words begin with, if anything."""
+
+    loggers = (events,)
 
     def __init__(self, hub: Any, box: str, name: str) -> None:
         self.hub, self.box = hub, box
@@ -46,14 +48,16 @@ class RemoteReporter:
 
     def say(self, message: str) -> None:
         """One line."""
+        super().say(message)
         self.put("say", self.prefix + message)
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
-        self.say(f"Warning: {message}")
+        super().warn(message)
+        self.put("say", f"{self.prefix}Warning: {message}")
 
     @contextlib.contextmanager
-    def track(self, label: str, total: int, unit: str) -> Iterator[Advance]:
+    def bar(self, label: str, total: int, unit: str) -> Iterator[Advance]:
         """A bar."""
         bar = f"{os.uname().nodename}-{os.getpid()}-{time.monotonic_ns()}"
         self.put("open", bar, self.prefix + label, total, unit)
@@ -73,6 +77,7 @@ class RemoteReporter:
 
     def log(self, name: str, values: Mapping[str, float], step: int) -> None:
         """Numbers."""
+        super().log(name, values, step)
         self.put("log", self.prefix + name, dict(values), step)
 
 

@@ -1,25 +1,22 @@
 """What all members of a walk share: the model, the starting weights and the tokenised texts. No artifact here."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.modeling import loading, packing
+from pet.modeling import backbones, loading, packing
+from pet.modeling.backbones import Backbone, ClozeBatch
 from pet.modeling.batch import Layout
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext, Start
 from pet.pipeline.members.batches import (
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -27,10 +24,12 @@ from pet.pipeline.members.batches import (
     never_masked,
 )
 from pet.pipeline.node import Node
+from pet.store.background import BackgroundWriter
 from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
 from pet.tasks.texts import TextFile, Texts, TextSource, read_texts
+from pet.training.compile import warm_up
 from pet.training.cuda_graphs import Losses
 from pet.training.finite import Origin
 from pet.training.reporter import Silent
@@ -45,36 +44,6 @@ class EncodedPattern:
     rows: dict[str, EncodedTexts]
     labels: NDArray[np.int64]
     verbalizers: Verbalizer
-
-
-class BackgroundWriter:
-    """One job at a time beside the training: a model of gigabytes is written and hashed while the next one trains.
-
-    Leaving the context waits for the job, also when something else went wrong. A job must not touch the GPU.
-    """
-
-    def __enter__(self) -> "BackgroundWriter":
-        self._thread = ThreadPoolExecutor(1)
-        self._job: Future[None] | None = None
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._thread.shutdown()
-        if kind is None:
-            self.wait()
-
-    def start(self, job: Callable[[], None]) -> None:
-        """Begin a job when the one before is done; what went wrong in that one is raised here."""
-        self.wait()
-        self._job = self._thread.submit(job)
-
-    def wait(self) -> None:
-        """Until the job is done; raises what it raised."""
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
 
 
 class MemberTrainer:
@@ -92,15 +61,13 @@ class MemberTrainer:
         return {pvp.number: ids for pvp, ids in zip(self.ctx.pvps, found, strict=True)}
 
     @cached_property
-    def cloze(self) -> ClozeModel:
+    def cloze(self) -> Backbone:
         """The model that every member starts from."""
-        cloze = ClozeModel(loading.load_masked_lm(self.base.settings)).to(self.ctx.runtime.device)
-        if not cloze.shortcut:
-            self.ctx.runtime.reporter.say(
-                f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
-            )
+        cloze = backbones.load(self.base.settings, self.ctx.runtime.device)
+        if cloze.note:
+            self.ctx.say(f"finetune: {cloze.note}")
         loading.freeze_lower(cloze.lm, self.ctx.settings.finetune.frozen_layers)
-        return cloze.eval()
+        return cloze
 
     @cached_property
     def start(self) -> list[torch.Tensor]:
@@ -108,7 +75,7 @@ class MemberTrainer:
         return [one.detach().clone() for one in self.cloze.parameters()]
 
     @cached_property
-    def compute_model(self) -> ClozeModel:
+    def compute_model(self) -> Backbone:
         """The model that computes: the same, or a copy in lower precision."""
         return computing_copy(self.cloze, self.ctx.runtime)
 
@@ -120,6 +87,7 @@ class MemberTrainer:
         def losses(given: ClozeBatch) -> Losses:
             return cloze_losses(self.compute_model, given, settings.alpha)
 
+        warm_up(self.compute_model, self.layout().padded, training=True)
         master = None if self.compute_model is self.cloze else self.cloze
         return Trainer(self.compute_model, settings, losses, self.ctx.runtime, master=master, origin=self.tuned)
 
@@ -169,24 +137,20 @@ class MemberTrainer:
             self.cloze.lm, self.ctx.runtime.captures, self.ctx.settings.model.max_length if whole else None
         )
 
-    def encoder(self, pvp: PVP) -> Encoder:
-        """What fills texts into a pattern."""
-        settings = self.ctx.settings
-        return Encoder(self.ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-
     def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
-        return MemberSources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
+        train, pool = asked.rows["train"], asked.rows["pool"]
+        return MemberSources(train, asked.labels, pool, asked.verbalizers, never, type(self.cloze))
 
     def rehearse(self) -> None:
         """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member
-        is begun, which then comes out as it would have: it starts from the same weights, and `packing.warm_up` sees to
-        the rest."""
+        is begun, which then comes out as it would have: it starts from the same weights, and `warm_up` sees to the
+        rest."""
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
         rows, words = (
-            self.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
+            encoder_of(ctx, pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
             self.verbalizers[pvp.number],
         )
         self.reset()
@@ -208,6 +172,16 @@ class MemberTrainer:
             "rehearsal",
             self.untuned,
         )
+
+
+def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
+    """What fills texts into a pattern.
+
+    Raises:
+        SettingsError: the pattern alone does not fit into `model.max_length`.
+    """
+    settings = ctx.settings
+    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
 
 def made_up_texts(card: TaskCard) -> Texts:
@@ -243,7 +217,7 @@ class MemberData:
 
     def _fill(self, pvp: PVP, drawn: Node | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
-        encoder = self.member_trainer.encoder(pvp)
+        encoder = encoder_of(self.ctx, pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.artifact.file("train.parquet"))
@@ -254,10 +228,11 @@ class MemberData:
     def begin(self, pvp: PVP, drawn: Node | None = None) -> EncodedPattern:
         """As `ask`, the model being reset meanwhile: the first time, texts are tokenised and weights loaded."""
         words = self.member_trainer.verbalizers[pvp.number]  # first: no tokenizer may be loaded beside a model
-        with ThreadPoolExecutor(1) as beside:
-            filled = beside.submit(self._fill, pvp, drawn)
+        with BackgroundWriter() as beside:
+            beside.start(lambda: self._fill(pvp, drawn))
             self.member_trainer.reset()
-            return EncodedPattern(*filled.result(), words)
+            rows, labels = beside.wait()
+            return EncodedPattern(rows, labels, words)
 
     def score(
         self, asked: EncodedPattern, splits: Sequence[str], name: str, tuned: bool

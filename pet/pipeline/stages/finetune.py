@@ -23,20 +23,23 @@ from numpy.typing import NDArray
 from pet.config.identity import fields_of
 from pet.config.schema import FinetuneSettings
 from pet.modeling import loading, quiet
+from pet.modeling.backbones import ClozeBatch
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, training_settings
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
-from pet.pipeline.members.data import BackgroundWriter, EncodedPattern, MemberData, MemberTrainer
+from pet.pipeline.members.batches import cloze_losses, collate_members, draw_member_batches
+from pet.pipeline.members.data import EncodedPattern, MemberData, MemberTrainer
 from pet.pipeline.node import Node, Stage
 from pet.pipeline.publishing import find, finish, open_node, share_out
 from pet.pipeline.score_files import write_scores
 from pet.store import interrupts
+from pet.store.background import BackgroundWriter
 from pet.store.draft import Draft
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.training.checkpoint import train_saved
+from pet.training.compile import warm_up_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import seed_everything
 from pet.training.memory import reset_peak_memory
@@ -188,6 +191,8 @@ def plan_of(node: Node) -> Plan:
 
 def make_one(member_data: MemberData, node: Node, writer: BackgroundWriter, wait: bool) -> None:
     """As `make_untuned` or `make_alone`."""
+    if wait:
+        writer.wait()  # and publish: whoever is waited for may wait for that
     if plan_of(node).repetition is None:
         make_untuned(member_data, node, wait)
     else:
@@ -270,13 +275,12 @@ def make_alone(member_data: MemberData, node: Node, writer: BackgroundWriter, wa
             return
         writer.wait()  # before the memory that it reads is used again
         state = member_trainer.state_on_host()
-        publishing = stack.pop_all()
 
-    def write_model() -> None:
-        with publishing:
+        def write_model() -> None:
             write_member_model(member_data, draft, state)
+            draft.seal()
 
-    writer.start(write_model)
+        writer.start(write_model, then=stack.pop_all())
 
 
 def write_member_model(member_data: MemberData, draft: Draft, state: dict[str, torch.Tensor]) -> None:
@@ -353,6 +357,7 @@ def train_adapters(
         return cloze_losses(member_data.member_trainer.compute_model, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
+    warm_up_losses(member_data.member_trainer.compute_model)
     trainer = Trainer(
         adapters, chosen, losses, member_data.ctx.runtime, adapters.clip, origin=member_data.member_trainer.tuned
     )

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from pet.algorithms.petal import likeliest, likelihood_ratio
 from pet.config.schema import ModelSettings
 from pet.errors import TaskError
-from pet.modeling import loading
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import backbones
+from pet.modeling.backbones import Backbone
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, mask_glue
 from pet.tasks.patterns import Pattern, parse_pattern
@@ -115,7 +115,7 @@ def propose_words(
         ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
         TaskError: nothing could be proposed for a label.
     """
-    prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+    prompt_tokenizer = backbones.load_tokenizer(settings)
     words = Words(prompt_tokenizer, patterns)
     found = {
         label: LabelWords((word,), "name")
@@ -191,7 +191,7 @@ def whole_word(words: Words, token: int, label: str, given: dict[str, list[str]]
 
 
 def rate_vocabulary(
-    cloze: ClozeModel,
+    cloze: Backbone,
     labels: Sequence[str],
     patterns: Sequence[Pattern],
     texts: Texts,
@@ -242,7 +242,7 @@ def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
 
 
 def log_probabilities(
-    cloze: ClozeModel,
+    cloze: Backbone,
     patterns: Sequence[Pattern],
     texts: Texts,
     prompt_tokenizer: PromptTokenizer,

@@ -3,18 +3,16 @@
 Which label words it proposes is the business of `label_words`; nothing here loads a model or prints.
 """
 
-import os
 import re
 import shutil
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pet.errors import TaskError, raise_problems
-from pet.store.files import flow, scalar
+from pet.store.files import flow, scalar, write_folder
 from pet.tasks.card import load_card
 from pet.tasks.readers import SUFFIXES, ReadingRules, Row, read_rows, suffix_of
 from pet.tasks.sources import load_texts
@@ -305,36 +303,20 @@ def write_card(plan: Plan, proposed: FirstWords) -> Path:
     """Write the folder of a new task; it appears complete and loads, or not at all. Returns the card's path.
 
     Raises:
-        TaskError: the folder exists or cannot be written.
+        TaskError: the folder exists.
+        StoreError: it cannot be written.
     """
     check_name(plan.name, plan.out)
-    try:
-        plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside its final place, so that it can be renamed to it.
-        with tempfile.TemporaryDirectory(prefix=".pet-init-", dir=plan.out.absolute().parent) as above:
-            draft = Path(above)
-            if plan.table.kind == "lines":
-                write_lines(draft / data_name(plan), plan.table.rows)
-            else:
-                shutil.copyfile(plan.table.path, draft / data_name(plan))
-            (draft / "task.yaml").write_text(card_text(plan, proposed), encoding="utf-8")
-            card, folder = load_card(str(draft / "task.yaml"))
-            assert list(card.labels) == list(plan.labels), card.labels
-            load_texts(card, folder)
-            draft.chmod(0o777 & ~umask())
-            draft.rename(plan.out)
-    except OSError as problem:
-        raise TaskError(
-            f"{plan.out} cannot be written ({problem.strerror or problem}); name another by --out"
-        ) from None
+    with write_folder(plan.out) as draft:
+        if plan.table.kind == "lines":
+            write_lines(draft / data_name(plan), plan.table.rows)
+        else:
+            shutil.copyfile(plan.table.path, draft / data_name(plan))
+        (draft / "task.yaml").write_text(card_text(plan, proposed), encoding="utf-8")
+        card, folder = load_card(str(draft / "task.yaml"))
+        assert list(card.labels) == list(plan.labels), card.labels
+        load_texts(card, folder)
     return plan.out / "task.yaml"
-
-
-def umask() -> int:
-    """The process's own, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import ModelSettings
-from pet.modeling import loading, packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import backbones, packing
+from pet.modeling.backbones import Backbone
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts
 from pet.training.device import Runtime
@@ -16,17 +16,17 @@ from pet.training.finite import Origin
 from pet.training.scoring import computing_copy, score_rows
 
 
-def load_untuned(settings: ModelSettings, runtime: Runtime) -> ClozeModel:
+def load_untuned(settings: ModelSettings, runtime: Runtime) -> Backbone:
     """The model, ready to be asked.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    return computing_copy(ClozeModel(loading.load_masked_lm(settings)).to(runtime.device).eval(), runtime)
+    return computing_copy(backbones.load(settings, runtime.device), runtime)
 
 
 def word_log_probabilities(
-    cloze: ClozeModel, encoder: Encoder, texts: TokenizedTexts, tokens: Sequence[int], runtime: Runtime, what: str
+    cloze: Backbone, encoder: Encoder, texts: TokenizedTexts, tokens: Sequence[int], runtime: Runtime, what: str
 ) -> NDArray[np.float32]:
     """Log-probabilities [N, W] of words at the mask, among the whole vocabulary.
 

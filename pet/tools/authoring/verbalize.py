@@ -10,13 +10,12 @@ from typing import Any
 
 from pet.algorithms.petal import Tally, words_of_labels
 from pet.errors import TaskError, raise_problems
-from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.pipeline.context import RunContext
+from pet.pipeline.members.data import encoder_of
 from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
-from pet.tasks.patterns import PVP
 from pet.tasks.sources import find_split
 from pet.tasks.texts import Texts, marks
 from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
@@ -102,12 +101,6 @@ def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
     return words, tally
 
 
-def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
-    """As a member's."""
-    settings = ctx.settings
-    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-
-
 # ---- the card ------------------------------------------------------------------------------------------------------
 
 
@@ -142,11 +135,8 @@ def write_card(path: Path, ctx: RunContext, proposal: Proposal) -> None:
     )
     if proposal.marks:
         comment += "# words_from: the texts whose labels were read, by a digest of each; none is ever a test text.\n"
-    try:
-        with new_file(path) as new:
-            new.write_text(comment + as_yaml(values), encoding="utf-8")
-    except OSError as problem:
-        raise TaskError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
+    with new_file(path, TaskError) as new:
+        new.write_text(comment + as_yaml(values), encoding="utf-8")
 
 
 def data_folder(ctx: RunContext, path: Path) -> str | None:

@@ -1,18 +1,19 @@
 """Labels for a file of rows, a chunk at a time."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.pipeline.runs import Run
+from pet.store.files import new_file
 from pet.tasks.card import FilesSource, Source, paths_of
 from pet.tasks.readers import DELIMITERS, Broken, ReadingRules, Row, RowFile, format_of, rules_by_name, suffix_of
 from pet.tasks.sources import columns_of, read_field, rules_of
 from pet.tasks.texts import CHUNK
-from pet.tasks.writers import RowWriter, draft_of
+from pet.tasks.writers import RowWriter
 from pet.tools.inference.predictor import DECIMALS, Prediction, Predictor, check_text, fields_of, find_reading
 
 
@@ -119,7 +120,7 @@ def predict_file(
     added = [pyarrow.string(), *[pyarrow.float64()] * (len(report.names) - 1)]
     types = {**reading.file.types, **dict(zip(report.names, added, strict=True))}
     rows = usable(reading, report)
-    with draft_of(output) as draft, ExitStack() as stack:
+    with new_file(output, TaskError) if output else nullcontext() as draft, ExitStack() as stack:
         writer = None
         while chunk := list(islice(rows, CHUNK)):
             writer = writer or RowWriter(draft, types, stack)

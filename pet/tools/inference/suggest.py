@@ -170,11 +170,8 @@ def write_suggestions(path: Path, found: Suggestions) -> None:
         (f"{one:.4f}" for one in found.disagreement),
         strict=True,
     )
-    try:
-        with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
-            file.writelines(map(delimited_line, [(first, *fields, *ours), *rows]))
-    except OSError as problem:
-        raise StoreError(f"{path} cannot be written ({problem.strerror or problem}); name another file") from None
+    with new_file(path) as new, new.open("w", newline="", encoding="utf-8-sig") as file:
+        file.writelines(map(delimited_line, [(first, *fields, *ours), *rows]))
 
 
 def refuse_existing(path: Path) -> None:

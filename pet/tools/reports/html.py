@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pet.algorithms.calibration import BINS, bin_of, expected_calibration_error
 from pet.algorithms.ensemble import disagreement, pool_scores
 from pet.algorithms.metrics import measure
-from pet.errors import StoreError
 from pet.pipeline import drawn_texts
 from pet.pipeline import summary as summary_module
 from pet.pipeline.runs import Run
@@ -47,13 +46,8 @@ def write(run: Run, output: Path) -> None:
         StoreError: an artifact of the run is gone or damaged, or `output` cannot be written.
     """
     page = render(collect(run))
-    try:
-        with new_file(output) as draft:
-            draft.write_text(page, encoding="utf-8")
-    except OSError as problem:
-        raise StoreError(
-            f"{output} cannot be written ({problem.strerror or problem}); name another file with --output"
-        ) from None
+    with new_file(output, remedy="name another file with --output") as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def render(content: dict[str, Any]) -> str:
@@ -133,9 +127,7 @@ def describe_patterns(run: Run, gold: NDArray[np.int64], tested: Scores) -> list
             for name, one, scores, weight in zip(member_names(run), run.members, tested, run.weights, strict=True)
             if {name: one.manifest["settings"][name] for name in asked} == asked
         ]
-        found.append(
-            {"number": number, **asked, "untuned": score(read_scores(untuned)["test"]), "members": members},
-        )
+        found.append({"number": number, **asked, "untuned": score(read_scores(untuned)["test"]), "members": members})
     return found
 
 

@@ -19,7 +19,7 @@ from pet.errors import StoreError
 from pet.pipeline.summary import markdown_row
 from pet.pipeline.table import Table, applies, check_all, make
 from pet.store.environment import code_state
-from pet.store.files import write_json
+from pet.store.files import new_file, write_json
 from pet.store.store import Store
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.writers import as_text, delimited_line
@@ -166,14 +166,8 @@ def write(folder: Path, found: Mapping[str, Any]) -> None:
         ("table.csv", lambda path: path.write_text("".join(map(delimited_line, runs)), encoding="utf-8", newline="")),
         ("table.md", lambda path: path.write_text(markdown(found), encoding="utf-8")),
     ):
-        draft = folder / f".{name}.draft"
-        try:
+        with new_file(folder / name, remedy="move what is there") as draft:
             put(draft)
-            draft.replace(folder / name)
-        except OSError as problem:
-            raise StoreError(f"{folder / name} cannot be written ({problem.strerror}); move what is there") from None
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def check_place(folder: Path) -> None:
@@ -266,6 +260,12 @@ def notes(found: Mapping[str, Any]) -> list[str]:
             " Bold: above the fine-tuned classifier of the same draws (paired t-test, "
             f"p < {SIGNIFICANT} after Holm's correction over the whole table)."
         )
+    return [part for line in (*lines, *notes_of_tasks(found)) if line for part in (" ".join(line.split()), "")][:-1]
+
+
+def notes_of_tasks(found: Mapping[str, Any]) -> list[str]:
+    """What is to be known of single tasks and of runs that failed."""
+    lines = []
     even = [task for task, one in found["tasks"].items() if one["shares"] == "even"]
     if even:
         lines.append(
@@ -285,11 +285,10 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         for task, one in found["tasks"].items()
         if "words_from" in one
     ]
-    lines += [
+    return lines + [
         f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
         for one in found["failed"]
     ]
-    return [part for line in lines if line for part in (" ".join(line.split()), "")][:-1]
 
 
 def between(found: Sequence[int]) -> str:

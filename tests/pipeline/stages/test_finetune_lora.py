@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,14 +33,17 @@ from support.rows import (
     save_lively,
     stop_at,
 )
+from support.watched import watched_writer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.modeling.lora import Adapters
 from pet.pipeline.graph import build_graph
-from pet.pipeline.members.data import BackgroundWriter, MemberData
+from pet.pipeline.members.data import MemberData
 from pet.pipeline.stages import finetune
 from pet.store import draft as draft_module
 from pet.store import manifest as manifest_module
+from pet.store.draft import Draft
+from pet.store.lock import acquire
 from pet.tasks.texts import read_texts
 from pet.training.checkpoint import CheckpointManager
 
@@ -596,12 +598,14 @@ def test_a_full_disk_is_said_in_one_sentence(done, tmp_path, monkeypatch, proble
 
 def test_a_model_that_is_written_slowly_has_its_own_weights(done, tmp_path, monkeypatch):
     """The next one is trained meanwhile, and waits before it takes the same memory."""
-    save = transformers.PreTrainedModel.save_pretrained
+    waited_for, save = threading.Event(), transformers.PreTrainedModel.save_pretrained
 
     def write_slowly(self, folder, **more):
-        time.sleep(0.3)
+        assert waited_for.wait(20)
+        waited_for.clear()
         save(self, folder, **more)
 
+    monkeypatch.setattr(finetune, "BackgroundWriter", watched_writer(waited_for))
     monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", write_slowly)
     finetuned(done.ground, tmp_path)
     for member in MEMBERS:
@@ -613,25 +617,25 @@ def test_a_model_that_is_written_slowly_has_its_own_weights(done, tmp_path, monk
 def test_a_model_that_is_being_written_when_the_next_one_s_training_is_cut_short_is_finished(
     done, tmp_path, monkeypatch, what
 ):
-    cut, save = threading.Event(), transformers.PreTrainedModel.save_pretrained
+    cut, waited_for, save = [], threading.Event(), transformers.PreTrainedModel.save_pretrained
     draw = finetune.draw_batches
 
     def write_slowly(self, folder, **more):
-        assert cut.wait(20)
-        time.sleep(0.2)
+        assert waited_for.wait(20)
         save(self, folder, **more)
 
     def draw_or_stop(member_data, asked, seeds, done):
         if find_all(tmp_path, "finetune", "p0-r0") or any((path / SCORES).is_file() for path in hidden_in(tmp_path)):
-            cut.set()
+            cut.append(what)
             raise PROBLEMS[what]
         return draw(member_data, asked, seeds, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(transformers.PreTrainedModel, "save_pretrained", write_slowly)
+        patch.setattr(finetune, "BackgroundWriter", watched_writer(waited_for))
         patch.setattr(finetune, "draw_batches", draw_or_stop)
         run_into(PROBLEMS[what], done.ground, tmp_path)
-    assert cut.is_set()
+    assert cut == [what]
     assert hidden_in(tmp_path) == []
     assert sorted(names_of(tmp_path)) == ["p0-r0", *UNTUNED]
     folder = done.one("finetune", "p0-r0")
@@ -639,57 +643,54 @@ def test_a_model_that_is_being_written_when_the_next_one_s_training_is_cut_short
         assert digest(folder / name) == digest(tmp_path / "finetune" / folder.name / name), name
 
 
-# ---- one job beside the training -----------------------------------------------------------------------------------
+def test_members_are_written_and_hashed_beside_the_next_ones_training_and_published_in_the_main_thread(
+    done, tmp_path, monkeypatch
+):
+    """Only the main thread hears signals, which a publication must outlast."""
+    threads = {"seal": [], "publish": [], "close": []}
+
+    def noting(name):
+        method = getattr(Draft, name)
+
+        def noted(self, *given, **more):
+            if "-untuned" not in self.label:
+                threads[name].append(threading.current_thread() is threading.main_thread())
+            return method(self, *given, **more)
+
+        return noted
+
+    for name in threads:
+        monkeypatch.setattr(Draft, name, noting(name))
+    finetuned(done.ground, tmp_path)
+    assert threads["publish"] == threads["close"] == [True] * 5, "the texts and four members"
+    assert threads["seal"] == [True, *[False, True] * 4], "what is sealed beside need not be when it is published"
 
 
-def test_a_job_beside_is_done_when_the_next_begins_and_when_its_time_is_over():
-    done, started = [], threading.Event()
+def test_what_is_written_is_published_before_another_process_is_waited_for(done, tmp_path, monkeypatch):
+    """It may be waiting for just that."""
+    identity = done.one("finetune", "p0-r1").name.rpartition("-")[2]
+    ready, all_published, published, outcome = threading.Event(), threading.Event(), [], []
+    publish = Draft.publish
 
-    def slow():
-        started.set()
-        time.sleep(0.2)
-        done.append("slow")
+    def publish_and_tell(self):
+        publish(self)
+        published.append(self.label)
+        if len([label for label in published if label.endswith(("p0-r0", "p1-r0", "p1-r1"))]) == 3:
+            all_published.set()
 
-    with BackgroundWriter() as writer:
-        writer.start(slow)
-        assert started.wait(10)
-        assert done == [], "beside"
-        writer.start(lambda: done.append("second"))
-        assert done[0] == "slow", "one at a time"
-        writer.wait()
-        writer.wait()
-        assert done == ["slow", "second"]
-        writer.start(slow)
-    assert done == ["slow", "second", "slow"]
+    def other_process():
+        with acquire(tmp_path, "finetune", identity, None):
+            ready.set()
+            outcome.append(all_published.wait(20))
 
-
-@pytest.mark.parametrize("told", ["wait", "start", "the end"])
-def test_what_went_wrong_beside_is_raised_once_wherever_it_is_waited_for(told):
-    def fail():
-        raise ValueError("beside")
-
-    ran = []
-    with pytest.raises(ValueError, match="beside"), BackgroundWriter() as writer:
-        writer.start(fail)
-        if told == "wait":
-            writer.wait()
-        elif told == "start":
-            try:
-                writer.start(lambda: ran.append(0))
-            finally:
-                writer.wait()
-    assert ran == [], "nothing is begun after it"
-
-
-def test_leaving_for_another_reason_waits_for_the_job_and_keeps_the_reason():
-    done = []
-
-    def slow():
-        time.sleep(0.2)
-        done.append("slow")
-        raise ValueError("beside")
-
-    with pytest.raises(KeyboardInterrupt), BackgroundWriter() as writer:
-        writer.start(slow)
-        raise KeyboardInterrupt
-    assert done == ["slow"]
+    pet_run(done.ground, tmp_path, "--stage", "prepare")
+    other = threading.Thread(target=other_process)
+    other.start()
+    assert ready.wait(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "publish", publish_and_tell)
+        told = pet_run(done.ground, tmp_path, "--stage", "finetune").stderr
+    other.join(20)
+    assert outcome == [True]
+    assert f"finetune p0-r1: waiting for process {os.getpid()}" in told
+    assert sorted(names_of(tmp_path)) == sorted([*UNTUNED, *MEMBERS])
