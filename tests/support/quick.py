@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-ONE, ALL = 4.0, 90.0
+ONE, ALL = 4.0, 100.0
 """CPU seconds that a test may take that is not marked `slow` (without its fixtures), and all of them together (with
-theirs): 90 are a minute on two cores, as each worker imports torch and collects the tests besides."""
+theirs): 100 are a minute on two cores, as each worker imports torch and collects the tests besides."""
 
 SLOW = {"slow", "ray"}
 """Markers of what `make quick` leaves out."""
