@@ -24,6 +24,8 @@ from pet.store.store import Store
 from pet.tools.export import checkpoint
 from pet.tools.inference.predictor import Predictor
 
+pytestmark = pytest.mark.slow
+
 HOT = 1e30
 ADAPT = {"enabled": True, "steps": 25, "length": 16, "blocks": 4, "held_out": 0.2}
 

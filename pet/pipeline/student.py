@@ -2,6 +2,7 @@
 was saved, to be asked. No artifact here."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -89,14 +90,16 @@ class Classifier:
         def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
             order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
             self.seen = np.zeros(len(rows), dtype=np.bool_)
-            for number, chosen in enumerate(order):
+            for chosen in itertools.islice(order, steps * settings.accumulation):  # before the checkpoint
                 self.seen[chosen] = True
-                if number < steps * settings.accumulation:
-                    continue  # before the checkpoint
-                mine, of_all = chosen[ranks.own(len(chosen))], layout
-                if ranks.size > 1:
-                    of_all = layout_of_all(rows.lengths(chosen), layout, ranks)
-                yield send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
+            return map(batch_of, order)
+
+        def batch_of(chosen: NDArray[np.int64]) -> tuple[Batch, torch.Tensor]:
+            self.seen[chosen] = True
+            mine, of_all = chosen[ranks.own(len(chosen))], layout
+            if ranks.size > 1:
+                of_all = layout_of_all(rows.lengths(chosen), layout, ranks)
+            return send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given

@@ -5,8 +5,11 @@ import json
 import runpy
 from pathlib import Path
 
+import pytest
 from support.pages import DOCS, commands_in
 from support.rows import files_of, lively_model, pet
+
+pytestmark = pytest.mark.slow
 
 TICKETS = runpy.run_path(str(DOCS / "tickets.py"))
 

@@ -65,8 +65,10 @@ from pet.training.reporter import Silent
 from pet.training.scoring import computing_copy
 from pet.training.trainer import Trainer, TrainingReport
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-"""peft still asks transformers so."""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks it so
+]
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
 

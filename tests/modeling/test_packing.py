@@ -31,6 +31,8 @@ from pet.modeling.packing import TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, h
 from pet.training.device import Runtime
 from pet.training.reporter import Silent
 
+pytestmark = pytest.mark.slow
+
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
 PADDED = {"padded": Layout(True, width_multiple=8), "padded to one width": Layout(True, 72)}
 CASES = [(family, name) for family in PACKED for name in (*END_TO_END, *PADDED)]

@@ -80,6 +80,8 @@ from pet.training.losses import distillation_loss, label_loss
 from pet.training.reporter import Silent
 from pet.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 CARDS = {
     **{name: [pattern for pattern, _ in pvps] for name, pvps in PVPS.items()},
     "bbc": [*(one.format("News:") for one in NEWS), "_ section : <a> <b>"],

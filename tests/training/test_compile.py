@@ -20,6 +20,8 @@ from pet.training.losses import fusible_token_losses
 from pet.training.reporter import Silent
 from pet.training.scoring import computing_copy
 
+pytestmark = pytest.mark.slow
+
 ROWS, WIDTH = FIRST
 INVENTED = {False: [ROWS * WIDTH, ROWS + 1, 3 * WIDTH], True: [ROWS, WIDTH]}
 """Whether rows are padded -> the numbers of the invented batch."""

@@ -35,6 +35,8 @@ from pet.training.device import Runtime, open_runtime
 from pet.training.losses import fusible_token_losses
 from pet.training.mlm_corpus import open_blocks
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LENGTH, BLOCKS = 16, 6
 EPSILON = 1e-5  # with less, AdamW makes whole steps of gradients that are nothing but rounding
