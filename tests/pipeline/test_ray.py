@@ -151,7 +151,7 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
     assert (order.what, order.settings) == (ray_module.make_here, ctx.settings)
     (((sent,),),) = (order.arguments,)
     assert (sent.key, sent.stage, sent.store.root) == (node.key, prepare.STAGE, tmp_path / "store")
-    assert (order.root, order.folder) == (tmp_path / "store", tmp_path)
+    assert (order.store.root, order.folder) == (tmp_path / "store", tmp_path)
     assert (order.threads, order.typed, order.walks) == (torch.get_num_threads(), sys.argv, False)
 
 

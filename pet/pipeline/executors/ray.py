@@ -14,7 +14,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,40 +61,19 @@ class TaskSpec:
     what: Callable[..., Any]
     arguments: tuple[Any, ...]
     settings: Settings
-    root: Path
-    verify: bool
+    store: Store
     invocation: str
-    walks: bool
-    makes: Sequence[Key]
-    name: str
-    threads: int
-    folder: Path
-    typed: Sequence[str]
+    walks: bool = False
+    makes: Sequence[Key] = ()
+    name: str = ""
+    threads: int = field(default_factory=torch.get_num_threads)
+    folder: Path = field(default_factory=Path.cwd)
+    typed: Sequence[str] = field(default_factory=lambda: list(sys.argv))
 
 
-def task_spec(
-    ctx: RunContext,
-    what: Callable[..., Any],
-    *arguments: Any,
-    walks: bool = False,
-    makes: Sequence[Key] = (),
-    name: str = "",
-) -> TaskSpec:
-    """A function and its arguments, in this walk."""
-    return TaskSpec(
-        what,
-        arguments,
-        ctx.settings,
-        ctx.store.root.absolute(),
-        ctx.store.verify,
-        ctx.invocation,
-        walks,
-        makes,
-        name,
-        torch.get_num_threads(),
-        Path.cwd(),
-        sys.argv,
-    )
+def task_spec(ctx: RunContext, what: Callable[..., Any], *arguments: Any, **more: Any) -> TaskSpec:
+    """A function and its arguments, in this run; `more`: as in `TaskSpec`."""
+    return TaskSpec(what, arguments, ctx.settings, ctx.store, ctx.invocation, **more)
 
 
 @dataclass(frozen=True)
@@ -245,10 +224,10 @@ def run_task(order: TaskSpec, executor: RayExecutor) -> Any:
         os.chdir(order.folder)
     sys.argv = list(order.typed)
     torch.set_num_threads(order.threads)
-    if not (order.root / LOCKS / executor.mark).is_file():
+    if not (order.store.root / LOCKS / executor.mark).is_file():
         raise StoreError(
-            f"{order.root} on {socket.gethostname()} is not the store of the host where the run was begun; put it on a "
-            "file system that all hosts of the Ray cluster share, at the same path"
+            f"{order.store.root} on {socket.gethostname()} is not the store of the host where the run was begun; put it on "
+            "a file system that all hosts of the Ray cluster share, at the same path"
         )
     try:
         with interrupts.heeded():
@@ -272,7 +251,7 @@ def do(order: TaskSpec, executor: RayExecutor) -> Any:
     """What an order says."""
     if order.walks:
         return walk(order, executor)
-    store = Store(order.root)
+    store = Store(order.store.root)  # what has to be verified, `make` will
     if order.makes and not any(is_open(store, key) for key in order.makes):
         return None
     ctx = context_of(order, executor)
@@ -289,7 +268,7 @@ def walk(order: TaskSpec, executor: RayExecutor) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
     ctx = new_context(order, executor, "cpu")  # of what it computes itself, the calibration, there is little
-    with event_log.open_log(order.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed):
+    with event_log.open_log(order.store.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed):
         ctx = replace(ctx, executor=replace(executor, name="", box=uuid.uuid4().hex))
         return order.what(ctx, *order.arguments)
 
@@ -297,15 +276,13 @@ def walk(order: TaskSpec, executor: RayExecutor) -> Any:
 def new_context(order: TaskSpec, executor: RayExecutor, device: str) -> RunContext:
     """The walk of an order on a device."""
     runtime = open_runtime(order.settings.runtime.model_copy(update={"device": device}), executor.reporter())
-    return RunContext(
-        order.settings, Store(order.root, order.verify), runtime, order.invocation, executor=LocalExecutor()
-    )
+    return RunContext(order.settings, order.store, runtime, order.invocation, executor=LocalExecutor())
 
 
 def context_of(order: TaskSpec, executor: RayExecutor) -> RunContext:
     """The walk of an order on the device at hand: the last one again, if it is the same."""
     device = device_of()
-    name = (device, order.settings.model_dump_json(), order.root)
+    name = (device, order.settings.model_dump_json(), order.store.root)
     if name not in _kept:
         for other in [one for one in _kept if one[0] == device]:
             del _kept[other]
