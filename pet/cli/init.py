@@ -118,7 +118,7 @@ def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
 
 def show_commands(path: Path, plan: "Plan", read: "Texts") -> None:
     """What to type next, with numbers that work for this file."""
-    from pet.tools.authoring.new_card import data_name, propose_sizes
+    from pet.tools.authoring.new_card import propose_sizes
 
     card, model = shlex.quote(str(path)), shlex.quote(plan.model)
     sizes = propose_sizes(plan.texts(), plan.labels, read)
@@ -126,7 +126,7 @@ def show_commands(path: Path, plan: "Plan", read: "Texts") -> None:
     click.echo(f"\nNext:\n  pet check {card} --model {model}{wanted}")
     if sizes is None:
         click.echo(
-            f"then label some rows in {path.parent / data_name(plan)}, two of each label at least: a run needs texts "
+            f"then label some rows in {path.parent / plan.data_name}, two of each label at least: a run needs texts "
             "to learn from and others to be tested on"
         )
         return

@@ -20,4 +20,11 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["paragraph"] = paragraph
     return environment.get_template(template).render(content)
+
+
+def paragraph(text: str) -> str:
+    """A text on one line, with an empty line before it; nothing of an empty one."""
+    joined = " ".join(text.split())
+    return f"\n{joined}\n" if joined else ""

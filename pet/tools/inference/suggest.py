@@ -6,7 +6,7 @@ about (Zhdanov 2019), none of which nearly repeats another one or a labelled tex
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
