@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pet.modeling import loading, packing
 from pet.modeling.batch import Layout
 from pet.modeling.cloze import ClozeModel
-from pet.modeling.prompts import EncodedTexts, Encoder
+from pet.modeling.prompts import EncodedTexts
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
@@ -138,11 +138,6 @@ class MemberTrainer:
             self.cloze.lm, self.ctx.runtime.captures, self.ctx.settings.model.max_length if whole else None
         )
 
-    def encoder(self, pvp: PVP) -> Encoder:
-        """What fills texts into a pattern."""
-        settings = self.ctx.settings
-        return Encoder(self.ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
-
     def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
@@ -155,7 +150,7 @@ class MemberTrainer:
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
         rows, words = (
-            self.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
+            ctx.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
             self.verbalizers[pvp.number],
         )
         self.reset()
@@ -212,7 +207,7 @@ class MemberData:
 
     def _fill(self, pvp: PVP, drawn: Node | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
-        encoder = self.member_trainer.encoder(pvp)
+        encoder = self.ctx.encoder(pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.artifact.file("train.parquet"))

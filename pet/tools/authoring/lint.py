@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from pet.algorithms.metrics import describe_absent
 from pet.errors import PetError, TaskError
-from pet.modeling import loading, packing
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts, mask_glue
 from pet.modeling.verbalizers import encode_verbalizers
@@ -36,8 +34,7 @@ from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate
 from pet.tools.authoring.estimate import Estimate, estimate_run
-from pet.training.finite import Origin
-from pet.training.scoring import computing_copy, score_rows
+from pet.tools.authoring.untuned import UntunedModel
 
 TRUSTED = 20
 """Texts from which on one label for all of them is no accident."""
@@ -193,10 +190,7 @@ def fit(ctx: RunContext, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[
     encoders, found = {}, []
     for pvp in pvps:
         try:
-            settings = ctx.settings
-            encoders[pvp.number] = Encoder(
-                ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation
-            )
+            encoders[pvp.number] = ctx.encoder(pvp)
         except PetError as problem:
             found.append(Finding("problem", f"p{pvp.number}", str(problem)))
     return encoders, found
@@ -279,27 +273,17 @@ def ask(
     splits: drawn_texts.Splits[Texts] | None,
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
-    runtime = ctx.runtime
-    cloze = ClozeModel(loading.load_masked_lm(ctx.model_settings(None))).to(runtime.device).eval()
-    compute_model = computing_copy(cloze, runtime)
+    model = UntunedModel(ctx.settings.model, ctx.prompt_tokenizer, ctx.runtime)
     tokens = TokenizedTexts(ctx.prompt_tokenizer, texts)
     rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]
     choices, spent = [], []
     for pvp, one, words in zip(pvps, rows, encode_verbalizers(ctx.prompt_tokenizer, pvps, ctx.card.name), strict=True):
         begun = time.perf_counter()
-        there = words.to(runtime.device)
-        scores = score_rows(
-            lambda batch, there=there: compute_model.label_scores(batch, there),  # type: ignore[misc]
-            one,
-            packing.scoring_layout(compute_model.lm),
-            runtime,
-            f"p{pvp.number}",
-            Origin(ctx.prompt_tokenizer.name),
-        )
+        scores = model.label_scores(one, words, f"p{pvp.number}")
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(ctx.labels.decide(scores))
     # The fastest: the first warms up, and something else may have been running.
-    estimate = None if splits is None else estimate_run(ctx, cloze, rows, splits, 1 / min(spent))
+    estimate = None if splits is None else estimate_run(ctx, model.cloze, rows, splits, 1 / min(spent))
     return [
         describe(ctx, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
     ], estimate
