@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pet.config.limits import MAX_COLUMNS, MAX_FIELD, MAX_LINE, MAX_UNPACKED, bounded, is_unicode, require_file
+from pet.config.limits import MAX_COLUMNS, MAX_FIELD, MAX_LINE, MAX_UNPACKED, bounded, is_unicode, opened, require_file
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
-from pet.tasks.encodings import find_encoding, name_encodings, open_bytes, readable
+from pet.tasks.encodings import find_encoding, name_encodings
 from pet.tasks.texts import CHUNK
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -136,13 +136,12 @@ class Reader:
     def rows(self) -> Iterator[Row | Broken]:
         """Every row in order; blank lines are none."""
         read = {"parquet": self._parquet, "jsonl": self._json, "lines": self._plain}
-        with readable(self.path):
-            try:
-                yield from read.get(self.rules.format, self._delimited)()
-            except UnicodeDecodeError:
-                raise TaskError(
-                    f"{self.path} is not {name_encodings([self.encoding])} text; convert the file to UTF-8"
-                ) from None
+        try:
+            yield from read.get(self.rules.format, self._delimited)()
+        except UnicodeDecodeError:
+            raise TaskError(
+                f"{self.path} is not {name_encodings([self.encoding])} text; convert the file to UTF-8"
+            ) from None
 
     def _place(self, number: int) -> str:
         return f"{self.path.name}:{number}"
@@ -159,7 +158,10 @@ class Reader:
     def _lines(self, newline: str) -> Iterator[Iterator[str]]:
         """The lines of a text, their ends included; `newline`: as of `open`."""
         errors = "surrogateescape" if self.lenient else "strict"
-        with open_bytes(self.path) as raw, io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text:
+        with (
+            opened(self.path, TaskError) as raw,
+            io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text,
+        ):
             yield map(self._refuse_long, iter(lambda: text.readline(MAX_LINE), ""))
 
     def _refuse_long(self, line: str) -> str:
@@ -171,8 +173,7 @@ class Reader:
 
     def header(self) -> list[str]:
         """The cells of the first line, whatever they are."""
-        with readable(self.path):
-            return next((cells for _, cells in self._records() if isinstance(cells, list)), [])
+        return next((cells for _, cells in self._records() if isinstance(cells, list)), [])
 
     def _records(self) -> Iterator[tuple[int, list[str] | Broken]]:
         """The line on which a record begins, and its cells or what is wrong with it."""
@@ -265,7 +266,7 @@ class Reader:
         import pyarrow.parquet
 
         with ExitStack() as stack:
-            raw = stack.enter_context(open_bytes(self.path))
+            raw = stack.enter_context(opened(self.path, TaskError))
             if self.path.suffix == ".gz":  # Parquet is read from its end
                 packed, raw = raw, stack.enter_context(tempfile.TemporaryFile())
                 raw.writelines(bounded(packed, self.path, TaskError))
@@ -370,7 +371,7 @@ class RowFile:
         import pyarrow
 
         if self.rules.format == "parquet":
-            with readable(self.path), self._reader.open_parquet() as file:
+            with self._reader.open_parquet() as file:
                 schema = file.schema_arrow
                 return dict(zip(different(schema.names, self.path), schema.types, strict=True))
         if self.rules.format == "jsonl":

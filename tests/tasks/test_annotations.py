@@ -63,7 +63,7 @@ def write_labels(path: Path, rows, encoding: str = "utf-8") -> Path:
 def labels_of(ground: Ground, *paths: Path):
     """Headline -> label, as a run has them."""
     ctx = open_context(ground, ground.folder / "store", data={"train_files": [str(path) for path in paths]})
-    headline = dict(zip(ctx.train_side.ids, ctx.train_side.fields["headline"], strict=True))
+    headline = dict(zip(ctx.task.train_side.ids, ctx.task.train_side.fields["headline"], strict=True))
     return {headline[name]: label for name, label in ctx.given_labels.labels.items()}
 
 
@@ -75,7 +75,7 @@ def refusal(ground: Ground, *paths: Path) -> str:
 
 def given(ground: Ground, rows=TEXTS[1:4]) -> list[dict[str, str]]:
     """Rows of a labels file for some of the task's texts, as `pet suggest` writes them: id, text and label."""
-    texts = open_context(ground, ground.folder / "store").train_side
+    texts = open_context(ground, ground.folder / "store").task.train_side
     names = dict(zip(texts.fields["headline"], texts.ids, strict=True))
     return [
         {"id": names[row["headline"]], **row, "label": LABELS[number % 3], "suggested_label": "tech"}
