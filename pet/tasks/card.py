@@ -14,9 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pet.config.limits import (
-    stays_inside,
-)
+from pet.config.limits import stays_inside
 from pet.config.messages import parse_model
 from pet.config.resolve import read_extended
 from pet.config.schema import Revision, Section, spelled
@@ -118,10 +116,9 @@ class TaskCard(Section):
     patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
-    words_from: Annotated[
-        tuple[Mark, ...],
-        Field(max_length=MAX_WORDS_FROM),
-    ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
+    words_from: Annotated[tuple[Mark, ...], Field(max_length=MAX_WORDS_FROM)] = Field(
+        (), description="`marks` of the texts whose labels chose the label words; none is ever a test text"
+    )
     files: FilesSource | None = None
     folder: FolderSource | None = None
     hub: HubSource | None = None

@@ -158,10 +158,7 @@ class Reader:
     def _lines(self, newline: str) -> Iterator[Iterator[str]]:
         """The lines of a text, their ends included; `newline`: as of `open`."""
         errors = "surrogateescape" if self.lenient else "strict"
-        with (
-            opened(self.path, TaskError) as raw,
-            io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text,
-        ):
+        with opened(self.path, TaskError) as raw, io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text:
             yield map(self._refuse_long, iter(lambda: text.readline(MAX_LINE), ""))
 
     def _refuse_long(self, line: str) -> str:

@@ -8,15 +8,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from pet.config.limits import (
-    MAX_FIELD,
-    is_file,
-    is_folder,
-    is_unicode,
-    leads_inside,
-    path_of,
-    read_bytes,
-)
+from pet.config.limits import MAX_FIELD, is_file, is_folder, is_unicode, leads_inside, path_of, read_bytes
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource, Source, TaskCard
 from pet.tasks.encodings import find_encoding

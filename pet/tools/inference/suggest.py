@@ -131,10 +131,7 @@ def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) 
     """Texts with the soft label that the run gave each of them."""
     probabilities = run.space.probabilities(load_scores(run.labelled, run.labels)[rows])
     return Suggestions(
-        texts,
-        run.space.decode(run.space.decide(probabilities)),
-        probabilities.max(-1).tolist(),
-        apart[rows].tolist(),
+        texts, run.space.decode(run.space.decide(probabilities)), probabilities.max(-1).tolist(), apart[rows].tolist()
     )
 
 
