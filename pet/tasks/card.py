@@ -43,12 +43,18 @@ Mark = Annotated[str, spelled(r"[0-9a-f]{16}", "digests of 16 hexadecimal digits
 class Source(Section):
     """What every source says: how its columns become the card's fields and labels."""
 
-    label: str | None = Field("label", description="column with the label; null: the source has none")
-    id: str | None = Field(None, description="column with an id; default: the row's file and line")
-    fields: dict[str, str] = Field({}, description="field -> template over columns, e.g. '{title} {body}'")
-    labels: dict[str, str] = Field({}, description="label as written in the source -> label of the card")
-    replace: dict[str, str] = Field({}, description="applied in order to every text: what -> by what")
-    where: dict[str, str] = Field({}, description="keep only rows whose column has this value")
+    label: str | None = "label"
+    """Column with the label; null: the source has none."""
+    id: str | None = None
+    """Column with an id; default: the row's file and line."""
+    fields: dict[str, str] = Field({})
+    """Field -> template over columns, e.g. '{title} {body}'."""
+    labels: dict[str, str] = Field({})
+    """Label as written in the source -> label of the card."""
+    replace: dict[str, str] = Field({})
+    """Applied in order to every text: what -> by what."""
+    where: dict[str, str] = Field({})
+    """Keep only rows whose column has this value."""
 
 
 class FilesSource(Source):
@@ -58,18 +64,21 @@ class FilesSource(Source):
     train: str | None = None
     test: str | None = None
     unlabelled: str | None = None
-    columns: tuple[str, ...] | None = Field(None, description="names of the columns of a file without a header line")
-    quoted: bool = Field(True, description="false: quotation marks have no meaning (GLUE's TSV files)")
-    encodings: tuple[str, ...] = Field(("utf-8-sig",), description="tried in this order")
+    columns: tuple[str, ...] | None = None
+    """Names of the columns of a file without a header line."""
+    quoted: bool = True
+    """`false`: quotation marks have no meaning (GLUE's TSV files)."""
+    encodings: tuple[str, ...] = ("utf-8-sig",)
+    """Tried in this order."""
 
 
 class FolderSource(Source):
     """One text file per example in one sub-folder per label; columns `label`, `headline` (first line), `body`."""
 
-    package: PackageName | None = Field(
-        None, description="installed Python package that carries the folder; it is not imported"
-    )
-    install: Requirement | None = Field(None, description="what to install when the package is missing")
+    package: PackageName | None = None
+    """Installed Python package that carries the folder; it is not imported."""
+    install: Requirement | None = None
+    """What to install when the package is missing."""
     folder: str = "."
     encodings: tuple[str, ...] = ("utf-8-sig",)
 
@@ -116,9 +125,8 @@ class TaskCard(Section):
     patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
-    words_from: Annotated[tuple[Mark, ...], Field(max_length=MAX_WORDS_FROM)] = Field(
-        (), description="`marks` of the texts whose labels chose the label words; none is ever a test text"
-    )
+    words_from: Annotated[tuple[Mark, ...], Field(max_length=MAX_WORDS_FROM)] = ()
+    """`marks` of the texts whose labels chose the label words; none is ever a test text."""
     files: FilesSource | None = None
     folder: FolderSource | None = None
     hub: HubSource | None = None
