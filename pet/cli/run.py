@@ -235,12 +235,8 @@ def require_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def typed_options() -> str:
     """What was typed after `pet run`, without --stage, to suggest another stage with the same options."""
-    words, kept, skip = sys.argv[2:], [], False
-    for word in words:
-        if skip or word.startswith("--stage="):
-            skip = False
-        elif word == "--stage":
-            skip = True
-        else:
-            kept.append(word)
-    return shlex.join(kept)
+    words = sys.argv[2:]
+    while "--stage" in words:
+        place = words.index("--stage")
+        del words[place : place + 2]
+    return shlex.join(word for word in words if not word.startswith("--stage="))

@@ -23,8 +23,7 @@ def quiet_transformers() -> Iterator[None]:
     hub_level = hub.level
     hub.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         hub.setLevel(hub_level)

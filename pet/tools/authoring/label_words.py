@@ -87,6 +87,10 @@ class Words:
         self._taken |= ids
         return True
 
+    def take_spelling(self, name: str) -> str | None:
+        """A name as it can be a label's word, however it is written; it is taken then."""
+        return next((one for one in spellings(name) if self.take(one)), None)
+
 
 def is_word(text: str) -> bool:
     """Letters alone, and two of them at least: `1` and `B` are tokens that say nothing."""
@@ -116,11 +120,7 @@ def propose_words(
     """
     prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
     words = Words(prompt_tokenizer, patterns)
-    found = {
-        label: LabelWords((word,), "name")
-        for label in labels
-        if (word := next((one for one in spellings(label) if words.take(one)), None))
-    }
+    found = {label: LabelWords((word,), "name") for label in labels if (word := words.take_spelling(label))}
     for label in labels:
         if label not in found and (parts := own_parts(label, labels, words)):
             found[label] = LabelWords(parts, "parts")
@@ -139,9 +139,7 @@ def own_parts(label: str, labels: Sequence[str], words: Words) -> tuple[str, ...
     """
     others = {part.casefold() for other in labels if other != label for part in split_name(other)}
     parts = [part for part in split_name(label) if len(part) > SHORTEST and part.casefold() not in others]
-    return tuple(
-        word for part in parts[:MOST_WORDS] if (word := next((one for one in spellings(part) if words.take(one)), None))
-    )
+    return tuple(word for part in parts[:MOST_WORDS] if (word := words.take_spelling(part)))
 
 
 # ---- the model's words ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import inspect
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -273,8 +273,7 @@ def quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
@@ -286,17 +285,8 @@ def compare_to_torch(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> str:
     Raises:
         ModelError: a probability differs by MOST or more.
     """
-    count = len(texts)
-    batches: list[Sequence[int]] = [
-        [0],
-        [count // 2],
-        [count - 1],
-        range(0, count, 8),
-        range(0, count, 5),
-        range(count),
-    ]
-    worst = 0.0
-    for rows in batches:
+    count, worst = len(texts), 0.0
+    for rows in ([0], [count // 2], [count - 1], range(0, count, 8), range(0, count, 5), range(count)):
         inputs = encode(tokenizer, texts.take(rows), model)
         worst = max(worst, distance(ask(inputs), answers(model, inputs)))
     if worst >= MOST:

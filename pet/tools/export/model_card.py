@@ -4,14 +4,13 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pet.errors import MissingArtifact
 from pet.modeling.mini import EMBEDDED
 from pet.pipeline.runs import Run, adapted_of
 from pet.pipeline.summary import NAMES, absent_line, few_line, row_name, soft_label_line
 from pet.store.environment import environment
-from pet.store.files import readable_yaml
+from pet.store.files import scalar
 from pet.tools.rendering import render
 
 MINI_BASE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,7 +34,6 @@ def model_card(run: Run, form: str, fields: Sequence[str], inputs: Sequence[str]
         fields=fields,
         inputs=inputs,
         check=check,
-        front=front_matter(run, form),
         base=hub_base(run),
         student=shown_name(settings["distill"]["model"] or settings["model"]["name"]),
         teacher=shown_name(settings["model"]["name"]),
@@ -48,23 +46,10 @@ def model_card(run: Run, form: str, fields: Sequence[str], inputs: Sequence[str]
         absent=absent_line(summary),
         few=few_line(summary),
         soft_label_line=soft_label_line,
+        scalar=scalar,
         quoted=quoted,
         listed=listed,
     )
-
-
-def front_matter(run: Run, form: str) -> str:
-    """What the hub reads; no licence, which only the person who publishes can know."""
-    facts: dict[str, Any] = {
-        "library_name": "transformers" if form == "hf" else "onnx",
-        "pipeline_tag": "text-classification",
-    }
-    base = hub_base(run)
-    if base is not None:
-        facts["base_model"] = base
-    method = ["ipet"] if "generations" in run.summary else []
-    facts["tags"] = ["text-classification", "few-shot", "pattern-exploiting-training", "pet", *method]
-    return readable_yaml(facts)
 
 
 def hub_base(run: Run) -> str | None:

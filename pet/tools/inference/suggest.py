@@ -117,8 +117,8 @@ def spread(texts: Texts, apart: Array, count: int, seed: int) -> NDArray[np.int6
     features = TfidfTransformer(sublinear_tf=True).fit_transform(
         words.transform(texts.joined(row) for row in range(len(texts)))
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different texts than centres: filled up below
+    # Fewer different texts than centres are filled up below.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         means = KMeans(count, n_init=4, random_state=derive_seed("spread", seed))
         cluster = means.fit_predict(features, sample_weight=apart + 1e-6)  # all 0: all the same
     order = np.argsort(-apart, kind="stable")
