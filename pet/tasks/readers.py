@@ -258,8 +258,8 @@ class Reader:
     # -- Parquet
 
     @contextmanager
-    def open_parquet(self) -> Iterator[Any]:
-        """The file as pyarrow opens it, its columns different."""
+    def open_parquet(self) -> Iterator[tuple[Any, list[str]]]:
+        """The file as pyarrow opens it, and the names of its columns, which are different."""
         import pyarrow.parquet
 
         with ExitStack() as stack:
@@ -269,8 +269,7 @@ class Reader:
                 raw.writelines(bounded(packed, self.path, TaskError))
             try:
                 with pyarrow.parquet.ParquetFile(raw) as file:
-                    different(file.schema_arrow.names, self.path)
-                    yield file
+                    yield file, different(file.schema_arrow.names, self.path)
             except TaskError:
                 raise
             except Exception as problem:  # pyarrow has a dozen kinds for a damaged file, and leaves times to Python
@@ -278,8 +277,7 @@ class Reader:
 
     def _parquet(self) -> Iterator[Row | Broken]:
         number = size = 0
-        with self.open_parquet() as file:
-            names = different(file.schema_arrow.names, self.path)
+        with self.open_parquet() as (file, names):
             for group in range(file.num_row_groups):  # pyarrow's iterator over all of them holds something for each
                 for batch in file.iter_batches(CHUNK, row_groups=[group]):
                     size = batch.nbytes + (0 if self.lenient else size)  # leniently, one batch is held at a time
@@ -368,9 +366,8 @@ class RowFile:
         import pyarrow
 
         if self.rules.format == "parquet":
-            with self._reader.open_parquet() as file:
-                schema = file.schema_arrow
-                return dict(zip(different(schema.names, self.path), schema.types, strict=True))
+            with self._reader.open_parquet() as (file, names):
+                return dict(zip(names, file.schema_arrow.types, strict=True))
         if self.rules.format == "jsonl":
             return {name: json_type(kinds) for name, kinds in self._json_kinds().items()}
         next(self.rows(), None)

@@ -236,13 +236,10 @@ def propose_sizes(texts: Texts, labels: Sequence[str], read: Texts | None = None
 def can_draw(texts: Texts, labels: Sequence[str], train: int, test: int, barred: Sequence[int] = ()) -> bool:
     """Whether exactly these sizes can be drawn with any of SEEDS; `barred`: rows that are not tested on."""
     try:
-        for seed in SEEDS:
-            drawn = draw_by_seed(texts.labels, labels, train, len(texts), test, seed, barred=barred)
-            if len(drawn.test) < test:
-                return False
+        draws = (draw_by_seed(texts.labels, labels, train, len(texts), test, seed, barred=barred) for seed in SEEDS)
+        return all(len(drawn.test) == test for drawn in draws)
     except TaskError:
         return False
-    return True
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
