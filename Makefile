@@ -1,25 +1,33 @@
-# make demo   ten labels to a classifier on BBC news: installs, then runs `pet run` (minutes on two cores, no hub, no GPU)
-# make test   everything CI checks: lint, format, types, layers, tests
-# make check  the same without the tests
-# make cover  the tests, and which lines they do not reach (two minutes more)
-# make docs   docs/commands.md from what --help says
+# make demo      ten labels to a classifier on BBC news: installs, then runs `pet run` (minutes on two cores, no hub, no GPU)
+# make quick     the tests that take no time, for while you work (under a minute on two cores)
+# make test      everything CI checks: lint, format, types, layers, tests
+# make test-all  the same, and the tests of a Ray cluster that take minutes
+# make check     lint, format, types, layers
+# make cover     the tests, and which lines they do not reach (two minutes more)
+# make docs      the pages that are generated from the program, and the site: build/site/index.html
 # Each works alone on a fresh clone with nothing but Python 3.11 or newer.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test cover check docs clean
+.PHONY: demo quick test test-all cover check docs clean
 
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
+PYTEST := $(BIN)/python -m pytest -q -n logical --dist loadfile --no-loadscope-reorder
 
 demo: .venv/installed
 	$(BIN)/pet run
 
+quick: .venv/installed
+	$(PYTEST) -m "not slow and not ray"
+
 test: check
+	$(PYTEST) -m "not ray"
+
+test-all: check
 	$(PYTEST)
 
 cover: .venv/installed
-	$(PYTEST) --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(PYTEST) -m "not ray" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 check: .venv/installed
 	$(BIN)/ruff check
@@ -32,8 +40,13 @@ check: .venv/installed
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[demo,dev]'
 	touch $@
 
-docs: .venv/installed
-	$(BIN)/python docs/commands.py
+docs: .venv/docs-installed
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/site
+
+.venv/docs-installed: .venv/installed
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
 
 clean:
-	rm -rf .venv .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist
+	rm -rf .venv build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .coverage dist

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
+from pet.modeling.backbones import ClozeBatch
 from pet.modeling.prompts import EncodedTexts, Joined
 from pet.modeling.tokenization import TokenColumn
 from pet.modeling.verbalizers import Verbalizer
-from pet.pipeline.members.batches import ClozeBatch, MemberSources, collate_members, draw_member_batches
+from pet.pipeline.members.batches import MemberSources, collate_members, draw_member_batches
 
 LENGTHS = Path(__file__).parent / "agnews_lengths.json"
 VOCABULARY = 50_265

@@ -15,8 +15,9 @@ from reference import DistillReference
 
 from pet.config.schema import DistillSettings, RuntimeSettings
 from pet.modeling import packing
+from pet.modeling.batch import send
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.prompts import send
+from pet.training.compile import warm_up
 from pet.training.device import open_runtime
 from pet.training.losses import distillation_loss
 from pet.training.schedule import endless_order
@@ -51,6 +52,7 @@ def main() -> None:
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
         compute_model = computing_copy(student, runtime)
         layout = packing.training_layout(model, runtime.captures)
+        warm_up(compute_model, layout.padded, training=True)
 
         def draw(layout=layout):
             for chosen in endless_order(len(rows), BATCH, np.random.default_rng(0)):

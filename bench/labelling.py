@@ -3,7 +3,7 @@
     python bench/labelling.py [--texts 40000]
 
 Prints texts a second, the ratio, FLOP/s on real tokens and their share of the card's bf16 matmul rate. Ours is
-`pet.training.scoring.score_rows` with `pet.modeling.cloze`, in batches of `batch_tokens`: in autocast's stead, the
+`pet.training.scoring.score_rows` with `pet.modeling.backbones`, in batches of `batch_tokens`: in autocast's stead, the
 encoder's weights are in bf16 (`computing_copy`), its layers plain or compiled.
 """
 
@@ -16,8 +16,8 @@ from reference import Reference
 
 from pet.config.schema import RuntimeSettings
 from pet.modeling import packing
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.verbalizers import Verbalizer
 from pet.training.device import open_runtime
 from pet.training.scoring import computing_copy, score_rows
@@ -37,10 +37,10 @@ def main() -> None:
     words = Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS))).to(device)
     for compiled in (False, True):
         runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=compiled)
-        scorer = computing_copy(ClozeModel(lm).eval(), runtime)
+        scorer = computing_copy(MaskedLM(lm).eval(), runtime)
         layout = packing.scoring_layout(scorer.lm)
 
-        def score(batch: Batch, scorer: ClozeModel = scorer) -> torch.Tensor:
+        def score(batch: Batch, scorer: MaskedLM = scorer) -> torch.Tensor:
             return scorer.label_scores(batch, words)
 
         def run(score=score, layout=layout, runtime=runtime) -> None:

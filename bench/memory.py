@@ -16,7 +16,7 @@ from train_step import Measured, time_reference, train_full, train_lora
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.lora import find_targets
 from pet.modeling.verbalizers import Verbalizer
 from pet.training.device import Runtime, open_runtime
@@ -30,7 +30,7 @@ def main() -> None:
     options, device, _ = start(__doc__, steps=60, members=18, texts=20_000)
     lengths, rng = draw_lengths(options.texts), np.random.default_rng(0)
     lm = build_large(device)
-    model, rows, runtime = ClozeModel(lm), random_rows(lengths), open_runtime(RuntimeSettings(compile=True))
+    model, rows, runtime = MaskedLM(lm), random_rows(lengths), open_runtime(RuntimeSettings(compile=True))
     settings = FinetuneSettings(steps=options.steps)
     lora = settings.model_copy(update={"method": "lora"})
 
@@ -51,7 +51,7 @@ def main() -> None:
     tell("labelling", peak_of(lambda: label(model, rows, runtime)))
 
 
-def label(model: ClozeModel, rows: object, runtime: Runtime) -> None:
+def label(model: MaskedLM, rows: object, runtime: Runtime) -> None:
     """Score all rows, as the stages do."""
     compute_model, words = (
         computing_copy(model.eval(), runtime),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pet.config.schema import Pretraining, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import SpecialTokens
 from pet.pipeline.stages.pretrain import draw_batches, losses_of
@@ -92,7 +92,7 @@ def measure(name: str, shape: dict[str, Any], options: Any, device: torch.device
     stream = np.random.default_rng(0).integers(5, config.vocab_size, size=4 * tokens).astype("<u2")
     blocks = Blocks(stream, SpecialTokens([0], [], [2], [0], [], [0], (0, 0)), LENGTH)
     runtime = dataclasses.replace(open_runtime(RuntimeSettings()), compile=True)
-    cloze = ClozeModel(lm.eval())
+    cloze = MaskedLM(lm.eval())
     flops = flops_per_token(cloze, settings.pretrain)
     packed = packing.is_packed(lm)
     prompt_tokenizer: Any = Specials(config.vocab_size)

@@ -21,7 +21,7 @@ from common import WORDS, build_large, draw_lengths, random_batches, random_rows
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import MaskedLM
 from pet.pipeline.members.batches import cloze_losses
 from pet.store import interrupts
 from pet.training.checkpoint import Checkpoint, CheckpointManager, train_saved
@@ -43,7 +43,7 @@ def main() -> None:
     def go(folder: Path, minutes: float, stop_at: int | None = None) -> dict[str, Any]:
         """One training in a process's place: a model, a trainer and a saver of its own."""
         torch.manual_seed(0)
-        cloze = ClozeModel(build_large(device)).eval()
+        cloze = MaskedLM(build_large(device)).eval()
         compute_model = computing_copy(cloze, runtime)
         layout = packing.training_layout(cloze.lm, runtime.captures)
         master = None if compute_model is cloze else cloze

@@ -50,7 +50,7 @@ def label(size: int) -> dict[str, float]:
 
     from pet.config.schema import RuntimeSettings
     from pet.modeling import packing
-    from pet.modeling.cloze import ClozeModel
+    from pet.modeling.backbones import MaskedLM
     from pet.modeling.prompts import Encoder
     from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
     from pet.modeling.verbalizers import encode_verbalizers
@@ -72,7 +72,7 @@ def label(size: int) -> dict[str, float]:
         intermediate_size=64,
         max_position_embeddings=64,
     )
-    cloze = ClozeModel(transformers.RobertaForMaskedLM(config).eval())
+    cloze = MaskedLM(transformers.RobertaForMaskedLM(config).eval())
     pvp = PVP(0, parse_pattern("{mask} : {text}", ["text"]), {name: (name,) for name in LABELS})
     runtime = open_runtime(RuntimeSettings(device="cpu"))
 

@@ -21,11 +21,12 @@ from common import LARGE, WORDS, build_large, card_name, draw_lengths, random_ro
 
 from pet.config.schema import DistillSettings, RuntimeSettings
 from pet.modeling import packing
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, send
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.student import layout_of_all
+from pet.training.compile import warm_up
 from pet.training.device import Runtime, open_runtime
 from pet.training.losses import distillation_loss
 from pet.training.schedule import endless_order
@@ -100,7 +101,7 @@ def label(texts: int, runtime: Runtime) -> tuple[float, Any]:
     counting[0] = True
     rows = random_rows(draw_lengths(texts))
     words = Verbalizer(torch.tensor(WORDS), torch.eye(len(WORDS))).to(runtime.device)
-    scorer = computing_copy(ClozeModel(build_large(runtime.device)).eval(), runtime)
+    scorer = computing_copy(MaskedLM(build_large(runtime.device)).eval(), runtime)
     layout = packing.scoring_layout(scorer.lm)
 
     def run() -> Any:
@@ -124,6 +125,7 @@ def train(batch: int, steps: int, runtime: Runtime) -> tuple[float, list[float]]
     student = ClassifierModel(model)
     compute_model = computing_copy(student, runtime)
     layout = packing.training_layout(model, runtime.captures)
+    warm_up(compute_model, layout.padded, training=True)
 
     def draw() -> Any:
         for chosen in endless_order(len(rows), batch, np.random.default_rng(0)):

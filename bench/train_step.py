@@ -32,10 +32,11 @@ from reference import Reference
 
 from pet.config.schema import FinetuneSettings, RuntimeSettings
 from pet.modeling import packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.lora import Adapters
 from pet.modeling.prompts import EncodedTexts
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses
+from pet.pipeline.members.batches import cloze_losses
+from pet.training.compile import warm_up, warm_up_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import Runtime, open_runtime
 from pet.training.scoring import computing_copy
@@ -54,7 +55,7 @@ def main() -> None:
 
     rows = random_rows(lengths)
     settings = FinetuneSettings(steps=options.steps)
-    model = ClozeModel(lm)
+    model = MaskedLM(lm)
     runtime = open_runtime(RuntimeSettings(compile=False))
     for name, changes in (("plain", {"capture": False}), ("captured", {}), ("captured, compiled", {"compile": True})):
         chosen = dataclasses.replace(runtime, **changes)
@@ -107,7 +108,7 @@ def measure(
     return Measured(seconds, *((torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()) if on_gpu else ()))
 
 
-def train_full(model: ClozeModel, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime) -> Measured:
+def train_full(model: MaskedLM, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime) -> Measured:
     """One member, all weights trained."""
     compute_model = computing_copy(model, runtime)
     master = None if compute_model is model else model
@@ -119,11 +120,12 @@ def train_full(model: ClozeModel, rows: EncodedTexts, settings: FinetuneSettings
         master=master,
     )
     layout = packing.training_layout(model.lm, runtime.captures)
+    warm_up(compute_model, layout.padded, training=True)
     return measure(trainer, random_batches(rows, settings, layout, runtime.device), ["full"], runtime)
 
 
 def train_lora(
-    model: ClozeModel, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime, members: int
+    model: MaskedLM, rows: EncodedTexts, settings: FinetuneSettings, runtime: Runtime, members: int
 ) -> Measured:
     """All members as adapters, as `stages.finetune.train_adapters`."""
     compute_model = computing_copy(model, runtime)
@@ -135,6 +137,7 @@ def train_lora(
         return cloze_losses(compute_model, given, settings.alpha)
 
     layout = packing.training_layout(compute_model.lm, runtime.captures)
+    warm_up_losses(compute_model)
     with adapters.installed():
         trainer = Trainer(adapters, settings, losses, runtime, adapters.clip)
         batches = random_batches(rows, settings, layout, runtime.device, range(members))

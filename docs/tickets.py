@@ -1,4 +1,4 @@
-"""Writes the invented support tickets of `your-own-task.md`: python docs/tickets.py FOLDER
+"""Writes the invented support tickets of `tutorial.md`: python docs/tickets.py FOLDER
 
 FOLDER/tickets.csv: 500 rows (id, subject, text, team), the team of eight of them. FOLDER/answers.csv: the teams of
 all, to see afterwards how right a classifier was. Put together from the parts below by a fixed seed.

@@ -18,15 +18,19 @@ def load(
     classifier: Literal["student", "ensemble"] = "student",
     device: str = "auto",
 ) -> "Predictor":
-    """A finished run's classifier, to be asked with `predict`:
+    """Load the classifier of a finished run.
 
-        pet.load("last").predict(["Shares fall as oil prices rise"])[0].label
+    Args:
+        run: The run's folder, its name, the beginning of its identity, or `last` for the newest.
+        store: Where to look for a run that is not given by its folder.
+        classifier: The student, or the ensemble whose soft labels it was trained on.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
 
-    `run`: its folder, its name, the beginning of its identity, or `last`; `store`: where runs given otherwise than by
-    folder lie; `device`: auto, cpu, cuda, cuda:1, mps.
+    Returns:
+        A classifier whose `predict` labels texts, as in `pet.load("last").predict(["Shares fall"])[0].label`.
 
     Raises:
-        PetError: no such run, classifier or device; an artifact or a model is missing or damaged.
+        PetError: There is no such run, classifier or device, or an artifact or a model is missing or damaged.
     """
     from pet.tools.inference.predictor import load as load_run
 

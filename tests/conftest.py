@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker of pytest a core
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Iterator
@@ -10,11 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support import quick
 
 from pet.training import device
 
 if TYPE_CHECKING:
     from support.rows import Finished
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("_cov"):  # which takes time of its own
+        config.pluginmanager.register(quick.Watch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if quick.is_slow(item)}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

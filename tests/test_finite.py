@@ -15,14 +15,16 @@ import pet as package
 from pet.config.schema import FinetuneSettings, ModelSettings
 from pet.errors import DamagedArtifact, ModelError, NotFinite
 from pet.modeling import loading, lora
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.cloze import ClozeModel
 from pet.pipeline.score_files import open_scores, read_scores, write_scores
 from pet.pipeline.stages import baseline
 from pet.store.key import Key
 from pet.store.store import Store
 from pet.tools.export import checkpoint
 from pet.tools.inference.predictor import Predictor
+
+pytestmark = pytest.mark.slow
 
 HOT = 1e30
 ADAPT = {"enabled": True, "steps": 25, "length": 16, "blocks": 4, "held_out": 0.2}
@@ -172,7 +174,7 @@ def test_an_adapter_with_nan_is_refused(tmp_path, model):
 
 @pytest.mark.parametrize("kind", ["student", "ensemble"])
 def test_no_nan_gets_past_abstain(done, kind, monkeypatch, tmp_path):
-    owner, method = (ClassifierModel, "logits") if kind == "student" else (ClozeModel, "label_scores")
+    owner, method = (ClassifierModel, "logits") if kind == "student" else (MaskedLM, "label_scores")
     compute = getattr(owner, method)
     monkeypatch.setattr(owner, method, lambda *given, **more: compute(*given, **more) * math.nan)
     output = tmp_path / "out.csv"

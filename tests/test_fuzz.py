@@ -38,6 +38,8 @@ from pet.tasks.readers import Broken, RowFile
 from pet.tools.authoring.new_card import choose_columns, read_input, survey
 from pet.training.mlm_corpus import find_files, read_documents
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 2000
 """Characters of a sentence."""
 
@@ -128,7 +130,8 @@ ODD_VALUES = [
     nested(15), nested(60), ["a"] * 2000, {str(number): number for number in range(300)}, ["{mask} {headline}"] * 200,
 ]
 # fmt: on
-PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+PLAIN = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(lambda text: text not in CLASSES)
+"""Hypothesis takes names out of the source, which then stand in a sentence because they were given."""
 VALUES = st.one_of(
     st.sampled_from(ODD_TEXTS),
     st.sampled_from(ODD_VALUES),
@@ -312,11 +315,11 @@ WRITTEN = st.one_of(
         lambda value: json.dumps(value, default=str, ensure_ascii=False) if not isinstance(value, dict) else "{a: 1}"
     ),
     st.sampled_from(SPLINTERS).map(lambda piece: piece.decode("latin-1")[:3000]),
-    st.text(max_size=20),
+    PLAIN,
 )
 
 
-@cases(350)
+@cases(200)
 @given(KEYS, st.sampled_from(["=", "=", "=", "", " = ", "=="]), WRITTEN)
 def test_anything_after_set_is_read_or_refused_in_a_sentence(key, equals, value):
     assignment = clean(parse_assignment, f"{key}{equals}{value}")

@@ -10,6 +10,8 @@ from pet.pipeline.runs import open_folder
 from pet.tools.export.model_card import model_card
 from pet.tools.reports import html
 
+pytestmark = pytest.mark.slow
+
 MISSING = LABELS[-1]
 MOST = 100 * (1 - 1 / len(LABELS))
 SAID = {

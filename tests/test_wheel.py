@@ -4,9 +4,12 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 from pet.config.shipped import shipped_folder, shipped_names
+
+pytestmark = pytest.mark.slow
 
 ROOT = shipped_folder("data").parent
 

@@ -28,7 +28,7 @@ def merge(member: Path, out: Path) -> None:
     Example:
         pet merge runs/finetune/bbc-n10-s0-mini-p0-r0-1f2e3d merged
     """
-    from pet.modeling import loading, lora, quiet
+    from pet.modeling import backbones, loading, lora, quiet
     from pet.store.files import write_folder
 
     if out.exists():
@@ -38,7 +38,7 @@ def merge(member: Path, out: Path) -> None:
     adapter = member / "adapter" if (member / "adapter").is_dir() else member
     stored = lora.read(adapter)
     settings = stored.base.model_copy(update={"max_length": PROBE_LENGTH})
-    model, tokenizer = loading.load_masked_lm(settings), loading.load_tokenizer(settings)
+    model, tokenizer = backbones.kind_of(settings).load_lm(settings), loading.load_tokenizer(settings)
     sentences = [PROBE, f"{PROBE} {tokenizer.mask_token}"]
     probe = tokenizer(sentences, padding=True, truncation=True, max_length=PROBE_LENGTH, return_tensors="pt")
     worst = lora.merge(model, stored, dict(probe))

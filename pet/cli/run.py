@@ -127,8 +127,8 @@ def warn_of_code(screen: Any, model: "ModelSettings", *others: str | None) -> No
 def run_here(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str) -> Iterator[Mapping[str, Any]]:
     """One walk after another; the summaries of those that came to that."""
     for ctx in works:
-        with logged(screen, ctx) as log, tracked(screen, tracker, ctx, log.warn):
-            artifact = go(ctx.with_reporter(log) if ctx.runtime.ranks.is_main else ctx)
+        with logged(screen, ctx), tracked(screen, tracker, ctx):
+            artifact = go(ctx)
             if artifact is not None:
                 yield show(screen, artifact)
 
@@ -139,7 +139,7 @@ def run_tasks(screen: Any, go: "Go", works: "Sequence[RunContext]", tracker: str
     from pet.pipeline.executors.ray_cluster import open_cluster
 
     with (
-        tracked(screen, tracker, works[0], screen.warn),
+        tracked(screen, tracker, works[0]),
         open_cluster(works[0].settings.runtime, works[0].store) as executor,
     ):
         executor.get_ready(works[0])
@@ -168,12 +168,12 @@ def logged(screen: Any, ctx: "RunContext") -> "EventLog":
     return open_log(ctx.store.root, ctx.draw_label, screen, settings, seed=ctx.settings.seed)
 
 
-def tracked(screen: Any, kind: str, ctx: Any, warn: "Callable[[str], None]") -> Any:
+def tracked(screen: Any, kind: str, ctx: Any) -> Any:
     """A context in which the screen's numbers go to a tracker."""
     from pet.pipeline.trackers import open_tracker
 
     kind = kind if ctx.runtime.ranks.is_main else "none"
-    screen.tracker = open_tracker(kind, ctx.label, ctx.settings.model_dump(mode="json"), ctx.store.root, warn)
+    screen.tracker = open_tracker(kind, ctx.label, ctx.settings.model_dump(mode="json"), ctx.store.root, screen.warn)
     return screen.tracker
 
 

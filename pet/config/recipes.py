@@ -17,4 +17,5 @@ RECIPES: dict[str, dict[str, Any]] = {
         "baseline": {"batch": 4, "accumulation": 4},
     },
 }
-"""What each recipe changes: batch sizes of P1 Tab 5, and three ways of the published code (docs/paper-recipe.md)."""
+"""What each recipe changes: batch sizes of P1 Tab 5, and three ways of the published code
+(docs/explanation/paper-recipe.md)."""

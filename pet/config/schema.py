@@ -2,8 +2,8 @@
 
 Defaults are the numbers of the paper (Schick & Schuetze 2021, arXiv 2001.07676, "P1"). Recipe `fixed` (the default)
 uses them and follows the paper's text; recipe `paper` changes those settings back (RECIPES, below) in which the
-published code differs from it. Not all that it did: docs/paper-recipe.md has what is restored and what is not. A value
-is looked for in this order, the last one found wins:
+published code differs from it. Not all that it did: docs/explanation/paper-recipe.md has what is restored and what is
+not. A value is looked for in this order, the last one found wins:
 
     default of the field  <-  recipe  <-  pipeline file  <-  command-line flag or --set
 
@@ -315,7 +315,7 @@ class AdaptSettings(PretrainSettings):
     """In-domain training of the masked language model on the pool, before the members (P1 section 5, Tab 5)."""
 
     enabled: Annotated[bool, InIdentity.OF_RUN] = False
-    """Whether it is part of the walk."""
+    """Whether a run does it."""
     steps: Count = 50_000
     """Optimizer steps (P1 Tab 5)."""
     learning_rate: Positive = 5e-5
@@ -357,7 +357,7 @@ class RuntimeSettings(Section):
     """GPUs of a Ray task, parts of one allowed; default: 1 if the cluster has any, else none."""
     checkpoint_minutes: NonNegative = 5.0
     """Minutes of a training between two checkpoints, 0: after every step; more where it would take over 2 % of the time
-    (measured, docs/reliability.md)."""
+    (docs/explanation/reliability.md)."""
     batch_tokens: Annotated[int, Field(ge=64, le=10**9)] | None = None
     """Tokens per batch when scoring, padding counted; default: 131,072 on a GPU, 2,048 on a CPU."""
 
@@ -366,7 +366,7 @@ class Settings(Section):
     """Everything that describes one run."""
 
     recipe: Literal["fixed", "paper"] = "fixed"
-    """`fixed`: as the paper says; `paper`: nearer to its code (docs/paper-recipe.md)."""
+    """`fixed`: as the paper says; `paper`: nearer to its code."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the draw and of every training."""
     task: TaskSettings = TaskSettings()

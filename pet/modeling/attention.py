@@ -1,11 +1,13 @@
 """Attention of rows that lie end to end, as transformers calls it: each row attends to itself.
 
 On a GPU in bf16 by torch's own kernels for rows of any length; elsewhere rows are padded for the attention alone. Which
-models use it is the business of `packing`.
+models use it is the business of `packing`. The kernels are private to torch, as public ones cost more: `has_kernels`
+checks that they are what they were, and without them rows are padded on a GPU, too.
 
 Shapes: B rows, N tokens of all rows together, Q of them asked about, T places (padded), h heads, d size of one.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,49 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "pet_packed"
 """Its name with transformers."""
+
+KERNELS = {
+    "_flash_attention_forward": "Tensor query, Tensor key, Tensor value, Tensor cum_seq_q, Tensor cum_seq_k, "
+    "int max_q, int max_k, float dropout_p, bool is_causal, bool return_debug_mask",
+    "_efficient_attention_forward": "Tensor query, Tensor key, Tensor value, Tensor bias, Tensor cu_seqlens_q, "
+    "Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k, float dropout_p, int custom_mask_type, "
+    "bool compute_log_sumexp",
+    "_efficient_attention_backward": "Tensor grad_out_, Tensor query, Tensor key, Tensor value, Tensor bias, "
+    "Tensor out, Tensor cu_seqlens_q, Tensor cu_seqlens_k, int max_seqlen_q, int max_seqlen_k, Tensor logsumexp, "
+    "float dropout_p, Tensor philox_seed, Tensor philox_offset, int custom_mask_type, bool bias_requires_grad",
+}
+"""torch's private operators, and the arguments that they get here by position; `scale` is given by name."""
+
+
+def has_kernels(operators: Any) -> bool:
+    """Whether all of KERNELS exist and take these arguments. If not, a line in the log says so.
+
+    Args:
+        operators: a namespace of operators, such as `torch.ops.aten`.
+    """
+    for name, given in KERNELS.items():
+        packet, wanted = getattr(operators, name, None), given.split(", ")
+        arguments = packet.default._schema.arguments if packet else []
+        types = [str(one.type).removeprefix("Optional[").removesuffix("]") for one in arguments]
+        found = [f"{kind} {one.name}" for kind, one in zip(types, arguments, strict=True)]
+        others_are_optional = all(one.has_default_value() for one in arguments[len(wanted) :])
+        if found[: len(wanted)] != wanted or "float scale" not in found or not others_are_optional:
+            logging.getLogger(__name__).warning(
+                "torch %s lacks the operator %s as pet calls it: on a GPU, rows are padded for attention, which is "
+                "slower",
+                torch.__version__,
+                name,
+            )
+            return False
+    return True
+
+
+HAS_KERNELS = has_kernels(torch.ops.aten)
+
+
+def takes_kernels(query: torch.Tensor) -> bool:
+    """Whether there are kernels for rows of any length for this query."""
+    return HAS_KERNELS and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def packed_attention(
@@ -45,15 +90,13 @@ def packed_attention(
         )
         return found, None
     num_rows = starts.shape[0] - 1
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not full:
+    if takes_kernels(query) and not full:
         q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, h, d]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         width = min(width, q.shape[0])  # the kernel wants no more
         if dropout == 0:
             return short_row_attention(q, k, v, starts, width, scale)[0][None], None
-        return torch.ops.aten._flash_attention_forward(
-            q, k, v, starts, starts, width, width, dropout, False, False, scale=scale
-        )[0][None], None
+        return flash_attention(q, k, v, starts, starts, width, width, dropout, scale), None
     q, k, v = (unpack(one[0].transpose(0, 1), rows, places, num_rows, width) for one in (query, key, value))
     seen = None if full else visible(starts, width)
     found = functional.scaled_dot_product_attention(q, k, v, seen, dropout, scale=scaling).transpose(1, 2)
@@ -87,12 +130,8 @@ def read_attention(
 ) -> torch.Tensor:
     """Attention of some tokens to their rows; query [1, h, Q, d], key and value [1, h, N, d] -> [1, Q, h, d]."""
     q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # [N, h, d]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return torch.as_tensor(
-            torch.ops.aten._flash_attention_forward(
-                q, k, v, reads.starts, starts, reads.most, width, dropout, False, False, scale=scaling
-            )[0][None]
-        )
+    if takes_kernels(query):
+        return flash_attention(q, k, v, reads.starts, starts, reads.most, width, dropout, scaling)
     num_rows = starts.shape[0] - 1
     q = unpack(q, reads.rows, reads.places, num_rows, reads.most)
     k, v = (unpack(one, rows, places, num_rows, width) for one in (k, v))
@@ -112,6 +151,25 @@ def unpack(flat: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, num_row
         return flat.view(num_rows, width, *flat.shape[1:]).transpose(1, 2)
     padded = flat.new_zeros(num_rows, width, *flat.shape[1:])
     return padded.index_put((rows, places), flat).transpose(1, 2)
+
+
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_starts: torch.Tensor,
+    starts: torch.Tensor,
+    most: int,
+    width: int,
+    dropout: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """torch's flash attention on rows end to end, query [Q, h, d], key and value [N, h, d] -> [1, Q, h, d]; `most`,
+    `width`: no row has more queries, or is longer."""
+    found: torch.Tensor = torch.ops.aten._flash_attention_forward(
+        query, key, value, query_starts, starts, most, width, dropout, False, False, scale=scale
+    )[0]
+    return found[None]
 
 
 @torch.library.custom_op("pet::short_row_attention", mutates_args=())

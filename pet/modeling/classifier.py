@@ -16,28 +16,30 @@ from pet.modeling.families import family_of
 class ClassifierModel(nn.Module):
     """A transformers sequence classifier."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.head = family_of(model).classifier_head
-        self.shortcut = self.head is not None and packing.install(model)
+    compiled = False
+    """Whether its layers are compiled for any number of tokens; `computing_copy` says so."""
 
-    @property
-    def transformer(self) -> Any:
-        """The transformers model."""
-        return self.model
+    def __init__(self, lm: Any) -> None:
+        """`lm`: the transformers model."""
+        super().__init__()
+        self.lm = lm
+        self.head = family_of(lm).classifier_head
+        self.shortcut = self.head is not None and packing.install(lm)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, L]."""
         if self.head is None or not self.shortcut:
-            packing.warm_up(self.model, batch)
-            return torch.as_tensor(self.model(**packing.inputs_of(self.model, batch)).logits)
-        first = packing.states_at(self.model, batch, batch.starts[: len(batch)], most=1)
-        return self.head(self.model, first)
+            return torch.as_tensor(self.lm(**packing.inputs_of(self.lm, batch)).logits)
+        first = packing.states_at(self.lm, batch, batch.starts[: len(batch)], most=1)
+        return self.head(self.lm, first)
+
+    def probe(self, batch: Batch) -> None:
+        """Ask of the layers what training and scoring ask; for `warm_up`."""
+        self.logits(batch)
 
     def features(self, batch: Batch) -> torch.Tensor:
         """Hidden states of the last layer, averaged over each row's tokens, at unit length [B, H]."""
-        states = packing.hidden_states(self.model, batch).float()
+        states = packing.hidden_states(self.lm, batch).float()
         if batch.attention_mask is not None:
             states = states * batch.attention_mask[:, None]
         # Not `index_add`: a GPU adds in whatever order it comes to.

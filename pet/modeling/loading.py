@@ -52,7 +52,7 @@ def load_tokenizer(model: ModelSettings) -> Any:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # on all cores; unset, it warns when a process is begun
     where, from_hub = locate(model)
-    with readable_errors(model), quiet_transformers():
+    with readable_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(where, **from_hub, **trust(model))
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where files are missing
         raise ModelError(f"model {model.name!r} has no tokenizer files; put those of its base model beside its weights")
@@ -74,7 +74,7 @@ def load_masked_lm(model: ModelSettings, new_head: bool = False) -> Any:
         lm = load_mini()
     else:
         where, from_hub = locate(model)
-        with readable_errors(model), quiet_transformers():
+        with readable_errors(model):
             lm, info = AutoModelForMaskedLM.from_pretrained(
                 where, dtype=torch.float32, output_loading_info=True, weights_only=True, **from_hub, **trust(model)
             )
@@ -99,7 +99,7 @@ def outline(model: ModelSettings) -> Any:
     from transformers import AutoConfig, AutoModel
 
     where, from_hub = locate(model)
-    with readable_errors(model), quiet_transformers(), torch.device("meta"):
+    with readable_errors(model), torch.device("meta"):
         config = AutoConfig.from_pretrained(where, **from_hub, **trust(model))
         return AutoModel.from_config(config, **trust(model))  # type: ignore[no-untyped-call]
 
@@ -115,7 +115,7 @@ def load_classifier(model: ModelSettings, labels: Sequence[str]) -> Any:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     where, from_hub = locate(model)
-    with readable_errors(model), quiet_transformers():
+    with readable_errors(model):
         names = dict(enumerate(labels))
         config = AutoConfig.from_pretrained(
             where,
@@ -169,7 +169,7 @@ def fingerprint(model: ModelSettings) -> str:
         return digest_json([[path.name, digest_file(path)] for path in files])
     from transformers import AutoConfig
 
-    with readable_errors(model), quiet_transformers():
+    with readable_errors(model):
         where, from_hub = locate(model)
         config = AutoConfig.from_pretrained(where, **from_hub, **trust(model))
     return f"{model.name}@{getattr(config, '_commit_hash', None) or model.revision}"
@@ -208,13 +208,14 @@ def lasting_name(model: ModelSettings) -> str:
 
 @contextmanager
 def readable_errors(model: ModelSettings) -> Iterator[None]:
-    """Turn what transformers raises while loading into one sentence.
+    """Turn what transformers raises while loading into one sentence, and keep it quiet otherwise.
 
     Raises:
         ModelError: anything went wrong.
     """
     try:
-        yield
+        with quiet_transformers():
+            yield
     except PetError:
         raise
     except Exception as problem:  # a folder may hold anything, and nothing in it is checked before it is used

@@ -27,11 +27,6 @@ go to a multiple of 32; packed ones are brought to a multiple of 64 tokens in al
 the attention, to one of 256."""
 
 
-FIRST = (104, 10)
-"""Rows, and tokens of each, of the batch that compiled layers see first: about as many tokens as a training step has.
-Not 1,024: torch.compile would take it that tokens are always as many as a state is long."""
-
-
 def install(model: Any) -> bool:
     """Let a transformers model read packed batches, if its family can; says whether."""
     family = family_of(model)
@@ -116,7 +111,7 @@ def states_at(model: Any, batch: Batch, tokens: torch.Tensor, most: int | None =
     if batch.attention_mask is not None or family_of(model).read_layer is None or not saves:
         return hidden_states(model, batch)[tokens]
     order = tokens.argsort()
-    found = run_body(model, batch, find_reads(batch, tokens[order], most))
+    found = hidden_states(model, batch, find_reads(batch, tokens[order], most))
     return torch.empty_like(found).index_copy(0, order, found)
 
 
@@ -130,67 +125,12 @@ def find_reads(batch: Batch, tokens: torch.Tensor, most: int | None) -> Reads:
     return Reads(tokens, rows, places, starts.int(), most)
 
 
-def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
-    """Last hidden states [N, H] of a transformers model's body."""
-    return run_body(model, batch)
-
-
-def run_body(model: Any, batch: Batch, reads: Reads | None = None) -> torch.Tensor:
+def hidden_states(model: Any, batch: Batch, reads: Reads | None = None) -> torch.Tensor:
     """Last hidden states of a transformers model's body, of all tokens [N, H] or of some [Q, H]."""
-    warm_up(model, batch, reads)
     asked = {} if reads is None else {"reads": reads}
     return torch.as_tensor(model.base_model(**inputs_of(model, batch), **asked).last_hidden_state).flatten(0, 1)
 
 
-def warm_up(model: Any, batch: Batch, reads: Reads | None = None) -> None:
-    """Show compiled layers `first_batch` before this one, if they have seen no batch of this kind yet.
-
-    What is compiled for any number of tokens is still fitted to the one that comes first, down to the order of its
-    sums, and is kept on the disk for other processes. With whatever a process happens to begin with, a member would not
-    come out the same whichever came before it, or a training that goes on as one that was never stopped. Adapters
-    know of their own batch only (`lora.Gate`), and sum nothing over tokens but in matrix products.
-    """
-    scoring = torch.is_inference_mode_enabled()
-    if (seen := kinds_seen(model)) is None or not (scoring or model.training):
-        return
-    kind = (scoring, model.training, batch.full, batch.attention_mask is None, reads is None)
-    if kind not in seen:
-        seen.add(kind)
-        with torch.inference_mode(batch.starts.is_inference()):  # compiled code looks at that, too
-            first = first_batch(batch)
-        with torch.random.fork_rng([batch.input_ids.device] if batch.input_ids.is_cuda else []):
-            run_body(model, first, None if reads is None else find_reads(first, first.starts[:-1].long(), 1))
-
-
-def first_batch(like: Batch) -> Batch:
-    """A batch of FIRST rows and tokens of each, all of id 0, of the same kind."""
-    rows, width = FIRST
-    device = like.input_ids.device
-    nothing = torch.zeros(rows * width, dtype=torch.long, device=device)
-    numbers = torch.arange(rows * width, device=device)
-    mask = None
-    if like.attention_mask is not None:
-        mask = (numbers % width < width - 1).to(like.attention_mask.dtype)  # some padding, as there mostly is
-    return Batch(
-        nothing,
-        None if like.token_type_ids is None else nothing,
-        numbers % width,
-        numbers // width,
-        torch.arange(rows + 1, dtype=like.starts.dtype, device=device) * width,
-        torch.arange(rows, device=device) * width,
-        width if like.full or mask is not None else 3 * width,
-        mask,
-        like.full,
-    )
-
-
 def full_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] of a transformers masked LM."""
-    warm_up(model, batch)
     return torch.as_tensor(model(**inputs_of(model, batch)).logits).flatten(0, 1)
-
-
-def kinds_seen(model: Any) -> set[tuple[bool, ...]] | None:
-    """Of which kinds the layers of a transformers model have seen a batch since they were compiled for any number of
-    tokens; `None`: they were not."""
-    return getattr(model, "pet_kinds_seen", None)

@@ -11,23 +11,30 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports of transformers; its errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
+def silenced(*loggers: str) -> Iterator[None]:
+    """No warnings, and of these loggers errors alone."""
+    before = [(one, one.level) for one in map(logging.getLogger, loggers)]
+    for one, _ in before:
+        one.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        hub.setLevel(hub_level)
-        transformers_logging.set_verbosity(level)
+        for one, level in before:
+            one.setLevel(level)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and load reports of transformers; its errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with silenced("transformers", "huggingface_hub"):
+            yield
+    finally:
         if bars:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 

@@ -39,13 +39,15 @@ class SpecialTokens:
 class PromptTokenizer:
     """A tokenizer, asked only for what parts of a pattern need."""
 
-    def __init__(self, tokenizer: Any, name: str) -> None:
+    def __init__(self, tokenizer: Any, name: str, mask_id: int | None = None) -> None:
+        """`mask_id`: what stands at the mask's place, where it is not the tokenizer's mask token."""
         self.tokenizer = tokenizer
         self.name = name
-        if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
-            missing = "mask" if tokenizer.mask_token_id is None else "padding"
+        mask_id = tokenizer.mask_token_id if mask_id is None else mask_id
+        if mask_id is None or tokenizer.pad_token_id is None:
+            missing = "mask" if mask_id is None else "padding"
             raise ModelError(f"model {name!r}: its tokenizer has no {missing} token; expected that of a masked LM")
-        self.mask_id: int = tokenizer.mask_token_id
+        self.mask_id: int = mask_id
         self.pad_id: int = tokenizer.pad_token_id
         self.has_types = "token_type_ids" in tokenizer.model_input_names
         self._space_matters = self._tokens(["a"]) != self._tokens([" a"])

@@ -17,7 +17,7 @@ from pet.tasks.patterns import PVP
 class Verbalizer:
     """The label words of one pattern, each of one token, or those of M members that share a batch.
 
-    All that a label's score takes from a model is asked for in `scores`.
+    All that a label's score takes from a model is asked for in `scores`, so that words may come to depend on the row.
     """
 
     words: torch.Tensor

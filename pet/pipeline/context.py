@@ -4,7 +4,7 @@ Nothing in it changes while the run goes on. What one stage makes for another is
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from torch.nn import Module
 from pet.config.identity import identity_settings
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import SettingsError
-from pet.modeling import loading
+from pet.modeling import backbones, loading
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer
 from pet.pipeline.node import Node, Stage
@@ -169,8 +169,7 @@ class RunContext:
 
     def prompt_tokenizer_of(self, model: str | None) -> PromptTokenizer:
         """The tokenizer of another model (`None`: model.name). That of an adapted model is the one it had before."""
-        settings = self.model_settings(model)
-        return PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        return backbones.load_tokenizer(self.model_settings(model))
 
     def encoder(self, pvp: PVP) -> Encoder:
         """What fills texts into a member's pattern."""
@@ -231,10 +230,6 @@ class RunContext:
     def say(self, message: str) -> None:
         """One line for the person watching."""
         self.runtime.reporter.say(message)
-
-    def with_reporter(self, reporter: Any) -> "RunContext":
-        """The same run, which reports to another one."""
-        return replace(self, runtime=replace(self.runtime, reporter=reporter))
 
     def checkpoints(
         self, draft: Draft, weights: Module, optimizer: Optimizer, title: str, names: Sequence[str]

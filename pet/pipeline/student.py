@@ -2,6 +2,7 @@
 was saved, to be asked. No artifact here."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import BaselineSettings, DistillSettings, ModelSettings
-from pet.modeling import loading, packing
+from pet.modeling import backbones, loading, packing
 from pet.modeling.batch import Batch, Layout, send
 from pet.modeling.classifier import ClassifierModel
 from pet.modeling.prompts import EncodedTexts, Encoder, plain_pattern
-from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
+from pet.modeling.tokenization import TokenizedTexts
 from pet.pipeline.context import RunContext, Start
 from pet.store.draft import Draft
 from pet.tasks.texts import TextSource
 from pet.training.checkpoint import train_saved
+from pet.training.compile import warm_up
 from pet.training.device import Runtime, seed_everything
 from pet.training.distributed import Ranks, shard
 from pet.training.finite import Origin
@@ -46,7 +48,7 @@ class Classifier:
         self.seed = seed
         self.seen = np.zeros(0, dtype=np.bool_)
         settings = start.settings
-        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        self.prompt_tokenizer = backbones.load_tokenizer(settings)
         self.origin = Origin(settings.name)
         """What is to blame where a loss or a score is not finite."""
         seed_everything(seed)
@@ -80,21 +82,24 @@ class Classifier:
         setting = f"{draft.key.stage}.learning_rate"
         self.origin = dataclasses.replace(self.origin, setting=setting, rate=settings.learning_rate)
         runtime, ranks = self.ctx.runtime, self.ctx.runtime.ranks
-        for model in (self.model, self.compute_model.model):
+        for model in (self.model, self.compute_model.lm):
             loading.freeze_lower(model, settings.frozen_layers)
         layout = packing.training_layout(self.model, runtime.captures)
+        warm_up(self.compute_model, layout.padded, training=True)
 
         def draw(steps: int) -> Iterator[tuple[Batch, torch.Tensor]]:
             order = endless_order(len(rows), settings.batch, np.random.default_rng(self.seed))
             self.seen = np.zeros(len(rows), dtype=np.bool_)
-            for number, chosen in enumerate(order):
+            for chosen in itertools.islice(order, steps * settings.accumulation):  # before the checkpoint
                 self.seen[chosen] = True
-                if number < steps * settings.accumulation:
-                    continue  # before the checkpoint
-                mine, of_all = chosen[ranks.own(len(chosen))], layout
-                if ranks.size > 1:
-                    of_all = layout_of_all(rows.lengths(chosen), layout, ranks)
-                yield send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
+            return map(batch_of, order)
+
+        def batch_of(chosen: NDArray[np.int64]) -> tuple[Batch, torch.Tensor]:
+            self.seen[chosen] = True
+            mine, of_all = chosen[ranks.own(len(chosen))], layout
+            if ranks.size > 1:
+                of_all = layout_of_all(rows.lengths(chosen), layout, ranks)
+            return send((rows.batch(mine, of_all), targets[torch.from_numpy(mine)]), runtime.device)
 
         def losses(given: tuple[Batch, torch.Tensor]) -> dict[str, torch.Tensor]:
             batch, wanted = given
@@ -116,7 +121,9 @@ class Classifier:
 
     def features(self, rows: EncodedTexts, name: str) -> NDArray[np.float32]:
         """Features [N, H] of `modeling/classifier`."""
-        return self._score(self.compute_model.features, rows, name)
+        ask = self.compute_model.features
+        warm_up(self.compute_model, not packing.is_packed(self.model), ask=ask)
+        return self._score(ask, rows, name)
 
     def _score(self, score: Callable[[Batch], torch.Tensor], rows: EncodedTexts, name: str) -> NDArray[np.float32]:
         layout = packing.scoring_layout(self.model)
@@ -141,7 +148,7 @@ class Checkpoint:
         """
         settings = ModelSettings(name=str(folder.resolve()), max_length=max_length)
         self.runtime = runtime
-        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+        self.prompt_tokenizer = backbones.load_tokenizer(settings)
         self.encoder = Encoder(self.prompt_tokenizer, plain_pattern(fields), max_length)
         self.origin = Origin(settings.name, remedy="use another run, or make it anew")
         model = loading.load_classifier(settings, labels).to(runtime.device).eval()
@@ -150,5 +157,5 @@ class Checkpoint:
     def score(self, texts: TextSource, name: str) -> NDArray[np.float32]:
         """Label scores [N, L]."""
         rows = self.encoder.encode(TokenizedTexts(self.prompt_tokenizer, texts))
-        layout = packing.steady_layout(self.compute_model.model)
+        layout = packing.steady_layout(self.compute_model.lm)
         return score_rows(self.compute_model.logits, rows, layout, self.runtime, name, self.origin)

@@ -1,18 +1,16 @@
-"""The three losses, and which tokens the MLM loss asks for. Tensors in, scalars out; no model.
+"""The three losses. Tensors in, scalars out; no model.
 
 Shapes: B rows, N tokens, L labels, K MLM targets, V vocabulary, M members trained in one batch.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
 from pet.modeling.token_losses import IGNORED, TokenLosses
-
-KEPT, MASKED = 0.1, 0.8
-"""Of the MLM targets 80 % are replaced by the mask, 10 % by a random token, 10 % stay (BERT; P1 uses the same)."""
 
 
 def label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -65,32 +63,21 @@ def products_gradient(
     return each.to(products.dtype), None if bias is None else each.sum(1)
 
 
-def fusible_token_losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-    """`token_losses` by `FusibleTokenLosses`, not compiled."""
-    return FusibleTokenLosses.apply(products, bias, targets, losses_and_totals, products_gradient)  # type: ignore
-
-
-FIRST = 104
-"""Targets that compiled losses see first."""
+def fusible_token_losses(
+    products: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    parts: Sequence[Any] = (losses_and_totals, products_gradient),
+) -> torch.Tensor:
+    """`token_losses` by `FusibleTokenLosses`; `parts`: its two functions, compiled or not."""
+    return FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
 
 
 @functools.cache
 def compiled_token_losses(alike: bool) -> TokenLosses:
-    """The same as a few kernels; `alike`: for one number of targets, or two, not for any. Then they see FIRST targets
-    before others, for the reason that `packing.warm_up` gives."""
+    """The same as a few kernels. `alike`: for one number of targets, or two; else for any, after `warm_up_losses`."""
     parts = [torch.compile(one, dynamic=not alike) for one in (losses_and_totals, products_gradient)]
-    seen = set[tuple[Any, ...]]()
-
-    def losses(products: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
-        kind = (len(products), products.dtype, bias is None)
-        if not alike and kind not in seen and torch.is_grad_enabled():
-            seen.add(kind)
-            first = products.new_zeros(len(products), FIRST).requires_grad_()
-            found = losses(first, bias, targets.new_zeros(FIRST))
-            torch.autograd.grad(found, first, torch.ones_like(found))
-        return FusibleTokenLosses.apply(products, bias, targets, *parts)  # type: ignore
-
-    return losses
+    return functools.partial(fusible_token_losses, parts=parts)
 
 
 def mlm_loss(losses: torch.Tensor, targets: torch.Tensor, members: torch.Tensor, num_members: int) -> torch.Tensor:

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.modeling.backbones.masked_lm import apply_mlm_mask
 from pet.modeling.batch import Batch, round_up, send
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
 from pet.training import mlm_corpus
 from pet.training.distributed import ALONE, Ranks
-from pet.training.losses import KEPT, MASKED
 
-TARGETS = 64
+TARGET_MULTIPLE = 64
 """MLM targets of a micro-batch are brought to a multiple of it, as matrix products on a GPU want."""
 
 
@@ -43,13 +43,13 @@ def hide(
     ranks: Ranks = ALONE,
 ) -> MaskedBatch:
     """Hide a share of the tokens of blocks [B, T], every token but special ones as readily as any other; the result on
-    a device. The places come to a multiple of TARGETS, the same for every batch of a size, each once: attention is told
-    that no block has more targets than tokens; of those in excess nothing is asked. Of R ranks each keeps every R-th
-    block."""
+    a device. The places come to a multiple of TARGET_MULTIPLE, the same for every batch of a size, each once: attention
+    takes it that a block may have as many targets as tokens; of those in excess nothing is asked. Of R ranks each keeps
+    every R-th block."""
     flat = ids.ravel()
     hideable = np.isin(flat, prompt_tokenizer.tokenizer.all_special_ids, invert=True)
     wanted = max(1, round(probability * flat.size))
-    count = min(round_up(wanted, TARGETS), flat.size)
+    count = min(round_up(wanted, TARGET_MULTIPLE), flat.size)
     wanted = min(wanted, int(np.count_nonzero(hideable)))
     order = np.where(hideable, rng.exponential(size=flat.size), np.inf)
     places = np.argpartition(order, np.unique([max(wanted - 1, 0), count - 1]))[:count]
@@ -84,36 +84,8 @@ def part_of(
     expected = len(hidden) * len(blocks) / num
     most = max(int(np.bincount(owners).max(initial=0)), int(expected + 6 * np.sqrt(expected)))
     size = len(blocks) * length
-    capacity = min(round_up(most, TARGETS), size)
+    capacity = min(round_up(most, TARGET_MULTIPLE), size)
     rest = np.setdiff1d(np.arange(size), found)[: capacity - len(found)]
     asked = np.full(capacity, IGNORED)
     asked[: len(found)] = targets[owners == ranks.rank]
     return shown[blocks], np.concatenate([found, rest]), asked, len(found) / max(1, len(hidden))
-
-
-def mask_tokens(
-    input_ids: NDArray[np.int64],
-    maskable: NDArray[np.bool_],
-    probability: float,
-    mask_id: int,
-    vocabulary_size: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose MLM targets among `maskable` tokens and hide most of them.
-
-    `input_ids`, `maskable`: [N]. Returns the changed ids [N] and the targets [N], IGNORED where nothing is asked. The
-    input is not modified.
-    """
-    chosen = maskable & (rng.random(input_ids.shape) < probability)
-    fate = rng.random(input_ids.shape)
-    random_tokens = rng.integers(0, vocabulary_size, size=input_ids.shape)
-    changed = np.where(chosen, apply_mlm_mask(input_ids, fate, random_tokens, mask_id), input_ids)
-    return changed, np.where(chosen, input_ids, IGNORED)
-
-
-def apply_mlm_mask(
-    tokens: NDArray[np.int64], fate: NDArray[np.float64], random_tokens: NDArray[np.int64], mask_id: int
-) -> NDArray[np.int64]:
-    """MLM targets [K] as the model gets to see them: the mask, a random token or themselves, by `fate` in [0, 1)."""
-    shown = np.where(fate < MASKED, mask_id, random_tokens)
-    return np.where(fate >= 1 - KEPT, tokens, shown)

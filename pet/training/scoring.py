@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pet.modeling import packing
+from pet.modeling.backbones import Backbone
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts
-from pet.training import compile
+from pet.training.compile import compile_layers, warm_up
 from pet.training.device import Runtime
 from pet.training.distributed import ALONE, Ranks
 from pet.training.finite import Origin
@@ -24,7 +25,7 @@ from pet.training.losses import compiled_token_losses
 
 Float = NDArray[np.float32]
 
-M = TypeVar("M", ClozeModel, ClassifierModel)
+M = TypeVar("M", Backbone, ClassifierModel)
 
 WINDOW = 65_536
 """Rows that are sorted at a time, so that memory does not grow with the pool."""
@@ -109,17 +110,18 @@ def computing_copy(model: M, runtime: Runtime, alike: bool = False) -> M:
     """The model to compute with: in fp32 the model itself; else a copy whose encoder is in the runtime's precision.
     `alike`: see `compile_layers`.
 
-    `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision.
+    `refresh` brings it up to date. Where the head cannot be taken apart, all of the copy is in that precision. It is
+    warmed up for scoring; who trains it calls `warm_up` first.
     """
     compute_model = model
     if runtime.dtype is not None:
         compute_model = copy.deepcopy(model)
-        (compute_model.transformer.base_model if compute_model.shortcut else compute_model.transformer).to(
-            runtime.dtype
-        )
-    compiled = compile.compile_layers(compute_model.transformer, runtime, alike)
-    if compiled and isinstance(compute_model, ClozeModel):
-        compute_model.token_losses = compiled_token_losses(alike)
+        (compute_model.lm.base_model if compute_model.shortcut else compute_model.lm).to(runtime.dtype)
+    if compile_layers(compute_model.lm, runtime, alike):
+        compute_model.compiled = not alike
+        if isinstance(compute_model, Backbone):
+            compute_model.token_losses = compiled_token_losses(alike)
+        warm_up(compute_model, padded=not packing.is_packed(compute_model.lm))
     return compute_model
 
 

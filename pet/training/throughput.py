@@ -10,7 +10,7 @@ from torch import nn
 
 from pet.config.schema import PretrainSettings
 from pet.modeling import loading, packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import Backbone
 from pet.modeling.families import family_of
 from pet.training.checkpoint import CheckpointManager
 from pet.training.device import Runtime, matmul_rate
@@ -42,7 +42,7 @@ class ThroughputMeter:
             self.marks.append((step, time.perf_counter()))
         self.checkpoints.after(step, state, stopping)
 
-    def speed(self, cloze: ClozeModel, runtime: Runtime) -> dict[str, float]:
+    def speed(self, cloze: Backbone, runtime: Runtime) -> dict[str, float]:
         """Tokens a second, FLOP/s and their share of the matmul rate, all of the median stretch between two reports: to
         compile, to capture and to save is no part of it."""
         if len(self.marks) < 3:
@@ -55,7 +55,7 @@ class ThroughputMeter:
         return {"tokens_per_second": rate, "flops": flops, "matmul_rate": ceiling, "share_of_matmul": flops / ceiling}
 
 
-def flops_per_token(cloze: ClozeModel, settings: PretrainSettings) -> float:
+def flops_per_token(cloze: Backbone, settings: PretrainSettings) -> float:
     """Of a training step, for each token of its blocks: matrix products alone, those of attention among them
     (Chowdhery et al. 2022, appendix B). Each is computed once forward and once for the gradient of what it is given, a
     product with weights once more for theirs, if they are trained. LM head, and where it can the last layer, are

@@ -43,6 +43,8 @@ from pet.tasks.texts import read_texts
 from pet.tools.export import checkpoint as exporting
 from pet.tools.export.model_card import MINI_BASE, hub_base, quoted
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 CHECKPOINT = {"README.md", "config.json", "model.safetensors", *TOKENIZER}
 

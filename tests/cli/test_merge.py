@@ -29,6 +29,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from pet.tasks.texts import read_texts
 
+pytestmark = pytest.mark.slow
+
 SCORES = "scores.safetensors"
 CHECKPOINT = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 LORA = ["--set", "finetune.method=lora", "--set", "finetune.repetitions=1", "--set", "finetune.steps=4"]

@@ -32,6 +32,8 @@ from pet.tasks import readers, writers
 from pet.tasks.texts import read_texts
 from pet.tools.inference import predictor as predicting
 
+pytestmark = pytest.mark.slow
+
 PROBABILITIES = [f"probability_{label}" for label in LABELS]
 
 

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from support.rows import LABELS, TOPICS, declare, find_one, lay_ground, lively_model, pet, pet_run, read_json
 
+pytestmark = pytest.mark.slow
+
 SIZE = 30
 SMALL = {
     "data": {"train_examples": 6, "pool_per_label": 4},

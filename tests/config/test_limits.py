@@ -31,6 +31,8 @@ from pet.tasks.card import Source, load_card
 from pet.tasks.sources import load_texts
 from pet.tasks.texts import Texts
 
+pytestmark = pytest.mark.slow
+
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n" for before, after in zip("abcdef", "bcdefg", strict=True)
 )

@@ -85,7 +85,7 @@ def test_every_parameter_gets_the_gradient_of_the_whole_model(family, layout):
     mine, untouched = pair_of(family)
     batch = batch_of(family, layout)
     loss = torch.nn.functional.cross_entropy
-    found = gradients(mine.model, loss(mine.logits(batch), TARGETS))
+    found = gradients(mine.lm, loss(mine.logits(batch), TARGETS))
     assert all(one.isfinite().all() for one in found.values())
     assert_same_gradients(found, gradients(untouched, loss(logits_alone(untouched, batch), TARGETS)))
 
@@ -115,16 +115,16 @@ def test_the_head_s_dropout_is_the_whole_model_s(family):
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_its_parameters_and_its_mode_are_the_transformers_model_s(family):
     mine, _ = pair_of(family)
-    assert {id(one) for one in mine.parameters()} == {id(one) for one in mine.transformer.parameters()}
-    assert mine.train().transformer.training
-    assert not mine.eval().transformer.training
+    assert {id(one) for one in mine.parameters()} == {id(one) for one in mine.lm.parameters()}
+    assert mine.train().lm.training
+    assert not mine.eval().lm.training
 
 
 @pytest.mark.parametrize("family", HEADS)
 def test_a_body_in_lower_precision_may_have_a_head_in_full(family):
     """As a scoring copy on a GPU has it."""
     mine, untouched = pair_of(family)
-    mine.model.base_model.to(torch.bfloat16)
+    mine.lm.base_model.to(torch.bfloat16)
     batch = batch_of(family, "end to end")
     with torch.no_grad():
         logits, features = mine.logits(batch), mine.features(batch)

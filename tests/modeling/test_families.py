@@ -34,9 +34,9 @@ from transformers.modeling_outputs import MaskedLMOutput, SequenceClassifierOutp
 from pet.config.schema import ModelSettings
 from pet.errors import SettingsError
 from pet.modeling import families, packing
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, Layout
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.families import FAMILIES, Family, family_of, register
 from pet.modeling.loading import check_length, layers_of
 from pet.modeling.lora import find_targets
@@ -134,7 +134,7 @@ def batch_of(known: bool) -> Batch:
 
 def test_an_entry_opens_the_fast_path_and_answers_and_gradients_stay_the_same(known):
     mine, untouched = (tiny_toy(AutoModelForMaskedLM) for _ in range(2))
-    cloze, batch = ClozeModel(mine), batch_of(known)
+    cloze, batch = MaskedLM(mine), batch_of(known)
     assert cloze.shortcut == packing.is_packed(cloze.lm) == known
     seen: list[int] = []
     layers_of(cloze.lm)[-1].intermediate.register_forward_hook(

@@ -33,8 +33,8 @@ from torch.nn import functional
 
 from pet.config.schema import FinetuneSettings
 from pet.errors import ModelError, NotFinite, SettingsError
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.batch import Batch, Layout
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.families import FAMILIES as KNOWN
 from pet.modeling.loading import freeze_lower
 from pet.modeling.lora import (
@@ -54,7 +54,6 @@ from pet.modeling.token_losses import IGNORED
 from pet.modeling.verbalizers import Verbalizer
 from pet.pipeline.members.batches import (
     KEY_STEP,
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -66,8 +65,10 @@ from pet.training.reporter import Silent
 from pet.training.scoring import computing_copy
 from pet.training.trainer import Trainer, TrainingReport
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-"""peft still asks transformers so."""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks it so
+]
 
 torch.set_num_threads(1)  # models this small lose more by waiting for a second core than they gain
 
@@ -128,7 +129,7 @@ def members_of(batch: Batch, whose: torch.Tensor = WHOSE, filler: int = 1) -> to
     return torch.cat([whose, extra])[batch.rows]
 
 
-def logits_of(cloze: ClozeModel, batch: Batch) -> torch.Tensor:
+def logits_of(cloze: MaskedLM, batch: Batch) -> torch.Tensor:
     """[N, V]."""
     return vocabulary_logits(cloze, cloze.states(batch)).T
 
@@ -154,7 +155,7 @@ def with_member(family: str, adapters: Adapters, member: int, **more: object):
 @pytest.mark.parametrize("family", MAPS)
 def test_each_row_of_a_batch_is_answered_with_its_own_member_s_weights(family):
     """Whatever the order of the rows, and next to rows that no member asked for."""
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family))
     adapters = grown(cloze.lm)
     references = [with_member(family, adapters, member) for member in range(3)]
     untouched = model_of(family)
@@ -174,7 +175,7 @@ def test_each_row_of_a_batch_is_answered_with_its_own_member_s_weights(family):
 
 @pytest.mark.parametrize("family", PACKED)
 def test_whom_the_filling_tokens_are_given_to_changes_no_row(family):
-    batch, cloze = some_batch(family, FILLED), ClozeModel(model_of(family))
+    batch, cloze = some_batch(family, FILLED), MaskedLM(model_of(family))
     adapters, own = grown(cloze.lm), tokens_of(batch)
     assert len(own) < len(batch.input_ids)
     found = []
@@ -187,7 +188,7 @@ def test_whom_the_filling_tokens_are_given_to_changes_no_row(family):
 
 
 def test_without_a_gate_the_model_answers_as_if_there_were_no_adapters():
-    batch, cloze = some_batch("bert", FILLED), ClozeModel(model_of())
+    batch, cloze = some_batch("bert", FILLED), MaskedLM(model_of())
     adapters = grown(cloze.lm)
     with torch.no_grad():
         expected = cloze.states(batch)
@@ -204,7 +205,7 @@ def test_without_a_gate_the_model_answers_as_if_there_were_no_adapters():
 def test_in_bf16_scores_are_within_a_tenth_of_those_in_fp32(family, folded):
     """Of the largest score: the bound of the copy that scores without adapters, too. Folded weights are computed from
     the fp32 ones."""
-    cloze = ClozeModel(model_of(family))
+    cloze = MaskedLM(model_of(family))
     low = computing_copy(cloze, Runtime(torch.device("cpu"), torch.bfloat16, 2048, Silent()))
     assert low.lm.base_model.dtype == torch.bfloat16
     batch, words = some_batch(family, layout_of(family)), torch.arange(20, 40)
@@ -233,7 +234,7 @@ def test_in_bf16_scores_are_within_a_tenth_of_those_in_fp32(family, folded):
 def test_of_a_deberta_whose_queries_are_also_those_of_positions_only_values_are_adapted():
     """DeBERTa v3 (`share_att_key`): query and key maps also read the table of relative positions, no token's."""
     share, batch = {"share_att_key": True}, some_batch("deberta-v2", layout_of("deberta-v2"))
-    cloze = ClozeModel(model_of("deberta-v2", **share))
+    cloze = MaskedLM(model_of("deberta-v2", **share))
     for targets in (None, ["key_proj"], ["value_proj", "query_proj"]):
         with pytest.raises(SettingsError, match=r"share_att_key.*such as value_proj, or use finetune.method=full"):
             grown(cloze.lm, targets=targets)
@@ -275,7 +276,7 @@ def reference_gradients(
 def test_gradients_of_each_member_are_those_of_its_rows_alone(family):
     """Of a loss that weighs every logit of every token differently; in float64, where nothing hides in rounding. No
     weight of the model gets a gradient."""
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family).double())
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family).double())
     adapters, own = grown(cloze.lm).double(), tokens_of(batch)
     shape, generator = (len(batch.input_ids), len(TOKENIZERS[kind(family)]())), torch.Generator().manual_seed(0)
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -301,7 +302,7 @@ def test_gradients_of_each_member_are_those_of_its_rows_alone(family):
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("member", range(3))
 def test_other_members_get_exactly_nothing_from_a_member_s_rows(family, member):
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family))
     adapters = grown(cloze.lm)
     rows = [tokens for whose, (_, tokens) in zip(WHOSE.tolist(), alone(batch), strict=True) if whose == member]
     with adapters.installed():
@@ -336,7 +337,7 @@ def test_each_member_s_gradient_is_clipped_to_a_norm_of_its_own(max_norm):
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_at_the_start_every_member_answers_like_the_model_itself(family):
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family))
     adapters = Adapters(cloze.lm, cloze.lm, SEEDS, settings_of())
     with torch.no_grad():
         expected = cloze.states(batch)
@@ -444,7 +445,7 @@ def test_a_row_in_a_batch_is_dropped_from_as_it_is_alone(family):
     """Whichever others are there and wherever it lies; other keys, other answers; none, as without."""
     rate = {"dropout": 0.2} if family == "distilbert" else {"hidden_dropout_prob": 0.2}
     batch, rows, layout = some_batch(family, layout_of(family)), some_rows(family), layout_of(family)
-    cloze = ClozeModel(model_of(family, **rate))
+    cloze = MaskedLM(model_of(family, **rate))
     adapters = grown(cloze.lm)
     keys = keys_of(77, len(batch.input_ids))
 
@@ -468,7 +469,7 @@ def test_a_row_in_a_batch_is_dropped_from_as_it_is_alone(family):
     scale = without[own].abs().max()
     assert all((one - together)[own].abs().max() > 0.1 * scale for one in (without, other))
     with torch.no_grad():
-        assert_near(closed[own], ClozeModel(model_of(family)).states(batch)[own])
+        assert_near(closed[own], MaskedLM(model_of(family)).states(batch)[own])
 
 
 @pytest.mark.parametrize("layout", [Layout(False), FILLED], ids=["end to end", "filled up"])
@@ -476,7 +477,7 @@ def test_a_row_in_a_batch_is_dropped_from_as_it_is_alone(family):
 def test_states_at_some_tokens_are_those_of_all_states_with_adapters_and_dropout_too(family, layout):
     """The last layer computes those only, each with its own member's adapter and its own key; in the next pass too."""
     rate = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.0}
-    batch, cloze = some_batch(family, layout), ClozeModel(model_of(family, **rate))
+    batch, cloze = some_batch(family, layout), MaskedLM(model_of(family, **rate))
     adapters = grown(cloze.lm, targets=["query", "key", "value", "dense"])
     tokens = tokens_of(batch)[torch.tensor([30, 2, 3, 2, 17, 41])]
     with torch.no_grad(), adapters.installed():
@@ -497,7 +498,7 @@ def test_dropout_is_where_hidden_states_are_dropped_and_nowhere_drops_alike(fami
     """Behind the embeddings and once or twice a layer; attention is left alone."""
     rate = {"dropout": 0.2} if family == "distilbert" else {"hidden_dropout_prob": 0.2}
     rate["attention_dropout" if family == "distilbert" else "attention_probs_dropout_prob"] = 0.2
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family, **rate))
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family, **rate))
     adapters, masks = grown(cloze.lm), []
 
     def meter(module: torch.nn.Module, inputs: tuple[torch.Tensor], found: torch.Tensor) -> None:
@@ -534,7 +535,7 @@ def everything(lm: torch.nn.Module) -> list[object]:
 def test_after_it_the_model_is_exactly_what_it_was(family, problem, training):
     """Weights to the bit, what is trained, and which modules there are; also when something goes wrong inside."""
     lm = model_of(family)
-    cloze = ClozeModel(lm)
+    cloze = MaskedLM(lm)
     freeze_lower(lm.train(training), None if family == "albert" else 1)
     before, weights = everything(lm), copy.deepcopy(lm.state_dict())
     adapters = grown(lm)
@@ -567,14 +568,14 @@ def test_after_it_the_model_is_exactly_what_it_was(family, problem, training):
     lm.eval()
     assert_near(
         cloze.states(batch).detach()[tokens_of(batch)],
-        ClozeModel(model_of(family)).states(batch).detach()[tokens_of(batch)],
+        MaskedLM(model_of(family)).states(batch).detach()[tokens_of(batch)],
     )
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "modernbert"])
 def test_a_member_folded_in_answers_as_it_does_in_a_batch(family):
     """One after another, in any order: each is folded into the original weights."""
-    batch, cloze = some_batch(family, layout_of(family)), ClozeModel(model_of(family))
+    batch, cloze = some_batch(family, layout_of(family)), MaskedLM(model_of(family))
     adapters, own = grown(cloze.lm), tokens_of(batch)
     with torch.no_grad(), adapters.installed():
         base, expected = cloze.states(batch), []
@@ -636,7 +637,7 @@ def test_targets_are_named_by_the_end_of_their_full_names_and_lie_in_the_body():
 
 def test_targets_other_than_the_default_are_adapted_like_it():
     """Maps of other sizes, embeddings of another size than the layers."""
-    batch, cloze = some_batch("albert", FILLED), ClozeModel(model_of("albert"))
+    batch, cloze = some_batch("albert", FILLED), MaskedLM(model_of("albert"))
     adapters = grown(cloze.lm, targets=["ffn", "ffn_output", "embedding_hidden_mapping_in"])
     assert {(one.in_features, one.out_features) for one in adapters.bases.values()} == {(32, 48), (48, 32), (16, 32)}
     with torch.no_grad(), adapters.installed():
@@ -1032,7 +1033,7 @@ def batches_of(members: Sequence[int], layout: Layout = FILLED) -> Iterator[Cloz
 @cache
 def train(*members: int, dropout: bool) -> tuple[list[TrainingReport], Adapters]:
     """Members in one batch, as finetune does it."""
-    cloze = ClozeModel(model_of())
+    cloze = MaskedLM(model_of())
     adapters = Adapters(cloze.lm, cloze.lm, [SEEDS[one] for one in members], TRAINING)
 
     def losses(given: ClozeBatch) -> Losses:
@@ -1096,7 +1097,7 @@ def peft_loop(model: torch.nn.Module, batches: Iterator[ClozeBatch]) -> list[dic
         logits = logits.index_put(
             (torch.cat([tokens for _, tokens in rows]),), torch.cat([model(**inputs).logits[0] for inputs, _ in rows])
         )
-        scores = logits[given.label_places][:, given.words] @ given.averaging[0]
+        scores = logits[given.label_places][:, given.verbalizer.words] @ given.verbalizer.averaging[0]
         label = functional.cross_entropy(scores, given.labels[0])
         asked = given.targets != IGNORED
         mlm = functional.cross_entropy(logits[given.target_places[asked]], given.targets[asked])

@@ -31,6 +31,8 @@ from pet.modeling.packing import TOKEN_MULTIPLE, TRAINING_WIDTHS, full_logits, h
 from pet.training.device import Runtime
 from pet.training.reporter import Silent
 
+pytestmark = pytest.mark.slow
+
 END_TO_END = {"end to end": Layout(False), "filled up": FILLED}
 PADDED = {"padded": Layout(True, width_multiple=8), "padded to one width": Layout(True, 72)}
 CASES = [(family, name) for family in PACKED for name in (*END_TO_END, *PADDED)]
@@ -391,60 +393,3 @@ def test_both_kernels_for_half_precision_let_each_row_attend_to_itself(training,
     for one, exact in pairs:
         assert one.isfinite().all()
         assert float((one - exact).detach().norm()) < 0.02 * float(exact.detach().float().norm())
-
-
-# ---- what is compiled ----------------------------------------------------------------------------------------------
-
-
-def compile_here(lm: Any) -> list[list[int]]:
-    """Compile all layers but the last one on a CPU; what is returned fills with the numbers that each program was
-    fitted to."""
-    fitted: list[list[int]] = []
-
-    def backend(graph: Any, inputs: list[Any]) -> Any:
-        sizes = [size for one in inputs for size in ([one] if isinstance(one, torch.SymInt) else one.shape)]
-        fitted.append(sorted({size.node.hint for size in sizes if isinstance(size, torch.SymInt)}))
-        return graph.forward
-
-    torch._dynamo.reset()
-    for layer in layers_of(lm)[:-1]:
-        layer.compile(dynamic=True, backend=backend)
-    lm.pet_kinds_seen = set()
-    return fitted
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("family", "layout", "ways"),
-    [
-        ("roberta", "end to end", [(True, True), (False, True)]),
-        ("roberta", "end to end", [(False, False), (True, True)]),
-        ("deberta-v2", "padded", [(False, False)]),
-    ],
-)
-def test_what_is_compiled_is_fitted_to_the_same_numbers_whatever_comes_first(family, layout, ways):
-    """And once for each way to be asked, in training or not, about some tokens or all: so by that the real batches are
-    computed."""
-    batch, lm = some_batch(family, {**END_TO_END, **PADDED}[layout]), model_of(family)
-    fitted = compile_here(lm)
-    for training, some in ways:
-        lm.train(training)
-        with torch.inference_mode(not training):
-            found = states_at(lm, batch, batch.mask_positions) if some else hidden_states(lm, batch)
-        assert len(found) == (len(batch) if some else len(batch.input_ids))
-    rows, width = packing.FIRST
-    numbers = [rows * width, rows + 1, 3 * width] if layout == "end to end" else [rows, width]
-    assert fitted == [sorted(numbers)] * len(ways)
-
-
-def test_the_first_batch_that_is_compiled_for_changes_no_random_number():
-    lm, other = model_of("roberta"), model_of("roberta")
-    other.pet_kinds_seen = set()
-    batch = some_batch("roberta", END_TO_END["end to end"])
-    found = []
-    for one in (lm, other):
-        one.train()
-        torch.manual_seed(0)
-        found.append(hidden_states(one, batch))
-    assert other.pet_kinds_seen
-    assert torch.equal(*found)

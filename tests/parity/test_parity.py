@@ -9,7 +9,7 @@ Where each claim is tested ("here" is this file; what another file holds already
 | token ids, mask and segment ids of every card, pattern and kind of tokenizer; truncation of both recipes | here: encodings |
 | spaces and glued parts, truncation against a slow reference, texts marked `whole` | test_encoding.py |
 | a label word is one token or is refused | here: label words; the sentence: test_encoding.py |
-| a label's score is the mean of its words' logits at the mask | test_cloze.py: test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask |
+| a label's score is the mean of its words' logits at the mask | test_masked_lm.py: test_label_scores_are_the_mean_logits_of_the_label_words_at_the_mask |
 | label and MLM loss of a batch, values and gradients of every weight, alpha 1e-4 | here: losses; in float64: stages/test_finetune.py |
 | which tokens are MLM targets and what replaces them (0.15; 80, 10, 10) | test_losses.py; stages/test_finetune.py: test_any_targets_are_what_the_published_code_masks |
 | weights, pooling of raw scores, softmax | test_ensemble.py; of a whole run: stages/test_label.py |
@@ -58,14 +58,13 @@ from support.tiny import KIND_OF, WORDS, tiny_model
 from pet.config.resolve import resolve_settings
 from pet.config.schema import FinetuneSettings, Optimisation, Settings
 from pet.errors import TaskError
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.packing import training_layout
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.members.batches import (
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -80,6 +79,8 @@ from pet.training.device import Runtime
 from pet.training.losses import distillation_loss, label_loss
 from pet.training.reporter import Silent
 from pet.training.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 CARDS = {
     **{name: [pattern for pattern, _ in pvps] for name, pvps in PVPS.items()},
@@ -162,7 +163,7 @@ def test_rows_of_every_card_are_those_of_the_published_code_and_differ_in_recipe
 @pytest.mark.parametrize("kind", FOUR_TOKENIZERS)
 @pytest.mark.parametrize("name", ["agnews", "yelp-full", "mnli"])
 def test_blanks_around_a_text_are_dropped_which_is_the_one_difference_of_clean_texts(name, kind):
-    """The published code hands them to the tokenizer (docs/paper-recipe.md)."""
+    """The published code hands them to the tokenizer (docs/explanation/paper-recipe.md)."""
     columns = [sentences(3, 8, blanks=True), sentences(4, 8, blanks=True)]
     bare = [[one.strip() for one in column] for column in columns]
     assert encoded(name, kind, "paper", 64, columns) == expected(name, kind, cut_as_published, 64, bare)
@@ -212,11 +213,11 @@ def tokenizer_of(family: str) -> Any:
     return albert_tokenizer() if family == "albert" else FOUR_TOKENIZERS[KIND_OF[family]]()
 
 
-def cloze_of(family: str) -> ClozeModel:
-    return ClozeModel(tiny_model(family, tokenizer_of(family), seed=1, **STILL))
+def cloze_of(family: str) -> MaskedLM:
+    return MaskedLM(tiny_model(family, tokenizer_of(family), seed=1, **STILL))
 
 
-def micro_batches(cloze: ClozeModel, family: str, pattern: str, settings: FinetuneSettings) -> Iterator[ClozeBatch]:
+def micro_batches(cloze: MaskedLM, family: str, pattern: str, settings: FinetuneSettings) -> Iterator[ClozeBatch]:
     """What a member is trained on, for ever."""
     prompt_tokenizer = PromptTokenizer(tokenizer_of(family), family)
     parsed = parse_pattern(pattern, ["a", "b"])
@@ -231,7 +232,7 @@ def micro_batches(cloze: ClozeModel, family: str, pattern: str, settings: Finetu
     (words,) = encode_verbalizers(prompt_tokenizer, [PVP(0, parsed, LABEL_WORDS)], "mood")
     never = never_masked(prompt_tokenizer, settings.mask_targets)
     sources = MemberSources(rows(5, 9), np.arange(9) % 3, rows(6, 14), words, never)
-    layout = training_layout(cloze.transformer, SILENT, LENGTH if settings.mask_targets == "any" else None)
+    layout = training_layout(cloze.lm, SILENT, LENGTH if settings.mask_targets == "any" else None)
     shares = draw_member_batches(sources, settings, layout, np.random.default_rng(0))
     return (collate_members([share], settings, layout) for share in shares)
 
@@ -312,7 +313,8 @@ MISSED = {
     "bert": set(),
     "albert": {"albert.encoder.albert_layer_groups.0.albert_layers.0.full_layer_layer_norm.weight"},
 }
-"""Norm weights that the published code's filter by name misses and so decays; pet does not (docs/paper-recipe.md)."""
+"""Norm weights that the published code's filter by name misses and so decays; pet does not
+(docs/explanation/paper-recipe.md)."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -65,7 +65,8 @@ def test_texts_are_drawn_without_replacement_in_proportion_to_the_probability_of
 
 
 def test_a_text_is_drawn_for_one_label_only_where_the_published_code_may_draw_it_for_two():
-    """Without labelled texts (docs/paper-recipe.md): there each label draws from all texts that fit it best."""
+    """Without labelled texts: there each label draws from all texts that fit it best
+    (docs/explanation/paper-recipe.md)."""
     flat = np.full((6, 2), 0.5)
     for seed in range(50):
         first, second = draw_texts(flat, [3, 3], np.random.default_rng(seed), candidates=6)

@@ -18,6 +18,8 @@ from pet.pipeline.runner import run_stage
 from pet.store.files import digest_json
 from pet.training.reporter import Reporter
 
+pytestmark = pytest.mark.slow
+
 
 class Quiet(Reporter):
     """A reporter that remembers its warnings."""

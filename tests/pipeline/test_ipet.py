@@ -23,6 +23,8 @@ from pet.algorithms.ensemble import align_prior
 from pet.pipeline.summary import flag_generations
 from pet.tasks.texts import read_texts
 
+pytestmark = pytest.mark.slow
+
 MEMBERS = ("p0-r0", "p0-r1", "p1-r0", "p1-r1")
 GENERATIONS = 2
 

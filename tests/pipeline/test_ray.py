@@ -1,12 +1,13 @@
 """`--executor ray`: a cluster makes what one process makes, whatever is lost on the way; and what is said of it.
 
-The tests marked `ray` start a cluster of two workers and run `pet` as a process of its own. They are skipped where Ray
-is not installed, as in CI; their outcome stands in docs/reliability.md.
+The last ones start a cluster of two workers and run `pet` as a process of its own. Two of them are part of
+`make test`; those marked `ray` take longer (`make test-all`; their outcome stands in docs/explanation/reliability.md).
 """
 
 import importlib.util
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -15,8 +16,9 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +50,7 @@ TOKEN = uuid.uuid4().hex
 """Who runs something on the cluster has to know it."""
 
 
-# ---- without Ray ---------------------------------------------------------------------------------------------------
+# ---- without a cluster -----------------------------------------------------------------------------------------------
 
 
 class Heard:
@@ -155,7 +157,7 @@ def test_an_order_takes_the_whole_walk_along_and_nothing_of_this_process(tmp_pat
 
 def test_ray_that_is_not_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused = pytest.raises(SettingsError, match=r"needs Ray; pip install 'pet\[ray\]'")
+    refused = pytest.raises(SettingsError, match=r"needs Ray, .* run: pip install 'ray>=2\.52'")
     with refused, ray_cluster.open_cluster(RuntimeSettings(executor="ray"), Store(tmp_path)):
         pass
 
@@ -257,18 +259,31 @@ def test_a_worker_that_has_read_ahead_makes_what_another_one_makes(tmp_path, mon
     assert scores[0] == scores[1]
 
 
-# ---- with Ray ------------------------------------------------------------------------------------------------------
+def test_a_bug_in_a_task_shows_where_it_is():
+    """As a worker would: the traceback of what is no sentence of ours is not lost on the way."""
+    import ray
+
+    problem = ray.exceptions.RayTaskError("f", "deep in the worker", ValueError("bad"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "get", raiser(problem))
+        assert ray_module.result_of(None).__notes__ == ["deep in the worker"]
+        patch.setattr(ray, "get", raiser(ray.exceptions.RayTaskError("f", "deep", TaskError("no card"))))
+        assert not hasattr(ray_module.result_of(None), "__notes__")
+
+
+def raiser(problem: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise problem
+
+    return fail
+
+
+# ---- with a cluster --------------------------------------------------------------------------------------------------
 
 SAME = {"device": "cpu", "precision": "fp32"}
 """Of `pet` in this process and in one of its own."""
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
 PATIENCE = 180
-
-
-def with_ray(test: Any) -> Any:
-    """A test that needs a cluster."""
-    return pytest.mark.ray(pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")(test))
 
 
 @pytest.fixture(scope="module")
@@ -388,37 +403,42 @@ def made(said: str) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[object]]:
+    """Generations of members, each saved after every step so that one can be met at work; adapters for longer."""
     ipet, lora, _ = killable(tmp_path_factory.mktemp("ground"))
-    return [[*ipet, "--set=finetune.steps=60"], [*lora, "--set=finetune.steps=150"]]
+    return [[*ipet, "--set=adapt.enabled=false", "--set=finetune.steps=30"], [*lora, "--set=finetune.steps=150"]]
 
 
 @pytest.fixture(scope="module")
-def whole(commands, tmp_path_factory) -> list[Path]:
-    """What each makes in one process; never write into it."""
-    found = []
-    for number, command in enumerate(commands):
-        found.append(tmp_path_factory.mktemp("whole") / str(number))
-        pet(*command, "--store", found[-1])
-    return found
+def whole(commands, tmp_path_factory) -> Callable[[int], Path]:
+    """What each makes in one process, made when it is asked for; never write into it."""
+
+    @cache
+    def made(number: int) -> Path:
+        store = tmp_path_factory.mktemp("whole") / str(number)
+        pet(*commands[number], "--store", store)
+        return store
+
+    return made
 
 
-@with_ray
+@pytest.mark.ray
 def test_tasks_make_what_one_process_makes_each_member_once(address, commands, whole, tmp_path):
     said = pet_ray(address, *commands[0], "--store", tmp_path)
     members = {"p0-untuned", "p1-untuned", *(f"{g}p{p}-r{r}" for g in ("", "g1-") for p in (0, 1) for r in (0, 1))}
     assert made(said) == {f"finetune {one}": 1 for one in members}
-    assert differences(tmp_path, whole[0]) == []
+    assert differences(tmp_path, whole(0)) == []
     (log,) = map(read_events, logs_of(tmp_path))
     assert f"ipet {commands[0][1]} " in log[0]["command"]
     assert log[-1]["event"] == "done"
-    (alone,) = map(read_events, logs_of(whole[0]))
+    (alone,) = map(read_events, logs_of(whole(0)))
     assert told_of(log) == told_of(alone)
-    again = pet_ray(address, *commands[0], "--store", tmp_path)
-    assert not made(again)
 
 
-@with_ray
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.ray)],
+    ids=lambda one: one.name,
+)
 def test_a_worker_that_is_lost_in_a_training_is_replaced_and_the_training_goes_on(
     address, commands, whole, tmp_path, number
 ):
@@ -428,10 +448,10 @@ def test_a_worker_that_is_lost_in_a_training_is_replaced_and_the_training_goes_o
     said = end(child)
     assert "going on after step" in said
     assert not Path(f"/proc/{victim}").exists()
-    assert differences(tmp_path, whole[0]) == []
+    assert differences(tmp_path, whole(0)) == []
 
 
-@with_ray
+@pytest.mark.ray
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
 def test_asked_to_stop_tasks_save_their_training_and_the_next_call_goes_on(
     address, commands, whole, tmp_path, number, code
@@ -447,18 +467,22 @@ def test_asked_to_stop_tasks_save_their_training_and_the_next_call_goes_on(
     assert read_events(logs_of(tmp_path)[0])[-1]["event"] == "interrupted"
     wait_for_end(victim)
     assert "finetune: going on after step" in pet_ray(address, *commands[1], "--store", tmp_path)
-    assert differences(tmp_path, whole[1]) == []
+    assert differences(tmp_path, whole(1)) == []
+    assert not made(pet_ray(address, *commands[1], "--store", tmp_path)), "all is reused"
 
 
 def wait_for_end(process: int) -> None:
     """Until a process is gone."""
-    last = time.monotonic() + 30
-    while Path(f"/proc/{process}").exists():
-        assert time.monotonic() < last, f"process {process} lives on"
-        time.sleep(0.05)
+    try:
+        handle = os.pidfd_open(process)
+    except ProcessLookupError:
+        return
+    ended, _, _ = select.select([handle], [], [], 30)
+    os.close(handle)
+    assert ended, f"process {process} lives on"
 
 
-@with_ray
+@pytest.mark.ray
 def test_what_a_user_can_mend_is_one_sentence_wherever_it_was_found(address, commands, tmp_path):
     said = pet_ray(address, *commands[1], "--store", tmp_path, "--set=finetune.patterns=[7]", code=2)
     assert said.splitlines()[-1].startswith("Error: finetune.patterns [7]: task 'topics' has patterns 0 to 1")
@@ -467,7 +491,7 @@ def test_what_a_user_can_mend_is_one_sentence_wherever_it_was_found(address, com
     assert said.splitlines()[-1].startswith(f"Error: the store {tmp_path} cannot be written")
 
 
-@with_ray
+@pytest.mark.slow
 def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole(address, tmp_path):
     model = lively_model(tmp_path / "model")
     ground = lay_ground(tmp_path / "ground", model, finetune={"repetitions": 1}, runtime=SAME)
@@ -486,8 +510,7 @@ def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole
     (tmp_path / "ray" / "distill").unlink()
     before = {path: path.stat().st_mtime_ns for path in find_all(tmp_path / "ray", "*")}
     assert before
-    said = pet_ray(address, *table("ray"))
-    assert not made(said)
+    assert not made(pet(*table("ray")).stderr)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in find_all(tmp_path / "ray", "*")}.items()
     pet(*table("local"))
     assert differences(tmp_path / "ray", tmp_path / "local") == []
@@ -495,7 +518,7 @@ def test_a_table_goes_on_past_a_run_that_failed_and_the_next_call_fills_the_hole
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-@with_ray
+@pytest.mark.ray
 def test_several_seeds_at_a_time_are_shown_in_the_order_that_they_were_given_in(address, tmp_path):
     ground = lay_ground(tmp_path / "ground", lively_model(tmp_path / "model"), runtime=SAME)
     seeds = ("1", "0")
@@ -505,27 +528,7 @@ def test_several_seeds_at_a_time_are_shown_in_the_order_that_they_were_given_in(
     assert "seed 1: finetune p0-r0" in said
 
 
-@with_ray
+@pytest.mark.ray
 def test_what_no_host_of_the_cluster_has_is_refused_and_not_waited_for(address, commands, tmp_path):
     said = pet_ray(address, *commands[1], "--store", tmp_path, "--set=runtime.task_gpus=1", code=2)
     assert "runtime.task_gpus is 1, and no host of the Ray cluster has more than 0" in said
-
-
-@with_ray
-def test_a_bug_in_a_task_shows_where_it_is():
-    """As a worker would: the traceback of what is no sentence of ours is not lost on the way."""
-    import ray
-
-    problem = ray.exceptions.RayTaskError("f", "deep in the worker", ValueError("bad"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "get", raiser(problem))
-        assert ray_module.result_of(None).__notes__ == ["deep in the worker"]
-        patch.setattr(ray, "get", raiser(ray.exceptions.RayTaskError("f", "deep", TaskError("no card"))))
-        assert not hasattr(ray_module.result_of(None), "__notes__")
-
-
-def raiser(problem: Exception) -> Any:
-    def fail(*_: object) -> None:
-        raise problem
-
-    return fail

@@ -10,6 +10,8 @@ from support.rows import killable, pet
 
 from pet.training.checkpoint import CheckpointManager
 
+pytestmark = pytest.mark.slow
+
 SAVED = "--set=runtime.checkpoint_minutes=5"
 """Nothing is saved but when a signal comes."""
 
@@ -44,13 +46,13 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, title: str, step: int, number: sign
 @pytest.mark.parametrize(
     ("which", "title", "step", "number"),
     [
-        (0, "adapt", 7, signal.SIGTERM),
-        (0, "finetune p0-r1", 13, signal.SIGINT),
+        (0, "adapt", 5, signal.SIGTERM),
+        (0, "finetune p0-r1", 7, signal.SIGINT),
         (0, "finetune g1-p1-r0", 2, signal.SIGTERM),
-        (0, "student", 30, signal.SIGINT),
-        (0, "supervised", 31, signal.SIGTERM),
-        (1, "finetune", 11, signal.SIGINT),
-        (2, "pretrain", 19, signal.SIGTERM),
+        (0, "student", 12, signal.SIGINT),
+        (0, "supervised", 13, signal.SIGTERM),
+        (1, "finetune", 7, signal.SIGINT),
+        (2, "pretrain", 7, signal.SIGTERM),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else str(value),
 )

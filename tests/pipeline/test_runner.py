@@ -28,6 +28,8 @@ from pet.pipeline.runner import plan, run_stage
 from pet.pipeline.stages import distill
 from pet.tasks.texts import read_texts
 
+pytestmark = pytest.mark.slow
+
 WALKED = tuple(stage for stage in STEPS if stage != "adapt")
 """The stages of a walk that is not asked to adapt."""
 

@@ -19,6 +19,8 @@ from pet.pipeline import table
 from pet.pipeline.event_log import read_events
 from pet.tools.reports import paper_numbers, table_report
 
+pytestmark = pytest.mark.slow
+
 SIZES, SEEDS = (0, 6, 12), (0, 1)
 ARGUMENTS = ("--sizes", "0,6,12", "--seeds", "0,1", "--set", "ipet.generations=1")
 

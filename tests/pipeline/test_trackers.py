@@ -15,6 +15,8 @@ from pet.config.resolve import resolve_settings
 from pet.errors import SettingsError
 from pet.pipeline.trackers import Tracker, flatten, has_wandb_key, open_tracker
 
+pytestmark = pytest.mark.slow
+
 SUMMARY = {"task": "weather", "scores": {"student": {"value": 86.0, "low": 84.4}, "members": [{"value": 1.0}]}}
 
 

@@ -12,6 +12,8 @@ from support.rows import find_all, killable, pet
 from pet.errors import DamagedArtifact
 from pet.store.store import Store
 
+pytestmark = pytest.mark.slow
+
 KINDS = "prepare corpus adapt finetune label draw distill baseline evaluate run".split()
 """In the order in which they are made first."""
 

@@ -14,6 +14,8 @@ from pet.store.key import Key
 from pet.store.manifest import read_manifest, write_manifest
 from pet.store.store import Artifact, Store
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(done, tmp_path) -> Path:

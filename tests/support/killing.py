@@ -1,6 +1,6 @@
 """Runs of `pet` that are killed on their way, again and again, and what is left of them. No test itself: `test_kills`
 runs it for a short while, `PYTHONPATH=tests python -m support.killing FOLDER --kills 200` for a longer one
-(docs/reliability.md).
+(docs/explanation/reliability.md).
 
 Everything is imported once; each run is a fork, so that one costs what it computes and no more.
 """
@@ -185,13 +185,13 @@ def run_kills(commands: Sequence[Sequence[object]], folder: Path, kills: int, se
     return {"kills": done, "runs": finished, "at_work": dict(at_work), "problems": problems}
 
 
-def crowd(command: Sequence[object], folder: Path, size: int) -> dict[str, Any]:
+def crowd(command: Sequence[object], whole: Path, size: int) -> dict[str, Any]:
     """So many processes that are given one command and one store at the same time: their exit codes, how often each
-    artifact was made, by its line in the logs, and what is not as one process leaves it."""
-    whole, store = folder / "whole-0", folder / f"crowd-{size}"
+    artifact was made, by its line in the logs, and what is not as one process leaves it (`whole`)."""
+    store = whole.with_name(f"crowd-{whole.name}-{size}")
     if not whole.exists():
-        finish(start([*command, "--store", whole], folder / "whole.log"))
-    logs = [folder / f"crowd-{size}-{number}.log" for number in range(size)]
+        finish(start([*command, "--store", whole], whole.with_name("whole.log")))
+    logs = [store.with_name(f"{store.name}-{number}.log") for number in range(size)]
     codes = [finish(child) for child in [start([*command, "--store", store], log) for log in logs]]
     lines = (line for log in logs for line in log.read_text(encoding="utf-8").splitlines())
     made = Counter(line.partition(": ")[0] for line in lines if line.startswith("finetune ") and "{mask}" in line)
@@ -199,21 +199,22 @@ def crowd(command: Sequence[object], folder: Path, size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    import pandas  # noqa: F401 - what a run imports on its way is there before it is forked
+    import sklearn.linear_model  # noqa: F401
+
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--crowd", type=int, nargs="*", default=[])
     given = parser.parse_args()
     from support.rows import killable
 
     commands = killable(given.folder)
-    if given.crowd:
-        answer = {
-            f"{name}, {size}": crowd(commands[at], given.folder / name, size)
-            for at, name in ((0, "ipet"), (1, "lora"))
-            for size in given.crowd
-        }
-    else:
-        answer = run_kills(commands, given.folder, given.kills, given.seed)
+    answer: dict[str, Any] = run_kills(commands, given.folder, given.kills, given.seed) if given.kills else {}
+    answer["crowds"] = {
+        f"{name}, {size}": crowd(commands[number], given.folder / f"whole-{number}", size)
+        for number, name in enumerate(("ipet", "lora"))
+        for size in given.crowd
+    }
     print(json.dumps(answer, indent=1))  # noqa: T201

@@ -1,5 +1,5 @@
 """A Ray cluster of two hosts, as two network namespaces of this machine, that loses a worker and then a host. No test:
-it needs root, `ip` and some five minutes (docs/reliability.md).
+it needs root, `ip` and some five minutes (docs/explanation/reliability.md).
 
     PYTHONPATH=tests python -m support.nodes FOLDER
 """

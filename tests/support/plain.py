@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, Layout
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.families import FAMILIES
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
@@ -31,7 +31,7 @@ SIZES = (1, 30, 12, 0, 22, 5, 47)
 """Words of the rows of `some_rows`. All together have more tokens than a tiny model has positions."""
 
 
-def vocabulary_logits(cloze: ClozeModel, states: torch.Tensor) -> torch.Tensor:
+def vocabulary_logits(cloze: MaskedLM, states: torch.Tensor) -> torch.Tensor:
     """Logits [V, K] of selected states [K, H]."""
     products, bias = cloze.products(states)
     return products if bias is None else products + bias[:, None]

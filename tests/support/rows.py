@@ -320,13 +320,13 @@ def killable(folder: Path) -> list[list[object]]:
     from pet.pipeline.stages import pretrain  # noqa: F401 - what a run needs is there before it is forked
 
     model = save_lively(folder / "model")
-    steps = {"finetune": {"steps": 22}, "distill": {"steps": 32}, "baseline": {"steps": 31}}
-    adapt = {"enabled": True, "steps": 12, "length": 16, "blocks": 4, "held_out": 0.2}
+    steps = {"finetune": {"steps": 12}, "distill": {"steps": 14}, "baseline": {"steps": 13}}
+    adapt = {"enabled": True, "steps": 8, "length": 16, "blocks": 4, "held_out": 0.2}
     saving = {"checkpoint_minutes": 0, "device": "cpu", "precision": "fp32"}
     ipet = lay_ground(folder / "ipet", model, **steps, adapt=adapt, runtime=saving, ipet={"generations": 1, "steps": 3})
     lora = lay_ground(folder / "lora", model, **steps, runtime=saving)
     (folder / "corpus.txt").write_text("\n".join(f"{one[1]} {one[2]}" for one in invent_rows(200, random.Random(1))))
-    settings = {"steps": 30, "length": 16, "blocks": 4, "held_out_blocks": 4, "warmup_steps": 2}
+    settings = {"steps": 12, "length": 16, "blocks": 4, "held_out_blocks": 4, "warmup_steps": 2}
     sets = [f"--set=pretrain.{name}={value}" for name, value in settings.items()]
     return [
         ["ipet", ipet.pipeline],

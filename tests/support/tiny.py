@@ -22,7 +22,7 @@ WORDS = (
 ).split(" ")
 
 FAMILIES = ("roberta", "xlm-roberta", "bert", "albert", "deberta-v2", "distilbert", "modernbert")
-"""Every family whose head pet.modeling.cloze takes apart."""
+"""Every family whose head pet.modeling.families takes apart."""
 
 
 @cache

@@ -36,7 +36,7 @@ from pet.training.distributed import Ranks
 from pet.training.reporter import Silent
 from pet.training.scoring import score_rows
 from pet.training.trainer import Trainer
-from support.rows import Ground, lay_ground, make, node_of, open_context, save_lively
+from support.rows import Ground, lay_ground, make, node_of, open_context, pet_run, save_lively
 from support.tiny import TOKENIZERS, WORDS
 
 EPSILON = {"adam_epsilon": 1e-4}  # with less, AdamW makes whole steps of gradients that are nothing but rounding
@@ -86,11 +86,12 @@ def build(ground: Path) -> None:
     for name, (family, more) in MODELS.items():
         save_lively(ground / name, family, **more)
     lay_ground(ground, ground / "still")
+    lay_ground(ground / "run", ground / "still", **dict.fromkeys(("finetune", "distill", "baseline"), EPSILON))
 
 
 def main(ground: Path, out: Path, device: str = "cpu") -> None:
     """Everything once, in fp32; the numbers go to OUT/RANK.pt, OUT/store/NAME is the store of a walk and OUT/RANK/NAME
-    what this rank has written for it."""
+    what this rank has written for it. At last `pet run`, after which a rank leaves the others."""
     reporter = Silent()
     machine = open_runtime(RuntimeSettings(device=device, precision="fp32"), reporter)
     found: dict[str, Any] = {
@@ -112,7 +113,7 @@ def main(ground: Path, out: Path, device: str = "cpu") -> None:
     with showing(shown / "by the clock"):
         walk(ground, out / "store" / "by the clock", device, "still", "adapt", CLOCK)
     torch.save(found, out / f"{machine.ranks.rank}.pt")
-    machine.ranks.leave()
+    pet_run(Ground(ground / "run"), out / "store" / "run", "--precision", "fp32", "--device", device)
 
 
 # ---- what they say to each other -----------------------------------------------------------------------------------

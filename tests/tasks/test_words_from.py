@@ -34,6 +34,8 @@ from pet.tools.authoring import verbalize as verbalizing
 from pet.tools.export.model_card import model_card
 from pet.tools.reports.table_report import describe_task
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(25)
 
 

@@ -34,6 +34,8 @@ from pet.tasks.texts import read_texts
 from pet.tools.export.model_card import model_card
 from pet.tools.reports import html as html_module
 
+pytestmark = pytest.mark.slow
+
 ODD = ["</table><script>alert(1)</script>", "sch\u00f6n & \"gut\" 'so'", "a_word_" * 12]
 """Labels of the task; the same stand in its texts."""
 

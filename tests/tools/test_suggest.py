@@ -32,6 +32,8 @@ from pet.tasks.near_duplicates import NearDuplicateIndex, shingles
 from pet.tasks.texts import TextFile, Texts, read_texts, write_texts
 from pet.tools.inference.suggest import Suggestions, first_different, spread, write_suggestions
 
+pytestmark = pytest.mark.slow
+
 
 def suggest(done: Finished, output: Path, *arguments: object, code: int = 0):
     return pet("suggest", "last", "--store", done.store, "--output", output, *arguments, code=code)

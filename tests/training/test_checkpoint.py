@@ -31,6 +31,8 @@ from pet.training.optim import FusedAdamW, MasterAdamW
 from pet.training.reporter import Silent
 from pet.training.trainer import State, Trainer, TrainingReport
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 STEPS = 24
 SETTINGS = Optimisation(learning_rate=0.02, steps=STEPS, warmup_steps=3, weight_decay=0.1)

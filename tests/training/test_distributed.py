@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file
 from support import walkers
 from support.plain import assert_near
-from support.rows import lay_ground, pet_run, save_lively
 
 from pet.config.schema import RuntimeSettings
 from pet.errors import SettingsError
 from pet.training.device import open_runtime
 from pet.training.distributed import ALONE, Ranks, buckets_of, join_ranks, shard
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 SIZE = 2
@@ -30,8 +31,18 @@ SIZE = 2
 
 @contextmanager
 def launched(*arguments: object) -> Iterator[None]:
-    """Two processes of a program. Inside the context something else can be done meanwhile; they must end well."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", SIZE, *arguments]
+    """Two walkers. Inside the context something else can be done meanwhile; they must end well."""
+    walker = TESTS / "support" / "walkers.py"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        SIZE,
+        walker,
+        *arguments,
+    ]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     words = [str(one) for one in command]
@@ -50,7 +61,7 @@ def both(base: Path, device: str) -> tuple[list[Path], dict[str, Any], list[dict
     outs = [base / name for name in ("one", "two")]
     for out in outs:
         out.mkdir()
-    with launched(TESTS / "support" / "walkers.py", base / "ground", outs[1], device):
+    with launched(base / "ground", outs[1], device):
         walkers.main(base / "ground", outs[0], device)
     alone = torch.load(outs[0] / "0.pt", weights_only=False)
     return outs, alone, [torch.load(outs[1] / f"{rank}.pt", weights_only=False) for rank in range(SIZE)]
@@ -183,21 +194,15 @@ def test_two_gpus_get_the_scores_of_one_with_captured_steps(tmp_path):
     )
 
 
-def test_a_whole_run_of_two_processes_scores_as_that_of_one(tmp_path):
-    model = save_lively(tmp_path / "model", **walkers.STILL)
-    ground = lay_ground(tmp_path / "ground", model, runtime={"device": "cpu", "precision": "fp32"}, **CALM)
-    with launched("-m", "pet", "run", ground.pipeline, "--store", tmp_path / "two"):
-        pet_run(ground, tmp_path / "one")
-    expected, got = (tensors_in(tmp_path / name) for name in ("one", "two"))
+def test_a_whole_run_of_two_processes_scores_as_that_of_one(found):
+    stores = [out / "store" / "run" for out in found[0]]
+    expected, got = map(tensors_in, stores)
     assert set(got) == set(expected)
-    trained, also = ({path.name for path in (tmp_path / name).glob("finetune/*-r*")} for name in ("one", "two"))
+    trained, also = ({path.name for path in store.glob("finetune/*-r*")} for store in stores)
     assert trained and trained.isdisjoint(also), "with dropout it would not be the same, so it is another artifact"
     for key, values in got.items():
         finite = torch.isfinite(expected[key])
         assert_near(values[finite], expected[key][finite])
-
-
-CALM = dict.fromkeys(("finetune", "distill", "baseline"), walkers.EPSILON)
 
 
 # ---- what they say to each other -----------------------------------------------------------------------------------

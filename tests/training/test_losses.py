@@ -1,14 +1,16 @@
 """The losses against their formulas in float64, and what may become an MLM target."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pet.modeling.backbones.masked_lm import mask_tokens
 from pet.modeling.token_losses import IGNORED, token_losses
+from pet.training.compile import FIRST_TARGETS, warm_up_losses
 from pet.training.losses import (
-    FIRST,
     combined_loss,
     compiled_token_losses,
     distillation_loss,
@@ -16,7 +18,6 @@ from pet.training.losses import (
     label_loss,
 )
 from pet.training.losses import mlm_loss as mlm_losses
-from pet.training.mlm_masking import mask_tokens
 
 MASK, VOCABULARY = 4, 1000
 
@@ -103,10 +104,13 @@ def test_compiled_losses_see_the_same_number_of_targets_first_and_that_leaves_no
     for form in (compiled_token_losses.__wrapped__(False), fusible_token_losses):
         products = torch.tensor(scores(1, 50, 7)).requires_grad_()
         bias = torch.tensor(scores(2, 50)).requires_grad_()
+        model = SimpleNamespace(compiled=True, token_losses=form)
+        model.empty_products = lambda count, bias=bias: (bias.detach().new_zeros(50, count), bias)
+        warm_up_losses(model)
         for _ in range(2):
             form(products, bias, torch.arange(7)).sum().backward()
         found.append((products.grad, bias.grad))
-    assert sizes == [FIRST, FIRST, 7, 7, 7, 7]
+    assert sizes == [FIRST_TARGETS, FIRST_TARGETS, 7, 7, 7, 7]
     assert all(torch.equal(mine, plain) for mine, plain in zip(*found, strict=True))
 
 

@@ -10,9 +10,9 @@ from support.plain import LIVELY, OTHERS, PACKED, assert_near, kind, some_batch
 from support.tiny import FAMILIES, TOKENIZERS, WORDS, tiny_classifier, tiny_model
 
 from pet.errors import NotFinite
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, Layout, round_up
 from pet.modeling.classifier import ClassifierModel
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
@@ -62,7 +62,7 @@ def rows(prompt_tokenizer: PromptTokenizer, pvp: PVP) -> EncodedTexts:
 @pytest.fixture(scope="module")
 def score(prompt_tokenizer: PromptTokenizer, pvp: PVP):
     """Label scores of a tiny BERT."""
-    cloze = ClozeModel(tiny_model("bert", prompt_tokenizer.tokenizer, **LIVELY))
+    cloze = MaskedLM(tiny_model("bert", prompt_tokenizer.tokenizer, **LIVELY))
     (verbalizers,) = encode_verbalizers(prompt_tokenizer, [pvp], "mood")
     return lambda batch: cloze.label_scores(batch, verbalizers)
 
@@ -203,12 +203,12 @@ def test_the_progress_bar_counts_texts(rows, layout, window):
 
 LOW = torch.bfloat16
 MAKERS = {
-    "cloze": lambda *rest: ClozeModel(tiny_model(*rest, **LIVELY)),
+    "cloze": lambda *rest: MaskedLM(tiny_model(*rest, **LIVELY)),
     "classifier": lambda *rest: ClassifierModel(tiny_classifier(*rest, **LIVELY)),
 }
 
 
-def answers(model: ClozeModel | ClassifierModel, family: str) -> torch.Tensor:
+def answers(model: MaskedLM | ClassifierModel, family: str) -> torch.Tensor:
     batch = some_batch(family, Layout(family not in PACKED))
     with torch.no_grad():
         if isinstance(model, ClassifierModel):
@@ -231,7 +231,7 @@ def test_in_a_lower_one_a_copy_scores_nearly_the_same_and_the_model_keeps_its_ow
     model = MAKERS[make](family, TOKENIZERS[kind(family)]()).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     compute_model = computing_copy(model, runtime_of(64, dtype=LOW))
-    assert {one.dtype for one in compute_model.transformer.base_model.parameters()} == {LOW}
+    assert {one.dtype for one in compute_model.lm.base_model.parameters()} == {LOW}
     assert compute_model.training and model.training
     compute_model.eval()
     found = answers(compute_model, family).float()

@@ -17,10 +17,11 @@ from torch import nn
 
 from pet.config.schema import Optimisation
 from pet.errors import NotFinite
+from pet.modeling.backbones import ClozeBatch, MaskedLM
 from pet.modeling.batch import Batch, Layout, map_tensors, pad_to_multiples, parts_of, plain_values_of, tensors_of
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.token_losses import IGNORED
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses
+from pet.modeling.verbalizers import Verbalizer
+from pet.pipeline.members.batches import cloze_losses
 from pet.training import cuda_graphs, optim
 from pet.training import trainer as trainer_module
 from pet.training.cuda_graphs import CapturedSteps
@@ -524,9 +525,9 @@ SHAPES = [(4, 4, 256), (4, 4, 320), (2, 6, 320), (4, 4, 256), (3, 1, 128)]
 """Labelled rows, unlabelled rows, tokens of all together when they are filled up."""
 
 
-def tiny_cloze(device: str, dropout: float = 0.0, family: str = "bert") -> ClozeModel:
+def tiny_cloze(device: str, dropout: float = 0.0, family: str = "bert") -> MaskedLM:
     rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **rates)).to(device)
+    return MaskedLM(tiny_model(family, TOKENIZERS[kind(family)](), **rates)).to(device)
 
 
 def clone_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -563,8 +564,7 @@ def cloze_batches(seed: int, device: str, has_types: bool = True) -> Iterator[Cl
             target_places=draw(int(starts[labelled]), size, 64),
             target_members=torch.zeros(64, dtype=torch.long),
             targets=targets,
-            words=torch.tensor([10, 20, 30, 40]),
-            averaging=torch.eye(4)[None, :, :3],
+            verbalizer=Verbalizer(torch.tensor([10, 20, 30, 40]), torch.eye(4)[None, :, :3]),
         ).to(torch.device(device))
 
 
@@ -572,7 +572,7 @@ STEPS = Optimisation(steps=20, learning_rate=2e-3, adam_epsilon=1e-3, weight_dec
 """With a large epsilon, so that AdamW does not blow up the noise of gradients that should be zero."""
 
 
-def cloze_trainer(model: ClozeModel, device: str, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
+def cloze_trainer(model: MaskedLM, device: str, capture: bool, accumulation: int = 1) -> Trainer[ClozeBatch]:
     settings = STEPS.model_copy(update={"accumulation": accumulation})
     runtime = Runtime(torch.device(device), None, 2048, Silent(), capture)
     return Trainer(model, settings, lambda given: cloze_losses(model, given, 0.3), runtime)
@@ -594,7 +594,7 @@ def padded_loss(lm: Any, given: ClozeBatch) -> torch.Tensor:
             inputs["token_type_ids"][row, : len(tokens)] = given.batch.token_type_ids[tokens]
         place_of[tokens] = row * width + torch.arange(len(tokens))
     logits = lm(**inputs).logits.flatten(0, 1)
-    scores = logits[place_of[given.label_places]][:, given.words[:3]]
+    scores = logits[place_of[given.label_places]][:, given.verbalizer.words[:3]]
     asked = given.targets != IGNORED
     mlm = nn.functional.cross_entropy(logits[place_of[given.target_places[asked]]], given.targets[asked])
     return 0.7 * nn.functional.cross_entropy(scores, given.labels[0]) + 0.3 * mlm

@@ -289,8 +289,8 @@ def walk(order: TaskSpec, executor: RayExecutor) -> Any:
     """A whole walk, which needs no device and has a log of its own."""
     settings = order.settings.model_dump(mode="json")
     ctx = new_context(order, executor, "cpu")  # of what it computes itself, the calibration, there is little
-    with event_log.open_log(order.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed) as log:
-        ctx = replace(ctx.with_reporter(log), executor=replace(executor, name="", box=uuid.uuid4().hex))
+    with event_log.open_log(order.root, ctx.draw_label, executor.reporter(), settings, seed=order.settings.seed):
+        ctx = replace(ctx, executor=replace(executor, name="", box=uuid.uuid4().hex))
         return order.what(ctx, *order.arguments)
 
 

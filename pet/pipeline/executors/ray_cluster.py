@@ -37,7 +37,7 @@ def open_cluster(settings: RuntimeSettings, store: Store) -> Iterator["RayExecut
         StoreError: the store cannot be written.
     """
     if importlib.util.find_spec("ray") is None:
-        raise SettingsError("--executor ray needs Ray; pip install 'pet[ray]'")
+        raise SettingsError("--executor ray needs Ray, which is not installed; run: pip install 'ray>=2.52'")
     if settings.device not in ("auto", "cpu", "cuda"):
         raise SettingsError(
             f"--executor ray chooses each task's device, and runtime.device is {settings.device!r}; leave it auto"

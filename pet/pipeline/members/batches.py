@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import FinetuneSettings
-from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, send, take_rows
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import Backbone, ClozeBatch, MaskedLM
+from pet.modeling.batch import Batch, Layout, join_batches, pad_to_multiples, round_up, take_rows
 from pet.modeling.prompts import EncodedTexts, collate
 from pet.modeling.token_losses import IGNORED
 from pet.modeling.tokenization import PromptTokenizer
@@ -26,62 +26,23 @@ from pet.modeling.verbalizers import Verbalizer
 from pet.training.cuda_graphs import Losses
 from pet.training.distributed import ALONE, Ranks, shard
 from pet.training.losses import combined_loss, label_loss, mlm_loss
-from pet.training.mlm_masking import mask_tokens
+from pet.training.mlm_masking import TARGET_MULTIPLE
 from pet.training.schedule import endless_order
-
-TARGET_MULTIPLE = 64
-"""MLM targets of a batch are padded to a multiple of this."""
-
 
 KEY_STEP = 2_654_435_761
 """Between the keys of neighbouring tokens: 2^32 over the golden ratio, so that they are spread evenly."""
 
 
-@dataclass(frozen=True)
-class ClozeBatch:
-    """`members`: which member each token belongs to [N]; `keys`: a random number for each token, of its member's stream
-    [N] (int32); `labels` [M, n] and `label_places`: which tokens are the masks of the labelled rows [M n];
-    `target_places`: which tokens are MLM targets, `target_members` whose they are and `targets` what they were [K],
-    where shapes should be few filled up with IGNORED; `words`: label words of all members [W]; `averaging`: from
-    their logits to label scores [M, W, L]; `weights`: what the means of this rank's label and MLM losses are in those
-    of all ranks [2, M], `None`: it has all rows."""
-
-    batch: Batch
-    members: torch.Tensor
-    keys: torch.Tensor
-    labels: torch.Tensor
-    label_places: torch.Tensor
-    target_places: torch.Tensor
-    target_members: torch.Tensor
-    targets: torch.Tensor
-    words: torch.Tensor
-    averaging: torch.Tensor
-    weights: torch.Tensor | None = None
-
-    @property
-    def verbalizer(self) -> Verbalizer:
-        """Label words of all members."""
-        return Verbalizer(self.words, self.averaging)
-
-    def to(self, device: torch.device) -> "ClozeBatch":
-        """The same batch on a device."""
-        return send(self, device)
-
-
-def cloze_losses(cloze: ClozeModel, given: ClozeBatch, alpha: float) -> Losses:
+def cloze_losses(cloze: Backbone, given: ClozeBatch, alpha: float) -> Losses:
     """Label loss and MLM loss [M] of one micro-batch, from one forward pass (P1 section 3.2). Of several ranks, each
     one's part: the sum over all is the mean over all rows."""
-    num_members, num_labels = len(given.labels), given.labels.numel()
-    uses_mlm = len(given.batch) > num_labels  # there are unlabelled rows
-    asked = torch.cat([given.label_places, given.target_places]) if uses_mlm else given.label_places
-    states = cloze.states_at(given.batch, asked)  # [M n + K, H]
-    label = label_loss(cloze.scores_at(states[:num_labels], given.verbalizer), given.labels)
+    scores, losses = cloze.answers(given)
+    label = label_loss(scores, given.labels)
     if given.weights is not None:
         label = label * given.weights[0]
-    if not uses_mlm:
+    if len(given.batch) == given.labels.numel():  # there are no unlabelled rows
         return {"loss": label, "label_loss": label}
-    losses = cloze.target_losses(states[num_labels:], given.targets)  # [K]
-    mlm = mlm_loss(losses, given.targets, given.target_members, num_members)
+    mlm = mlm_loss(losses, given.targets, given.target_members, len(given.labels))
     if given.weights is not None:
         mlm = mlm * given.weights[1]
     return {"loss": combined_loss(label, mlm, alpha), "label_loss": label, "mlm_loss": mlm}
@@ -110,13 +71,15 @@ class MemberBatch:
 
 @dataclass(frozen=True)
 class MemberSources:
-    """Where one member's rows come from, and what is never hidden in them (token ids)."""
+    """Where one member's rows come from, what is never hidden in them (token ids), and the kind of the model that
+    they are for."""
 
     labelled: EncodedTexts
     labels: NDArray[np.int64]
     pool: EncodedTexts
     verbalizers: Verbalizer
     never_masked: NDArray[np.int64]
+    kind: type[Backbone] = MaskedLM
 
 
 def draw_member_batches(
@@ -177,13 +140,9 @@ def hide_tokens(
     batch: Batch, num_labelled: int, sources: MemberSources, probability: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Replace MLM targets in the unlabelled rows of `batch`, in place; what they were [N], IGNORED elsewhere."""
-    prompt_tokenizer = sources.pool.encoder.prompt_tokenizer
-    ids = batch.input_ids.numpy()
-    maskable = ~np.isin(ids, sources.never_masked)
+    maskable = ~np.isin(batch.input_ids.numpy(), sources.never_masked)
     maskable[: int(batch.starts[num_labelled])] = False
-    changed, targets = mask_tokens(
-        ids, maskable, probability, prompt_tokenizer.mask_id, len(prompt_tokenizer.tokenizer), rng
-    )
+    changed, targets = sources.kind.hide(batch, maskable, probability, sources.pool.encoder.prompt_tokenizer, rng)
     batch.input_ids = torch.from_numpy(changed)
     return targets
 
@@ -213,7 +172,6 @@ def collate_members(shares: Sequence[MemberBatch], settings: FinetuneSettings, l
     places = np.flatnonzero(targets != IGNORED)
     if layout.token_multiple > 1:
         places = pad_targets(places, settings.mask_probability * unlabelled * len(targets), most_targets)
-    words, averaging = join_verbalizers([share.verbalizers for share in shares])
     keys = np.concatenate([share.keys for share in shares])
     return ClozeBatch(
         batch,
@@ -224,8 +182,7 @@ def collate_members(shares: Sequence[MemberBatch], settings: FinetuneSettings, l
         torch.from_numpy(np.maximum(places, 0)),
         torch.from_numpy(members[places]),
         torch.from_numpy(np.where(places < 0, IGNORED, targets[places])),
-        words,
-        averaging,
+        join_verbalizers([share.verbalizers for share in shares]),
         weights,
     )
 
@@ -240,11 +197,11 @@ def pad_targets(places: NDArray[np.int64], expected: float, most: int = 0) -> ND
     return np.pad(places, (0, capacity - len(places)), constant_values=-1)
 
 
-def join_verbalizers(parts: Sequence[Verbalizer]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label words of all members [W], and how each member's scores are averaged from their logits [M, W, L]."""
+def join_verbalizers(parts: Sequence[Verbalizer]) -> Verbalizer:
+    """Label words of all members, and how each member's scores are averaged from their logits."""
     averaging = torch.zeros(len(parts), sum(len(one.words) for one in parts), parts[0].averaging.shape[1])
     start = 0
     for member, one in enumerate(parts):
         averaging[member, start : start + len(one.words)] = one.averaging
         start += len(one.words)
-    return torch.cat([one.words for one in parts]), averaging
+    return Verbalizer(torch.cat([one.words for one in parts]), averaging)

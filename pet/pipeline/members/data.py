@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pet.modeling import loading, packing
+from pet.modeling import backbones, loading, packing
+from pet.modeling.backbones import Backbone, ClozeBatch
 from pet.modeling.batch import Layout
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext, Start
 from pet.pipeline.members.batches import (
-    ClozeBatch,
     MemberSources,
     cloze_losses,
     collate_members,
@@ -30,6 +29,7 @@ from pet.store.store import Artifact
 from pet.tasks.card import TaskCard
 from pet.tasks.patterns import PVP
 from pet.tasks.texts import TextFile, Texts, TextSource, read_texts
+from pet.training.compile import warm_up
 from pet.training.cuda_graphs import Losses
 from pet.training.finite import Origin
 from pet.training.reporter import Silent
@@ -61,15 +61,13 @@ class MemberTrainer:
         return {pvp.number: ids for pvp, ids in zip(self.ctx.pvps, found, strict=True)}
 
     @cached_property
-    def cloze(self) -> ClozeModel:
+    def cloze(self) -> Backbone:
         """The model that every member starts from."""
-        cloze = ClozeModel(loading.load_masked_lm(self.base.settings)).to(self.ctx.runtime.device)
-        if not cloze.shortcut:
-            self.ctx.runtime.reporter.say(
-                f"finetune: model family {cloze.family!r} is not known to pet; taking full vocabulary logits (slower)"
-            )
+        cloze = backbones.load(self.base.settings, self.ctx.runtime.device)
+        if cloze.note:
+            self.ctx.say(f"finetune: {cloze.note}")
         loading.freeze_lower(cloze.lm, self.ctx.settings.finetune.frozen_layers)
-        return cloze.eval()
+        return cloze
 
     @cached_property
     def start(self) -> list[torch.Tensor]:
@@ -77,7 +75,7 @@ class MemberTrainer:
         return [one.detach().clone() for one in self.cloze.parameters()]
 
     @cached_property
-    def compute_model(self) -> ClozeModel:
+    def compute_model(self) -> Backbone:
         """The model that computes: the same, or a copy in lower precision."""
         return computing_copy(self.cloze, self.ctx.runtime)
 
@@ -89,6 +87,7 @@ class MemberTrainer:
         def losses(given: ClozeBatch) -> Losses:
             return cloze_losses(self.compute_model, given, settings.alpha)
 
+        warm_up(self.compute_model, self.layout().padded, training=True)
         master = None if self.compute_model is self.cloze else self.cloze
         return Trainer(self.compute_model, settings, losses, self.ctx.runtime, master=master, origin=self.tuned)
 
@@ -141,12 +140,13 @@ class MemberTrainer:
     def sources(self, asked: EncodedPattern) -> MemberSources:
         """What a member of this pattern is trained on."""
         never = never_masked(self.ctx.prompt_tokenizer, self.ctx.settings.finetune.mask_targets)
-        return MemberSources(asked.rows["train"], asked.labels, asked.rows["pool"], asked.verbalizers, never)
+        train, pool = asked.rows["train"], asked.rows["pool"]
+        return MemberSources(train, asked.labels, pool, asked.verbalizers, never, type(self.cloze))
 
     def rehearse(self) -> None:
         """Train a step and score a batch of made-up texts, so that all is loaded and compiled before the first member
-        is begun, which then comes out as it would have: it starts from the same weights, and `packing.warm_up` sees to
-        the rest."""
+        is begun, which then comes out as it would have: it starts from the same weights, and `warm_up` sees to the
+        rest."""
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
         rows, words = (

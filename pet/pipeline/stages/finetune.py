@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from pet.config.identity import fields_of
 from pet.config.schema import FinetuneSettings
 from pet.modeling import loading, quiet
+from pet.modeling.backbones import ClozeBatch
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, training_settings
-from pet.pipeline.members.batches import ClozeBatch, cloze_losses, collate_members, draw_member_batches
+from pet.pipeline.members.batches import cloze_losses, collate_members, draw_member_batches
 from pet.pipeline.members.data import EncodedPattern, MemberData, MemberTrainer
 from pet.pipeline.node import Node, Stage
 from pet.pipeline.publishing import find, finish, open_node, share_out
@@ -37,6 +38,7 @@ from pet.store.draft import Draft
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.training.checkpoint import train_saved
+from pet.training.compile import warm_up_losses
 from pet.training.cuda_graphs import Losses
 from pet.training.device import seed_everything
 from pet.training.memory import reset_peak_memory
@@ -354,6 +356,7 @@ def train_adapters(
         return cloze_losses(member_data.member_trainer.compute_model, given, settings.alpha)
 
     chosen = settings.model_copy(update={"learning_rate": settings.lora.learning_rate})
+    warm_up_losses(member_data.member_trainer.compute_model)
     trainer = Trainer(
         adapters, chosen, losses, member_data.ctx.runtime, adapters.clip, origin=member_data.member_trainer.tuned
     )

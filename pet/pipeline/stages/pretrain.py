@@ -22,8 +22,8 @@ from torch import nn
 from pet.config.identity import identity_settings
 from pet.config.schema import Pretraining
 from pet.errors import ModelError, SettingsError
-from pet.modeling import delta, loading, packing, quiet
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import backbones, delta, loading, packing, quiet
+from pet.modeling.backbones import Backbone
 from pet.modeling.families import FAMILIES, family_of
 from pet.modeling.lora import Adapters, find_targets
 from pet.modeling.token_losses import IGNORED
@@ -81,7 +81,7 @@ def run(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
 
 def train_or_reuse(settings: Pretraining, store: Store, runtime: Runtime) -> Artifact:
     """As `run`; a damaged artifact is raised."""
-    prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings.model), settings.model.name)
+    prompt_tokenizer = backbones.load_tokenizer(settings.model)
     settings = check(settings, prompt_tokenizer)
     weights = loading.fingerprint(settings.model)
     made = corpora.run(settings, store, runtime, prompt_tokenizer, weights)
@@ -199,8 +199,8 @@ def open_stream(made: Artifact, name: str, prompt_tokenizer: PromptTokenizer, le
 
 
 def learn(
-    cloze: ClozeModel,
-    compute_model: ClozeModel,
+    cloze: Backbone,
+    compute_model: Backbone,
     streams: Sequence[Blocks],
     settings: Pretraining,
     runtime: Runtime,
@@ -230,10 +230,10 @@ def learn(
     return report, meter
 
 
-def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeModel]:
+def build(settings: Pretraining, runtime: Runtime) -> tuple[Backbone, Backbone]:
     """The model in fp32, and the one that computes."""
-    with quiet.quiet_transformers():
-        lm = loading.load_masked_lm(settings.model, new_head=True)
+    cloze = backbones.load(settings.model, runtime.device, new_head=True)
+    lm = cloze.lm
     loading.freeze_lower(lm, settings.pretrain.frozen_layers)
     if settings.pretrain.frozen_head:
         for part in (lm.get_input_embeddings().weight, *head_of(lm)):
@@ -241,7 +241,6 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
     for one in lm.modules():
         if isinstance(one, nn.Dropout):
             one.p = settings.pretrain.dropout
-    cloze = ClozeModel(lm).to(runtime.device).eval()
     # Compiling takes half a minute, which no training is too short for that is worth a GPU.
     compiled = dataclasses.replace(runtime, compile=runtime.compile is not False)
     return cloze, computing_copy(cloze, compiled, alike=True)
@@ -249,7 +248,7 @@ def build(settings: Pretraining, runtime: Runtime) -> tuple[ClozeModel, ClozeMod
 
 @contextmanager
 def learning(
-    cloze: ClozeModel, compute_model: ClozeModel, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
+    cloze: Backbone, compute_model: Backbone, settings: Pretraining, runtime: Runtime, origin: Origin | None = None
 ) -> Iterator[tuple[nn.Module, Trainer[MaskedBatch]]]:
     """What is trained, and its trainer; afterwards `cloze` has what was learnt. `origin`: see `Trainer`."""
     chosen = settings.pretrain
@@ -283,7 +282,7 @@ def learning(
 
 
 @torch.no_grad()
-def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) -> None:
+def adjust_logits(cloze: Backbone, counts: NDArray[np.int64], power: float) -> None:
     """Take the `power`-th part of how often a word occurs off the head's bias [V], among the words below COMMONEST;
     `counts`: how often each is in the corpus [V].
 
@@ -295,7 +294,8 @@ def adjust_logits(cloze: ClozeModel, counts: NDArray[np.int64], power: float) ->
     rare = shares < COMMONEST
     tempered = shares[rare].clamp(min=RAREST).pow(-power)
     level = (shares[rare] @ tempered) / shares[rare].sum()
-    bias = cloze.bias
+    lm_head = family_of(cloze.lm).lm_head
+    bias = lm_head(cloze.lm)[2] if lm_head else None
     assert bias is not None, "check has seen to it"
     if level > 0:  # else no such word is in the corpus
         bias[: len(shares)][rare.to(bias.device)] += (tempered / level).log().to(bias)
@@ -312,10 +312,9 @@ def untied(lm: Any) -> dict[str, torch.Tensor]:
     return {name: one.detach().cpu().clone() for name, one in lm.named_parameters()}
 
 
-def losses_of(cloze: ClozeModel, given: MaskedBatch) -> Losses:
+def losses_of(cloze: Backbone, given: MaskedBatch) -> Losses:
     """MLM loss of a micro-batch [1]; of several ranks, this one's part of it."""
-    states = cloze.states_at(given.batch, given.places, most=given.batch.width)
-    losses = cloze.target_losses(states, given.targets)
+    losses = cloze.lm_losses(given.batch, given.places, given.targets, most=given.batch.width)
     mean = mlm_loss(losses, given.targets, torch.zeros_like(given.targets), 1)
     return {"loss": mean if given.weight is None else mean * given.weight}
 
@@ -356,7 +355,7 @@ def shuffled(size: int, seed: int, number: int) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def measure(cloze: ClozeModel, blocks: Blocks, most: int, runtime: Runtime, prompt_tokenizer: PromptTokenizer) -> float:
+def measure(cloze: Backbone, blocks: Blocks, most: int, runtime: Runtime, prompt_tokenizer: PromptTokenizer) -> float:
     """Mean MLM loss over the targets of the first `most` held-out blocks, always with the same masks. Nothing is
     compiled for it."""
     rng = np.random.default_rng(HELD_OUT_SEED)

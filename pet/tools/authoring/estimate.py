@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pet.config.schema import Optimisation
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import Backbone
 from pet.modeling.prompts import EncodedTexts, Encoder, plain_pattern
 from pet.modeling.tokenization import TokenizedTexts
 from pet.pipeline import drawn_texts
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def estimate_run(
-    ctx: RunContext, cloze: ClozeModel, rows: Sequence[EncodedTexts], splits: drawn_texts.Splits[Texts], rate: float
+    ctx: RunContext, cloze: Backbone, rows: Sequence[EncodedTexts], splits: drawn_texts.Splits[Texts], rate: float
 ) -> Estimate:
     """Seconds and bytes of `pet run` with these settings, from `rate`: tokens a second that the model scores.
 
@@ -63,12 +63,12 @@ def estimate_run(
     return Estimate(tokens / rate, peak_of(ctx, cloze, together * each * asked), sizes, members)
 
 
-def trained_share(cloze: ClozeModel, frozen: int | None) -> float:
+def trained_share(cloze: Backbone, frozen: int | None) -> float:
     """Share of the layers that are trained."""
     return 1 - (frozen or 0) / max(1, int(cloze.lm.config.num_hidden_layers))
 
 
-def step_passes(cloze: ClozeModel, settings: Optimisation, lora: bool = False) -> float:
+def step_passes(cloze: Backbone, settings: Optimisation, lora: bool = False) -> float:
     """All steps of a training in forward passes of a micro-batch; LoRA trains the upper half unless told otherwise."""
     frozen = settings.frozen_layers
     if lora and frozen is None:
@@ -76,7 +76,7 @@ def step_passes(cloze: ClozeModel, settings: Optimisation, lora: bool = False) -
     return settings.steps * settings.accumulation * (1 + 2 * trained_share(cloze, frozen))
 
 
-def peak_of(ctx: RunContext, cloze: ClozeModel, tokens: float) -> float:
+def peak_of(ctx: RunContext, cloze: Backbone, tokens: float) -> float:
     """Bytes while members are trained, a micro-batch of `tokens` tokens: what scoring took; the weights as
     they were at first; gradient and AdamW's two averages of what is trained, in fp32; and what the backward pass needs
     (ACTIVATION_BYTES; the MLM targets' logits three times over).

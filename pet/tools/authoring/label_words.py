@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pet.algorithms.petal import likeliest, likelihood_ratio
 from pet.config.schema import ModelSettings
 from pet.errors import TaskError
-from pet.modeling import loading
+from pet.modeling import backbones
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, mask_glue
 from pet.tasks.patterns import Pattern, parse_pattern
@@ -118,7 +118,7 @@ def propose_words(
         ModelError, SettingsError: no such model, or a pattern does not fit into `settings.max_length`.
         TaskError: nothing could be proposed for a label.
     """
-    prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings), settings.name)
+    prompt_tokenizer = backbones.load_tokenizer(settings)
     words = Words(prompt_tokenizer, patterns)
     found = {label: LabelWords((word,), "name") for label in labels if (word := words.take_spelling(label))}
     for label in labels:

@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from pet.config.schema import ModelSettings
-from pet.modeling import loading, packing
+from pet.modeling import backbones, packing
 from pet.modeling.batch import Batch
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.prompts import EncodedTexts
 from pet.modeling.tokenization import PromptTokenizer
 from pet.modeling.verbalizers import Verbalizer
@@ -28,8 +27,7 @@ class UntunedModel:
         Raises:
             ModelError: it cannot be loaded.
         """
-        cloze = ClozeModel(loading.load_masked_lm(settings)).to(runtime.device).eval()
-        self.cloze = computing_copy(cloze, runtime)
+        self.cloze = computing_copy(backbones.load(settings, runtime.device), runtime)
         self.prompt_tokenizer, self.max_length, self.runtime = prompt_tokenizer, settings.max_length, runtime
 
     def label_scores(self, rows: EncodedTexts, words: Verbalizer, what: str) -> NDArray[np.float32]:

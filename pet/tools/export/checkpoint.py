@@ -6,11 +6,8 @@ Shapes: B rows, T tokens (padded), L labels.
 
 import importlib.util
 import inspect
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -236,7 +233,7 @@ def write_onnx(model: Any, inputs: Inputs, path: Path) -> Ask:
     import onnxruntime
 
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
-    with quiet_exporter():
+    with quiet.silenced("torch.onnx"):  # it names packages that it could have used
         try:
             program = torch.onnx.export(
                 model,
@@ -264,19 +261,6 @@ def write_onnx(model: Any, inputs: Inputs, path: Path) -> Ask:
         return check_logits("onnxruntime", np.asarray(found))
 
     return ask
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """No word of torch's exporter on packages it could have used; its errors still come through."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def compare_to_torch(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> str:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pet.algorithms.ensemble import pool_scores
 from pet.config.schema import ModelSettings
 from pet.errors import MissingArtifact, ModelError
-from pet.modeling import loading, lora, packing
-from pet.modeling.cloze import ClozeModel
+from pet.modeling import backbones, loading, lora, packing
 from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts
+from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.runs import Run, adapted_of
 from pet.pipeline.stages import label
@@ -42,7 +41,7 @@ class Ensemble:
         adapters = {one.identity: lora.read(one.file("adapter")) for one in self.members if one.has("adapter")}
         self.weights = run.weights
         self.shift = label.load_shift(run.labelled, run.labels)
-        self.prompt_tokenizer = PromptTokenizer(loading.load_tokenizer(settings[0]), settings[0].name)
+        self.prompt_tokenizer = backbones.load_tokenizer(settings[0])
         pvps = [pvp_of(number, one, fields, run.labels) for number, one in enumerate(self.members)]
         self.words = [
             ids.to(runtime.device) for ids in encode_verbalizers(self.prompt_tokenizer, pvps, run.summary["task"])
@@ -51,7 +50,7 @@ class Ensemble:
             Encoder(self.prompt_tokenizer, pvp.pattern, settings[0].max_length, truncation_of(one))
             for pvp, one in zip(pvps, self.members, strict=True)
         ]
-        self.cloze = ClozeModel(loading.load_masked_lm(settings[0])).to(runtime.device).eval()
+        self.cloze = backbones.load(settings[0], runtime.device)
         self.layers = {one: lora.detach(lora.attach(self.cloze.lm, adapter)) for one, adapter in adapters.items()}
         self.originals = [(one, one.data) for one in self.cloze.parameters()]
         self.compute_model = computing_copy(self.cloze, runtime)
@@ -63,7 +62,7 @@ class Ensemble:
         for number, member in enumerate(self.members):
             self._become(member)
             rows = self.encoders[number].encode(tokens)
-            label_scores = partial(self.compute_model.label_scores, verbalizers=self.words[number])
+            label_scores = partial(self.compute_model.label_scores, verbalizer=self.words[number])
             title = f"member {number + 1} of {len(self.members)}, {name}"
             layout = packing.steady_layout(self.compute_model.lm)
             origin = Origin(f"member {member.path.name}", remedy="use the student, or another run")
@@ -77,7 +76,8 @@ class Ensemble:
         for parameter, data in self.originals:
             parameter.data = data
         if self.loaded != settings.name:
-            for mine, its in zip(self.cloze.parameters(), loading.load_masked_lm(settings).parameters(), strict=True):
+            other = backbones.load(settings, torch.device("cpu"))
+            for mine, its in zip(self.cloze.parameters(), other.parameters(), strict=True):
                 mine.copy_(its)
             self.loaded = settings.name
         for layer in self.layers.get(member.identity, ()):

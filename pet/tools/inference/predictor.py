@@ -32,8 +32,13 @@ DECIMALS = 6
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one text is. `label`: the most probable, `None` where its `probability` is below what was asked for;
-    `probabilities`: of every label, 1 in sum."""
+    """What one text is.
+
+    Attributes:
+        label: The most probable label; `None` where its probability is below what was asked for.
+        probability: The probability of the most probable label.
+        probabilities: The probability of every label, 1 in sum.
+    """
 
     label: str | None
     probability: float
@@ -49,9 +54,15 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded classifier. `fields`: the texts that it reads; `temperature`: what raw scores are divided by, `None`
-    where the run is too old to have one: 1 then; `problem`: why its probabilities are raw, `None` where they are
-    calibrated."""
+    """A loaded classifier.
+
+    Attributes:
+        fields: The names of the texts that it reads.
+        labels: The labels, in the order of scores.
+        scorer: What computes raw scores.
+        temperature: What raw scores are divided by; `None`, which counts as 1, for a run too old to have one.
+        problem: Why its probabilities are raw; `None` where they are calibrated.
+    """
 
     fields: tuple[str, ...]
     labels: tuple[str, ...]
@@ -60,15 +71,20 @@ class Predictor:
     problem: str | None = None
 
     def predict(self, texts: Sequence[Any], abstain: float | None = None) -> list[Prediction]:
-        """What each text is.
+        """Label texts.
 
-        `texts`: strings (the first field; others are empty), tuples of all fields in order, or dictionaries with one
-        text a field. `abstain`: no label below this probability.
+        Args:
+            texts: Each a string (the first field; others are empty), a tuple of all fields in order, or a dictionary
+                with one text per field.
+            abstain: Give no label where its probability is below this.
+
+        Returns:
+            One prediction per text, in the same order.
 
         Raises:
-            TaskError: a text that is none, or empty; all are named, numbered from 1.
+            TaskError: Something is not a text, or is empty; all of them are named, numbered from 1.
             SettingsError: `abstain` is not from 0 to 1.
-            NotFinite: the classifier computes NaN or infinity.
+            NotFinite: The classifier computes NaN or infinity.
         """
         check_abstain(abstain)
         if isinstance(texts, str):

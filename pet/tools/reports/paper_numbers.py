@@ -2,7 +2,7 @@
 
 P1 Table 1: RoBERTa-large, 1,000 test texts and more, 10,000 unlabelled texts per label. Its supervised numbers with 10
 labelled texts look like those of models that were not trained: release 1.1 of the published code makes no step there
-(docs/paper-recipe.md).
+(docs/explanation/paper-recipe.md).
 """
 
 BACKBONE = "RoBERTa-large"

@@ -99,15 +99,16 @@ def test_what_the_student_has_seen_is_what_its_batches_were_made_of(done, tmp_pa
     assert len(seen) == min(30, settings["steps"] * settings["batch"] * settings.get("accumulation", 1))
 
 
-def test_what_was_seen_before_a_training_was_stopped_is_not_forgotten(done, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [3, 5], ids=["on its way", "in its last step"])
+def test_what_was_seen_before_a_training_was_stopped_is_not_forgotten(done, tmp_path, monkeypatch, step):
     asked = watch_rows(monkeypatch, 30)
     settings = {"distill": {"steps": 5, "batch": 2, "accumulation": 2}, "runtime": {"checkpoint_minutes": 0}}
     with monkeypatch.context() as patch, interrupts.heeded(), pytest.raises(interrupts.Stopped):
-        stop_at(patch, 3)
+        stop_at(patch, step)
         redistill(done, tmp_path, **settings)
     before = len(asked)
     _, seen = seen_in(redistill(done, tmp_path, **settings))
-    assert (before, len(asked)) == (12, 20), "three steps, then two: nothing is computed twice"
+    assert (before, len(asked)) == (4 * step, 20), "five steps in all: nothing is computed twice"
     assert seen == sorted(asked)
 
 

@@ -428,8 +428,8 @@ def test_what_fills_up_the_targets_changes_neither_losses_nor_gradients(open_ben
 def test_a_batch_carries_its_label_words_and_moves_as_a_whole(open_bench, any_layout):
     member_data = open_bench()
     (given,), (asked,) = batches_of(member_data, 1)
-    assert torch.equal(given.words, asked.verbalizers.words)
-    assert torch.equal(given.averaging, asked.verbalizers.averaging[None])
+    assert torch.equal(given.verbalizer.words, asked.verbalizers.words)
+    assert torch.equal(given.verbalizer.averaging, asked.verbalizers.averaging[None])
     same = given.to(torch.device("cpu"))
     assert all(torch.equal(one, other) for one, other in zip(tensors_of(same), tensors_of(given), strict=True))
     moved = tensors_of(given.to(torch.device("meta")))
@@ -451,7 +451,8 @@ def test_what_a_member_is_trained_on_does_not_depend_on_which_others_share_the_b
             place, targets_there = targets_of(given)
             assert torch.equal(targets_there[given.members[place] == member], targets_of(mine)[1])
             assert torch.equal(given.target_members[: len(place)], given.members[place])
-            scores = given.averaging[member][given.averaging[member].any(1)]
+            averaging = given.verbalizer.averaging[member]
+            scores = averaging[averaging.any(1)]
             assert torch.equal(scores, asked[member].verbalizers.averaging)
             with torch.no_grad():
                 found, alone_ = (

@@ -47,8 +47,10 @@ from pet.store.lock import acquire
 from pet.tasks.texts import read_texts
 from pet.training.checkpoint import CheckpointManager
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-"""peft still asks transformers so."""
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks it so
+]
 
 SCORES = "scores.safetensors"
 ADAPTER = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}

@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pet.config.resolve import resolve_pretraining
 from pet.modeling import delta
-from pet.modeling.cloze import ClozeModel
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.families import BERT
 from pet.modeling.families import FAMILIES as KNOWN
 from pet.modeling.loading import freeze_lower
@@ -34,6 +34,8 @@ from pet.training.checkpoint import Checkpoint
 from pet.training.device import Runtime, open_runtime
 from pet.training.losses import fusible_token_losses
 from pet.training.mlm_corpus import open_blocks
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 LENGTH, BLOCKS = 16, 6
@@ -231,7 +233,7 @@ def test_the_work_of_a_token_is_that_of_every_product_it_goes_through(ground, fa
     """Two layers, hidden size 32; where the last can be computed for a quarter of the tokens, the others go through its
     keys and values. Forward, for the gradient of what comes in, and for that of the weights, where they are trained."""
     settings = settings_of(ground, family, mask_probability=0.25, frozen_layers=frozen).pretrain
-    cloze = ClozeModel(AutoModelForMaskedLM.from_pretrained(ground / family))
+    cloze = MaskedLM(AutoModelForMaskedLM.from_pretrained(ground / family))
     freeze_lower(cloze.lm, frozen, "frozen_layers")
     maps, attention = 4 * 32 * 32 + 2 * 32 * 48, 2 * LENGTH * 32  # attention has two products of T x H each
     layer = maps + attention

@@ -22,8 +22,8 @@ from support.plain import (
 )
 from support.tiny import FAMILIES, TOKENIZERS, tiny_model
 
+from pet.modeling.backbones import MaskedLM
 from pet.modeling.batch import Batch, Layout
-from pet.modeling.cloze import ClozeModel
 from pet.modeling.families import FAMILIES as KNOWN
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.tasks.patterns import PVP
@@ -38,7 +38,7 @@ WORD_GROUPS = {"up": ("good", "great"), "middle": ("okay",), "down": ("bad", "sl
 class Asked:
     """A model on our way, the same one untouched, and a question to both."""
 
-    cloze: ClozeModel
+    cloze: MaskedLM
     untouched: Any
     batch: Batch
     verbalizers: Verbalizer
@@ -53,7 +53,7 @@ def name_of(case: tuple[str, dict[str, object], Layout]) -> str:
 def asked(request: pytest.FixtureRequest) -> Asked:
     family, more, layout = request.param
     mine, untouched = (tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY, **more) for _ in range(2))
-    return Asked(ClozeModel(mine), untouched, *question(family, layout))
+    return Asked(MaskedLM(mine), untouched, *question(family, layout))
 
 
 def question(family: str, layout: Layout) -> tuple[Batch, Verbalizer]:
@@ -98,7 +98,7 @@ def test_the_families_with_a_shortcut_are_the_ones_tested_here():
 
 def test_only_known_families_take_the_shortcut(asked):
     cloze = asked.cloze
-    assert cloze.shortcut == (cloze.family in FAMILIES)
+    assert cloze.shortcut == (cloze.lm.config.model_type in FAMILIES)
     with torch.no_grad():
         states = cloze.states(asked.batch)
     width = cloze.lm.config.hidden_size if cloze.shortcut else cloze.lm.config.vocab_size
@@ -134,7 +134,7 @@ def test_vocabulary_logits_of_chosen_states_are_those_of_the_whole_model(asked):
     with torch.no_grad():
         logits = vocabulary_logits(cloze, cloze.states(batch)[own[chosen]])  # [V, K]
         expected = whole_logits(asked.untouched, batch)[chosen]
-    assert logits.shape == (len(TOKENIZERS[kind(cloze.family)]()), int(chosen.sum()))
+    assert logits.shape == (len(TOKENIZERS[kind(cloze.lm.config.model_type)]()), int(chosen.sum()))
     assert_near(logits.T, expected)
 
 
@@ -167,7 +167,7 @@ def test_every_parameter_gets_the_gradient_of_the_whole_model(asked):
 @pytest.mark.parametrize("layout", [Layout(False), FILLED, Layout(True)], ids=["end to end", "filled up", "padded"])
 def test_training_one_step_changes_the_scores(layout):
     batch, verbalizers = question("bert", layout)
-    cloze = ClozeModel(tiny_model("bert", TOKENIZERS["wordpiece"](), seed=3))
+    cloze = MaskedLM(tiny_model("bert", TOKENIZERS["wordpiece"](), seed=3))
     optimizer = torch.optim.SGD(cloze.parameters(), lr=0.05)
 
     def loss() -> torch.Tensor:
@@ -183,7 +183,7 @@ def test_training_one_step_changes_the_scores(layout):
 def test_word_logits_are_in_full_precision_though_the_body_is_in_a_lower_one():
     """As the copy that computes has it on a GPU."""
     batch, verbalizers = question("bert", Layout(False))
-    cloze = ClozeModel(tiny_model("bert", TOKENIZERS["wordpiece"](), **LIVELY))
+    cloze = MaskedLM(tiny_model("bert", TOKENIZERS["wordpiece"](), **LIVELY))
 
     def logits() -> torch.Tensor:
         return cloze.word_logits(cloze.states(batch)[batch.mask_positions], verbalizers.words)
@@ -204,13 +204,8 @@ def test_word_logits_are_in_full_precision_though_the_body_is_in_a_lower_one():
 def test_a_body_in_lower_precision_may_have_a_head_in_full(family):
     """As the frozen model of LoRA members has it on a GPU."""
     batch, _ = question(family, Layout(family not in PACKED))
-    cloze = ClozeModel(tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY))
+    cloze = MaskedLM(tiny_model(family, TOKENIZERS[kind(family)](), **LIVELY))
     with torch.no_grad():
         exact = vocabulary_logits(cloze, cloze.states(batch)[batch.mask_positions])
         (cloze.lm.base_model if cloze.shortcut else cloze.lm).to(torch.bfloat16)
         assert_near(vocabulary_logits(cloze, cloze.states(batch)[batch.mask_positions]).float(), exact, 0.05)
-
-
-def test_the_transformers_model_is_at_hand():
-    lm = tiny_model("bert", TOKENIZERS["wordpiece"]())
-    assert ClozeModel(lm).transformer is lm
