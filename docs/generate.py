@@ -108,7 +108,8 @@ def rows(model: type[BaseModel], prefix: str, fixed: Any, paper: Any) -> Iterato
                 yield from rows(type(value), f"{prefix}{name}.", value, other)
             continue
         default = shown(value) + ("" if value == other or name == "recipe" else f" (`paper`: {shown(other)})")
-        yield f"`{prefix}{name}`", values_of(field.annotation, field.metadata), default, field.description or ""
+        meaning = " ".join((field.description or "").split())
+        yield f"`{prefix}{name}`", values_of(field.annotation, field.metadata), default, meaning
 
 
 def shown(value: Any) -> str:

@@ -97,9 +97,9 @@ def one_line(text: str) -> str:
     )
 
 
-def cut(text: str) -> str:
-    """A text without its middle, if it is longer than SHOWN."""
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - SHOWN_END]} [...] {text[-SHOWN_END:]}"
+def cut(text: str, most: int = SHOWN, end: int = SHOWN_END) -> str:
+    """A text without its middle, if it is longer than `most`; `end`: characters that are kept of its end."""
+    return text if len(text) <= most else f"{text[: most - end]} [...] {text[-end:]}"
 
 
 SHOWN_PROBLEM = 250
@@ -113,12 +113,7 @@ def raise_problems(kind: type[PetError], what: str, problems: Sequence[str]) -> 
     """Raise `kind` naming every problem of one input (the first few in full); do nothing when there is none."""
     if not problems:
         return
-    shown = "; ".join(problems[:SHOWN_PROBLEMS] if len(problems) == 1 else map(shorten, problems[:SHOWN_PROBLEMS]))
+    most = SHOWN_PROBLEM if len(problems) > 1 else len(problems[0])
+    shown = "; ".join(cut(one, most, most // 2) for one in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     raise kind(f"{what}: {shown}" + (f"; and {more} more" if more > 0 else ""))
-
-
-def shorten(text: str) -> str:
-    """One of several problems, the middle of a long one left out."""
-    half = SHOWN_PROBLEM // 2
-    return text if len(text) <= SHOWN_PROBLEM else f"{text[:half]} [...] {text[-half:]}"

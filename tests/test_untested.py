@@ -50,7 +50,7 @@ def test_it_stands_on_the_page_and_in_the_model_card(made):
     _, store, said, _ = made
     run = open_folder(find_one(store, "run"))
     assert html.collect(run)["absent"] == f"{said[0].upper()}{said[1:]}."
-    assert said[1:].replace("'", "&#39;") in html.render(html.collect(run))
+    assert said[1:].replace("'", "&#39;") in html.render(html.TEMPLATE, **html.collect(run))
     assert said[1:] in model_card(run, "hf", ["headline", "body"], ["input_ids"], "")
 
 

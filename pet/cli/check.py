@@ -1,15 +1,11 @@
 """`pet check`: a task's patterns, words and texts, looked at before a run."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pet.cli.options import shared
 from pet.cli.run import PLACES, flag_overrides, warn_of_code
-
-if TYPE_CHECKING:
-    from pet.tools.authoring.estimate import Estimate
-    from pet.tools.authoring.lint import Answers, Check
 
 SHOWN_LABELS = 10
 """Labels whose shares are shown for each pattern."""
@@ -45,6 +41,7 @@ def check(task: str, sample: int, assignments: tuple[str, ...], **flags: Any) ->
     from pet.pipeline.context import RunContext
     from pet.store.store import Store
     from pet.tools.authoring.lint import check as look
+    from pet.tools.rendering import render
     from pet.training.device import open_runtime
 
     screen = Screen()
@@ -52,62 +49,17 @@ def check(task: str, sample: int, assignments: tuple[str, ...], **flags: Any) ->
     warn_of_code(screen, settings.model)
     ctx = RunContext(settings, Store("runs"), open_runtime(settings.runtime, screen))
     found = look(ctx, sample)
-    show(screen, found, ctx.card.name, settings.model.name)
+    shown = render(
+        "check.txt.jinja",
+        found=found,
+        task=ctx.card.name,
+        model=settings.model.name,
+        shown_labels=SHOWN_LABELS,
+        rough_time=rough_time,
+        rough_size=rough_size,
+    )
+    screen.out.print(shown, end="")
     click.get_current_context().exit(1 if found.problems else 0)
-
-
-def show(screen: Any, found: "Check", task: str, model: str) -> None:
-    """What was found."""
-    for one in found.answers:
-        show_answers(screen, one)
-    if found.estimate:
-        screen.out.print(describe_estimate(found.estimate))
-    if found.answers and found.answers[0].known:
-        screen.out.print(
-            f"accuracy looks at the labels of {found.answers[0].known} sampled texts: a development aid, not a result"
-            + (
-                "; without a test file a run may test on them, so what you choose by it is not tested"
-                if found.shared
-                else ""
-            )
-        )
-    for finding in sorted(found.findings, key=lambda one: one.kind):
-        screen.out.print(f"{finding.kind}: {finding.where}: {finding.text}")
-    remarks = len(found.findings) - len(found.problems)
-    screen.out.print(
-        f"{task} on {model}: {counted(len(found.problems), 'problem')}, {counted(remarks, 'remark')}; "
-        f"{counted(found.sampled, 'text')} sampled"
-    )
-
-
-def counted(number: int, what: str) -> str:
-    """`1 problem`, `2 problems`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def show_answers(screen: Any, one: "Answers") -> None:
-    """One pattern: an example, and what it answers untuned."""
-    total = sum(one.given.values())
-    most = sorted(one.given.items(), key=lambda item: -item[1])[:SHOWN_LABELS]
-    screen.out.print(f"p{one.number}  {one.source}")
-    screen.out.print(f"    {one.example}")
-    screen.out.print(f"    untuned: {', '.join(f'{label} {count / total:.0%}' for label, count in most)}")
-    line = f"    cut to fit: {one.cut:.0%} of the texts"
-    if one.known:
-        line += f"; accuracy {100 * one.right / one.known:.1f} ({one.right} of {one.known})"
-    if one.agreement is not None:
-        line += f"; agrees with the other patterns on {one.agreement:.0%}"
-    screen.out.print(line)
-
-
-def describe_estimate(one: "Estimate") -> str:
-    """The estimate, rounded as coarsely as it is known."""
-    sizes = ", ".join(f"{count:,} {name}" for name, count in one.sizes.items())
-    return (
-        f"estimate: a run of `quick` with these settings ({sizes} texts; {one.members} members) computes for about "
-        f"{rough_time(one.seconds)} here and takes {rough_size(one.peak_bytes)} to {rough_size(2 * one.peak_bytes)} of "
-        "memory"
-    )
 
 
 def rough_time(seconds: float) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pet.tasks.texts import Texts
-    from pet.tools.authoring.new_card import Columns, Plan, Survey
+    from pet.tools.authoring.label_words import FirstWords
+    from pet.tools.authoring.new_card import Plan
 
 SHOWN_LABELS = 20
 """Labels that are listed with their counts; more are only counted."""
@@ -54,40 +54,26 @@ def init(
     from pet.cli.screen import Screen
     from pet.config.resolve import nest, resolve_settings
     from pet.tasks.patterns import parse_pattern
+    from pet.tools.authoring import new_card
     from pet.tools.authoring.label_words import propose_words
-    from pet.tools.authoring.new_card import (
-        Plan,
-        check_name,
-        choose_columns,
-        choose_labels,
-        read_input,
-        survey,
-        write_card,
-    )
+    from pet.tools.rendering import render
     from pet.training.device import open_runtime
 
-    check_name(name, out or Path(name))
-    table = read_input(source)
-    columns = choose_columns(table, text, text_b, label)
-    found = survey(table, columns)
-    show_survey(source, columns, found)
+    new_card.check_name(name, out or Path(name))
+    table = new_card.read_input(source)
+    columns = new_card.choose_columns(table, text, text_b, label)
+    found = new_card.survey(table, columns)
+    about = {"path": source, "columns": columns, "found": found, "shown_labels": SHOWN_LABELS}
+    click.echo(render("survey.txt.jinja", printable=printable, repr=repr, **about), nl=False)
     named = [one.strip() for one in next(csv.reader([labels], skipinitialspace=True))] if labels else []
-    plan = Plan(name, table, columns, choose_labels(found, columns, named, source), model, out or Path(name))
+    chosen = new_card.choose_labels(found, columns, named, source)
+    plan = new_card.Plan(name, table, columns, chosen, model, out or Path(name))
     patterns = [parse_pattern(one, list(columns.fields)) for one in plan.patterns]
     settings = resolve_settings("quick", nest("model.name", model))  # of the run that is proposed below
     runtime = open_runtime(settings.runtime, Screen())
     proposed = propose_words(plan.labels, patterns, plan.texts(), settings.model, runtime)
-    path = write_card(plan, proposed)
-    click.echo(f"\n{path} written, with {len(patterns)} patterns and these label words:")
-    for one, proposal in proposed.words.items():
-        whose = {"name": "its name", "parts": "parts of its name", "model": "proposed by the model: have a look"}
-        click.echo(f"  {printable(one)}: {', '.join(proposal.words)}  ({whose[proposal.origin]})")
-    if len(proposed.read):
-        click.echo(
-            f"  the labels of {len(proposed.read)} rows were read for these words; the card lists these rows "
-            "(words_from), and no run tests on them"
-        )
-    show_commands(path, plan, proposed.read)
+    path = new_card.write_card(plan, proposed)
+    show_next(path, plan, proposed)
 
 
 def printable(text: str) -> str:
@@ -95,46 +81,19 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def show_survey(path: Path, columns: "Columns", found: "Survey") -> None:
-    """What is in the file."""
-    for one in columns.guessed:
-        click.echo(
-            f"column {one!r} is taken for the {'label' if one == columns.label else 'text'} (guessed by its name)"
-        )
-    click.echo(
-        f"{path}: {found.rows:,} rows, {found.rows - found.unlabelled:,} with a label, {found.unlabelled:,} without"
+def show_next(path: Path, plan: "Plan", proposed: "FirstWords") -> None:
+    """The card that was written, and what to type next, with numbers that work for this file."""
+    from pet.tools.authoring.new_card import propose_sizes
+    from pet.tools.rendering import render
+
+    shown = render(
+        "next.txt.jinja",
+        path=path,
+        plan=plan,
+        proposed=proposed,
+        sizes=propose_sizes(plan.texts(), plan.labels, proposed.read),
+        few_tests=FEW_TESTS,
+        printable=printable,
+        quote=shlex.quote,
     )
-    for number, (label, count) in enumerate(found.labels.items()):
-        if number < SHOWN_LABELS:
-            click.echo(f"  {printable(label)}: {count:,}")
-    if len(found.labels) > SHOWN_LABELS:
-        click.echo(f"  and {len(found.labels) - SHOWN_LABELS:,} more labels")
-    for unit, (least, median, most) in (("words", found.words), ("characters", found.characters)):
-        click.echo(f"  {unit} of a text: {least:,} to {most:,}, half of them up to {median:,}")
-    click.echo(f"  empty texts: {len(found.empty):,}; texts that stood before, word for word: {found.repeated:,}")
-    if found.disputed:
-        click.echo(f"  {found.disputed:,} of those stood there with another label")
-
-
-def show_commands(path: Path, plan: "Plan", read: "Texts") -> None:
-    """What to type next, with numbers that work for this file."""
-    from pet.tools.authoring.new_card import data_name, propose_sizes
-
-    card, model = shlex.quote(str(path)), shlex.quote(plan.model)
-    sizes = propose_sizes(plan.texts(), plan.labels, read)
-    wanted = f" --train-examples {sizes[0]} --set data.test={sizes[1]}" if sizes else ""
-    click.echo(f"\nNext:\n  pet check {card} --model {model}{wanted}")
-    if sizes is None:
-        click.echo(
-            f"then label some rows in {path.parent / data_name(plan)}, two of each label at least: a run needs texts "
-            "to learn from and others to be tested on"
-        )
-        return
-    more = "" if plan.model == "mini" else f" --model {model}"
-    click.echo(f"  pet run quick --task {card}{more}{wanted}")
-    if sizes[0] == 0:
-        click.echo("with too few labelled rows to learn from, that asks the model untuned; label two of each at least")
-    elif sizes[1] < FEW_TESTS:
-        click.echo(
-            f"accuracy on so few test texts ({sizes[1]}) says little: label more, or give the card a `test:` file"
-        )
+    click.echo(shown, nl=False)

@@ -204,10 +204,14 @@ def flag_overrides(
     from pet.config.resolve import nest, parse_assignment
 
     given = {place: flag for flag, place in places.items() if flags.get(flag) is not None}
-    typed = {flag: " ".join(flags[flag]) if isinstance(flags[flag], tuple) else flags[flag] for flag in given.values()}
-    words = {flag: "" if value is True else f" {value}" for flag, value in typed.items()}
-    refuse_again(assignments, {place: f"--{flag.replace('_', '-')}{words[flag]}" for place, flag in given.items()})
+    refuse_again(assignments, {place: as_typed(flag, flags[flag]) for place, flag in given.items()})
     return [*(nest(place, flags[flag]) for place, flag in given.items()), *map(parse_assignment, assignments)]
+
+
+def as_typed(flag: str, value: Any) -> str:
+    """A flag as a person types it."""
+    values = [] if value is True else value if isinstance(value, tuple) else [value]
+    return " ".join([f"--{flag.replace('_', '-')}", *map(str, values)])
 
 
 def refuse_again(assignments: tuple[str, ...], given: Mapping[str, str]) -> None:
@@ -235,12 +239,8 @@ def require_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 def typed_options() -> str:
     """What was typed after `pet run`, without --stage, to suggest another stage with the same options."""
-    words, kept, skip = sys.argv[2:], [], False
-    for word in words:
-        if skip or word.startswith("--stage="):
-            skip = False
-        elif word == "--stage":
-            skip = True
-        else:
-            kept.append(word)
-    return shlex.join(kept)
+    words = sys.argv[2:]
+    while "--stage" in words:
+        place = words.index("--stage")
+        del words[place : place + 2]
+    return shlex.join(word for word in words if not word.startswith("--stage="))

@@ -6,15 +6,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pet.cli.options import shared
+from pet.cli.options import Command, shared
 from pet.errors import StoreError
 
 if TYPE_CHECKING:
     from pet.pipeline.runs import Run
     from pet.store.store import Artifact
 
-store_option = click.option("--store", help="Folder of all artifacts.")
+store_option = click.option(
+    "--store", callback=lambda context, parameter, store: store or context.obj, help="Folder of all artifacts."
+)
 """--store of a subcommand; left out, it is the one given to `pet runs`."""
+
+
+def removal_options(command: Command) -> Command:
+    """Give a command what one takes that removes something."""
+    dry_run = click.option("--dry-run", is_flag=True, help="Show what would be removed and stop.")
+    return click.option("--yes", is_flag=True, help="Do not ask.")(dry_run(store_option(command)))
 
 
 @click.group(invoke_without_command=True)
@@ -54,8 +62,7 @@ def show_runs(store: str) -> None:
 @runs.command()
 @click.argument("run")
 @store_option
-@click.pass_obj
-def show(default: str, run: str, store: str | None) -> None:
+def show(run: str, store: str) -> None:
     """Show the scores of a RUN, its artifacts, their sizes, and what else needs them.
 
     \b
@@ -65,7 +72,7 @@ def show(default: str, run: str, store: str | None) -> None:
     from pet.cli.screen import Screen
     from pet.store.gc import name_of, read_graph
 
-    found = find(run, store or default)
+    found = find(run, store)
     Screen().show_summary(found.summary, str(found.path))
     rows = [
         (name_of(one), show_size([one]), ", ".join(map(name_of, users)))
@@ -76,11 +83,8 @@ def show(default: str, run: str, store: str | None) -> None:
 
 @runs.command()
 @click.argument("run")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Show what would be removed and stop.")
-@store_option
-@click.pass_obj
-def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> None:
+@removal_options
+def rm(run: str, yes: bool, dry_run: bool, store: str) -> None:
     """Remove a RUN and those of its artifacts that nothing else in the store needs.
 
     Not while another run is being made in the same store: what it is about to reuse may be among them.
@@ -94,8 +98,8 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
     from pet.store.store import Store
 
     if not dry_run:
-        sweep(Store(store or default))
-    found = find(run, store or default)
+        sweep(Store(store))
+    found = find(run, store)
     graph = read_graph(found.store)
     gone = removable(graph, found.artifact.identity)
     kept = len(graph.closure(found.artifact.identity)) - len(gone)
@@ -110,11 +114,8 @@ def rm(default: str, run: str, yes: bool, dry_run: bool, store: str | None) -> N
 
 
 @runs.command()
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Show what would be removed and stop.")
-@store_option
-@click.pass_obj
-def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
+@removal_options
+def gc(yes: bool, dry_run: bool, store: str) -> None:
     """Remove what killed processes and damaged artifacts have left in the store.
 
     What a process is at is left alone. A training that was begun and saved would be gone on with by the command that
@@ -124,41 +125,38 @@ def gc(default: str, yes: bool, dry_run: bool, store: str | None) -> None:
     Example:
         pet runs gc --dry-run
     """
-    from pet.store.gc import leftovers, sweep_leftovers
+    from pet.store.gc import leftovers, size_of, sweep_leftovers
     from pet.store.store import Store
 
-    place = Store(store or default)
-    found = leftovers(place)
+    found = leftovers(Store(store))
     if not found:
-        click.echo(f"nothing is left behind in {place.root}")
+        click.echo(f"nothing is left behind in {Store(store).root}")
         return
-    rows = [(f"{one.path.parent.name}/{one.path.name}", show_bytes(one.size), one.what) for one in found]
+    rows = [(f"{one.path.parent.name}/{one.path.name}", show_bytes(size_of(one.path)), one.what) for one in found]
     click.echo(align([("left behind", "size", ""), *rows]))
     if not is_meant(dry_run, yes):
         return
-    total = show_bytes(sum(one.size for one in found))
-    sweep_leftovers(place, found)
+    total = show_bytes(sum(size_of(one.path) for one in found))
+    sweep_leftovers(Store(store), found)
     click.echo(f"removed {total}")
 
 
 @runs.command("list")
 @store_option
-@click.pass_obj
-def list_all(default: str, store: str | None) -> None:
+def list_all(store: str) -> None:
     """List the runs, as `pet runs` alone does.
 
     \b
     Example:
         pet runs list --store runs
     """
-    show_runs(store or default)
+    show_runs(store)
 
 
 @runs.command()
 @click.argument("run", required=False)
 @store_option
-@click.pass_obj
-def verify(default: str, run: str | None, store: str | None) -> None:
+def verify(run: str | None, store: str) -> None:
     """Read every file of a RUN's artifacts, or of the whole store, and compare it with what was written.
 
     Names files that are damaged, missing or not the artifact's own; exit code 1 if there are any.
@@ -171,11 +169,10 @@ def verify(default: str, run: str | None, store: str | None) -> None:
     from pet.store import gc as gc_module
     from pet.store.store import Store
 
-    found = None if run is None else find(run, store or default)
-    place = Store(store or default) if found is None else found.store
+    found = None if run is None else find(run, store)
+    place = found.store if found else Store(store)
     graph = gc_module.read_graph(place)
-    damaged = graph.damaged if found is None else []
-    chosen = graph.artifacts if found is None else graph.closure(found.artifact.identity)
+    damaged, chosen = ([], graph.closure(found.artifact.identity)) if found else (graph.damaged, graph.artifacts)
     for problem in damaged:
         click.echo(problem)
     checked, wrong = graph.sort(chosen), len(damaged)
@@ -230,7 +227,7 @@ def show_size(artifacts: "Sequence[Artifact]") -> str:
     """Their size together."""
     from pet.store.gc import size_of
 
-    return show_bytes(sum(map(size_of, artifacts)))
+    return show_bytes(sum(size_of(one.path) for one in artifacts))
 
 
 def show_bytes(size: int) -> str:

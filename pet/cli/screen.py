@@ -113,8 +113,8 @@ class Screen(Reporter):
     def show_seeds(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """The table over several seeds."""
         table = Table(title="over seeds " + ", ".join(str(one["seed"]) for one in summaries), title_justify="left")
-        for name, justify in (("", "left"), ("mean", "right"), ("std", "right"), ("per seed", "right")):
-            table.add_column(name, justify="left" if justify == "left" else "right")
+        for name in ("", "mean", "std", "per seed"):
+            table.add_column(name, justify="right" if name else "left")
         for name, average, deviation, values in summary_module.across_seeds(summaries):
             each = "  ".join(f"{value:.1f}" for value in values)
             table.add_row(name, f"{average:.1f}", f"{deviation:.1f}", each)

@@ -8,18 +8,45 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pet.cli.options import shared
-from pet.cli.run import PLACES, flag_overrides, refuse_again, warn_of_code
+from pet.cli.run import PLACES as RUN_PLACES
+from pet.cli.run import flag_overrides, refuse_again, warn_of_code
 from pet.errors import SettingsError
 
 if TYPE_CHECKING:
     from pet.config.schema import Settings
 
+PLACES = RUN_PLACES | {"sizes": "table.sizes", "seeds": "table.seeds", "methods": "table.methods"}
+"""Flag -> the setting that it sets."""
+
+
+def numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`0,10` as numbers.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(
+            f"--{parameter.name} got {text!r}; expected whole numbers with commas, such as 0,10,100"
+        ) from None
+
+
+def words(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """`supervised,pet` as words."""
+    return None if text is None else tuple(text.split(","))
+
 
 @click.command()
 @click.argument("pipeline")
-@click.option("--sizes", help="Numbers of labelled texts, for example 0,10,100.  [default: the pipeline's]")
-@click.option("--seeds", help="Seeds, for example 0,1,2; each draws its own texts.  [default: the pipeline's]")
-@click.option("--methods", help="Of zero-shot,supervised,pet,ipet.  [default: the pipeline's]")
+@click.option(
+    "--sizes", callback=numbers, help="Numbers of labelled texts, for example 0,10,100.  [default: the pipeline's]"
+)
+@click.option(
+    "--seeds", callback=numbers, help="Seeds, for example 0,1,2; each draws its own texts.  [default: the pipeline's]"
+)
+@click.option("--methods", callback=words, help="Of zero-shot,supervised,pet,ipet.  [default: the pipeline's]")
 @click.option("--data", multiple=True, help="Folder with the task's files; of several tasks TASK=FOLDER, repeated.")
 @shared("model", "set", "store")
 @click.option("--out", default="results", show_default=True, help="Folder for the table's own folder.")
@@ -29,9 +56,6 @@ if TYPE_CHECKING:
 @shared("verbose")
 def table(
     pipeline: str,
-    sizes: str | None,
-    seeds: str | None,
-    methods: str | None,
     data: tuple[str, ...],
     assignments: tuple[str, ...],
     store: str,
@@ -56,23 +80,17 @@ def table(
         pet table agnews --data archives/ag_news_csv --sizes 10,100 --seeds 0,1,2,3,4 --methods supervised,pet
     """
     from pet.cli.screen import Screen
-    from pet.config.resolve import nest, resolve_tasks
+    from pet.config.resolve import resolve_tasks
     from pet.pipeline import table as tables
     from pet.pipeline.event_log import open_log
     from pet.store.store import Store
     from pet.tools.reports import plot, table_report
     from pet.training.device import open_runtime
 
-    given = {
-        "table.sizes": numbers("--sizes", sizes),
-        "table.seeds": numbers("--seeds", seeds),
-        "table.methods": None if methods is None else methods.split(","),
-    }
-    layers = [nest(key, found) for key, found in given.items() if found is not None]
     refuse_again(
         assignments, {"seed": "the seeds of the table (--seeds)", "data.train_examples": "its sizes (--sizes)"}
     )
-    settings = resolve_tasks(pipeline, *layers, *flag_overrides(flags, PLACES, assignments))
+    settings = resolve_tasks(pipeline, *flag_overrides(flags, PLACES, assignments))
     settings = tables.by_name(with_data(settings, data))
     runs = tables.cells(settings)
     if dry_run:
@@ -82,8 +100,8 @@ def table(
         return
     folder = place(out, Path(pipeline).stem if name is None else name)
     kept = Store(store, verify)
-    given_all = {task: one.model_dump(mode="json") for task, one in settings.items()}
-    with open_log(kept.root, f"table-{folder.name}", Screen(verbose), given_all) as log:
+    given = {task: one.model_dump(mode="json") for task, one in settings.items()}
+    with open_log(kept.root, f"table-{folder.name}", Screen(verbose), given) as log:
         for one in settings.values():
             warn_of_code(log, one.model, one.distill.model, one.baseline.model)
         runtime = open_runtime(next(iter(settings.values())).runtime, log)
@@ -109,20 +127,6 @@ def without_places(arguments: list[str]) -> list[str]:
             task, given, _ = value.rpartition("=")
             kept += [option, f"{task}{given}DIR"]
     return kept
-
-
-def numbers(option: str, text: str | None) -> list[int] | None:
-    """`0,10` as numbers.
-
-    Raises:
-        SettingsError: it is something else.
-    """
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingsError(f"{option} got {text!r}; expected whole numbers with commas, such as 0,10,100") from None
 
 
 def place(out: str, name: str) -> Path:

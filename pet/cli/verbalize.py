@@ -12,6 +12,17 @@ from pet.cli.options import MANY, shared
 from pet.errors import SettingsError
 
 
+def one_pattern(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int] | None:
+    """The number of a pattern; `None`: all.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    if text != "all" and not text.isdecimal():
+        raise SettingsError(f"--pattern got {text!r}; expected `all` or the number of one of the card's patterns")
+    return None if text == "all" else (int(text),)
+
+
 @click.command()
 @click.argument("task")
 @shared("model")
@@ -20,7 +31,14 @@ from pet.errors import SettingsError
 @click.option("--train-file", **MANY, help="CSV of texts labelled by hand; may be repeated.")
 @click.option("--seed", type=int, help="Seed of the draw.")
 @shared("data")
-@click.option("--pattern", default="all", show_default=True, metavar="all|K", help="All patterns together, or one.")
+@click.option(
+    "--pattern",
+    default="all",
+    show_default=True,
+    callback=one_pattern,
+    metavar="all|K",
+    help="All patterns together, or one.",
+)
 @shared("set", "device", "precision")
 @click.option(
     "--output",
@@ -28,14 +46,7 @@ from pet.errors import SettingsError
     metavar="FILE",
     help="Write the task card with the words.",
 )
-def verbalize(
-    task: str,
-    words: int,
-    pattern: str,
-    assignments: tuple[str, ...],
-    output: Path | None,
-    **flags: Any,
-) -> None:
+def verbalize(task: str, words: int, assignments: tuple[str, ...], output: Path | None, **flags: Any) -> None:
     """Find label words for TASK (PETAL): those that the untuned model expects in the texts of one label and not in the
     others'.
 
@@ -51,22 +62,15 @@ def verbalize(
         pet verbalize bbc --train-examples 50 --pattern 2 --output bbc-auto.yaml
         pet run --task bbc-auto.yaml --train-examples 50
     """
-    from pet.cli.run import PLACES, flag_overrides, open_context, refuse_again
+    from pet.cli.run import PLACES, flag_overrides, open_context
     from pet.cli.screen import Screen
-    from pet.config.resolve import nest
     from pet.store.store import Store
     from pet.tools.authoring.verbalize import as_yaml, check_output, data_folder, describe, propose, write_card
 
     if output:
         check_output(output)
-    overrides = flag_overrides({**flags, "task": task}, PLACES, assignments)
-    if pattern != "all":
-        if not pattern.isdecimal():
-            raise SettingsError(
-                f"--pattern got {pattern!r}; expected `all` or the number of one of the card's patterns"
-            )
-        refuse_again(assignments, {"finetune.patterns": f"--pattern {pattern}"})
-        overrides.append(nest("finetune.patterns", [int(pattern)]))
+    places = PLACES | {"pattern": "finetune.patterns"}
+    overrides = flag_overrides({**flags, "task": task}, places, assignments)
     ctx = open_context(Screen(), "quick", overrides, None, Store("runs"))
     found = propose(ctx, words)
     for line in describe(found):

@@ -8,6 +8,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -70,14 +71,22 @@ def read_bytes(path: Path, error: type[PetError], most: int = MAX_UNPACKED) -> b
         error: no regular file, unreadable, damaged or too large.
     """
     require_file(path, error)
-    parts = []
+    with opened(path, error) as file:
+        return b"".join(bounded(file, path, error, most))
+
+
+@contextmanager
+def opened(path: Path, error: type[PetError]) -> Iterator[IO[bytes]]:
+    """A file, unpacked if its name ends in .gz; what a disk or gzip has to say while it is read becomes one sentence.
+
+    Raises:
+        error: that sentence.
+    """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for part in bounded(file, path, error, most):  # type: ignore[arg-type]
-                parts.append(part)
+            yield file  # type: ignore[misc]
     except (OSError, EOFError, zlib.error) as problem:
         raise error(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
-    return b"".join(parts)
 
 
 def bounded(file: IO[bytes], path: Path, error: type[PetError], most: int = MAX_UNPACKED) -> Iterator[bytes]:

@@ -26,12 +26,12 @@ class Loader(yaml.SafeLoader):
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.depth = self.made = 0
-        self.sizes: dict[Node, int] = {}
+        self.sizes: dict[Node | None, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        """As SafeLoader does, and count."""
+        """As SafeLoader does, and count: an alias as all that it stands for."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
-        mark = event.start_mark
+        before, mark = self.made, event.start_mark
         self.depth += 1
         self.made += 1
         if self.depth > MAX_DEPTH:
@@ -43,32 +43,25 @@ class Loader(yaml.SafeLoader):
         if isinstance(event, AliasEvent):
             if node not in self.sizes:
                 raise ComposerError(None, None, "an alias of what it stands in", mark)
-        elif node is not None:
-            self.sizes[node] = self._count(node, mark)
+            self.made += self.sizes[node] - 1
+            if self.made > MAX_NODES:
+                raise ComposerError(None, None, f"more than {MAX_NODES:,} values, aliases counted", mark)
+        elif isinstance(node, ScalarNode) and ("\0" in node.value or not is_unicode(node.value)):
+            raise ComposerError(None, None, "a NUL character or half a surrogate pair", mark)
+        elif isinstance(node, MappingNode):
+            require_different(node)
+        self.sizes.setdefault(node, self.made - before)
         return node
 
-    def _count(self, node: Node, mark: Any) -> int:
-        """Values in a node, itself included."""
-        if isinstance(node, ScalarNode):
-            if "\0" in node.value or not is_unicode(node.value):
-                raise ComposerError(None, None, "a NUL character or half a surrogate pair", mark)
-            return 1
-        pairs = isinstance(node, MappingNode)
-        children = [one for pair in node.value for one in pair] if pairs else node.value
-        size = 1 + sum(self.sizes[one] for one in children)
-        if size > MAX_NODES:
-            raise ComposerError(None, None, f"more than {MAX_NODES:,} values, aliases counted", mark)
-        if pairs:
-            self._require_different(node)
-        return size
 
-    def _require_different(self, node: Node) -> None:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    raise ComposerError(None, None, f"key {key.value!r} stands there twice", key.start_mark)
-                seen.add((key.tag, key.value))
+def require_different(node: MappingNode) -> None:
+    """Refuse a key that stands twice in a mapping; a merge (`<<`) may."""
+    seen = set()
+    for key, _ in node.value:
+        if isinstance(key, ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if (key.tag, key.value) in seen:
+                raise ComposerError(None, None, f"key {key.value!r} stands there twice", key.start_mark)
+            seen.add((key.tag, key.value))
 
 
 def load_yaml(text: str) -> Any:
@@ -77,16 +70,11 @@ def load_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not YAML, or beyond a limit; its two arguments are the reason and the line, from 1 or `None`.
     """
-    loader = None
     try:
-        loader = Loader(text)  # reads the first characters
-        return loader.get_single_data()
+        return yaml.load(text, Loader)
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         reason = getattr(problem, "problem", None) or getattr(problem, "reason", None) or "not YAML"
         raise ValueError(reason, mark.line + 1 if mark else None) from None
     except Exception:  # PyYAML checks no date, number or !!tag before it takes them apart: anything may come
         raise ValueError("a date, number or tag that is none", None) from None
-    finally:
-        if loader is not None:
-            loader.dispose()

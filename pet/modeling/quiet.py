@@ -17,8 +17,7 @@ def silenced(*loggers: str) -> Iterator[None]:
     for one, _ in before:
         one.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         for one, level in before:

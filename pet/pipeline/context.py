@@ -16,6 +16,7 @@ from pet.config.identity import identity_settings
 from pet.config.schema import ModelSettings, RuntimeSettings, Settings
 from pet.errors import SettingsError
 from pet.modeling import backbones, loading
+from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer
 from pet.pipeline.node import Node, Stage
 from pet.store.draft import Draft
@@ -169,6 +170,11 @@ class RunContext:
     def prompt_tokenizer_of(self, model: str | None) -> PromptTokenizer:
         """The tokenizer of another model (`None`: model.name). That of an adapted model is the one it had before."""
         return backbones.load_tokenizer(self.model_settings(model))
+
+    def encoder(self, pvp: PVP) -> Encoder:
+        """What fills texts into a member's pattern."""
+        settings = self.settings
+        return Encoder(self.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
     def model_settings(self, model: str | None = None) -> ModelSettings:
         """The settings of another model (`None`: model.name), read to the same length."""

@@ -1,7 +1,7 @@
 """Scores as artifacts keep them: one safetensors file, [N, L] per split."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from pet.errors import DamagedArtifact
 from pet.store.draft import Draft
 from pet.store.store import Artifact
+from pet.tasks.texts import CHUNK
 
 SCORES = "scores.safetensors"
 
@@ -74,3 +75,16 @@ def open_scores(artifact: Artifact, split: str) -> Iterator[SlicedScores]:
     """
     with safe_open(artifact.file(SCORES), framework="numpy") as file:
         yield SlicedScores(artifact, file.get_slice(split))
+
+
+def score_chunks(artifacts: Sequence[Artifact], split: str) -> Iterator[NDArray[np.float32]]:
+    """The scores of several artifacts together [M, n, L], at most CHUNK texts at a time.
+
+    Raises:
+        DamagedArtifact: a file is missing or damaged.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_scores(one, split)) for one in artifacts]
+        total = len(files[0])
+        for start in range(0, total, CHUNK):
+            yield np.stack([one[start : min(start + CHUNK, total)] for one in files])

@@ -20,13 +20,10 @@ from pet.store.store import DAMAGED, Artifact, Store
 REMOVED = ".removed-"
 """What the name of a folder begins with that is being removed; no stage looks at it."""
 
-PARTS = {"stage": str, "version": int, "identity": str, "settings": dict, "inputs": dict, "files": list, "created": str}
-"""What a manifest has at the least."""
 
-
-def size_of(artifact: Artifact) -> int:
-    """Bytes of its files."""
-    return sum(path.stat().st_size for path in artifact.path.rglob("*") if path.is_file())
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(one.stat().st_size for one in (path, *path.rglob("*")) if one.is_file())
 
 
 def name_of(artifact: Artifact) -> str:
@@ -120,22 +117,28 @@ def read_graph(store: Store) -> ProvenanceGraph:
     Raises:
         StoreError: there is no such folder.
     """
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root} is no folder; give the folder that keeps the artifacts with --store")
     artifacts, damaged = {}, []
-    for path in sorted(store.root.glob("*/*")):
+    for path in entries(store, "*/*"):
         if path.name.startswith(".") or not looks_published(path):
             continue
         try:
             artifact = Artifact(path, read_manifest(path))  # its files are the business of `verify`
         except StoreError as problem:
             damaged.append(f"{problem}; give the command that made {path} once more: it is made again")
-            continue
-        if is_manifest(artifact.manifest):
-            artifacts[artifact.identity] = artifact
         else:
-            damaged.append(f"{path / MANIFEST} is no manifest; remove {path} and run its stage again")
+            artifacts[artifact.identity] = artifact
     return ProvenanceGraph(artifacts, damaged)
+
+
+def entries(store: Store, pattern: str) -> list[Path]:
+    """What lies in a store under such names, sorted.
+
+    Raises:
+        StoreError: there is no such folder.
+    """
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root} is no folder; give the folder that keeps the artifacts with --store")
+    return sorted(store.root.glob(pattern))
 
 
 def looks_published(path: Path) -> bool:
@@ -143,14 +146,6 @@ def looks_published(path: Path) -> bool:
     identity = path.name.rpartition("-")[2]
     named = len(identity) == IDENTITY_LENGTH and set(identity) <= set("0123456789abcdef")
     return path.is_dir() and (named or (path / MANIFEST).exists())
-
-
-def is_manifest(content: Any) -> bool:
-    """Whether it has the parts of a manifest."""
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in PARTS.items()):
-        return False
-    files = all(isinstance(one, dict) and {"path", "size", "sha256"} <= set(one) for one in content["files"])
-    return files and all(isinstance(one, str) for one in content["inputs"].values())
 
 
 # ---- removal -------------------------------------------------------------------------------------------------------
@@ -219,11 +214,6 @@ class Leftover:
     path: Path
     what: str
 
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(one.stat().st_size for one in (self.path, *self.path.rglob("*")) if one.is_file())
-
 
 def leftovers(store: Store) -> list[Leftover]:
     """What processes that died, removals that were interrupted and damaged artifacts have left in a store.
@@ -231,9 +221,7 @@ def leftovers(store: Store) -> list[Leftover]:
     Raises:
         StoreError: there is no such folder.
     """
-    if not store.root.is_dir():
-        raise StoreError(f"{store.root} is no folder; give the folder that keeps the artifacts with --store")
-    hidden = ((path, draft_of(path)) for path in sorted(store.root.glob("*/.*")) if path.parent.name != LOCKS)
+    hidden = ((path, draft_of(path)) for path in entries(store, "*/.*") if path.parent.name != LOCKS)
     return [Leftover(path, describe(path)) for path, draft in hidden if not (draft and is_locked(store.root, *draft))]
 
 

@@ -87,14 +87,6 @@ class GivenLabels:
     labels: dict[str, str]
     files: tuple[GivenFile, ...] = ()
 
-    def notes(self) -> list[str]:
-        """Of each file how many labels it gave, and what a person should look at, a sentence each."""
-        return [note for file in self.files for note in file.notes()]
-
-    def remarks(self) -> list[str]:
-        """What a person should look at."""
-        return [remark for file in self.files for remark in file.remarks()]
-
 
 def read_given_labels(card: TaskCard, source: Source, paths: Sequence[str], texts: Texts) -> GivenLabels:
     """The labels in CSV files with the columns `id` and `label`; rows without a label are skipped.
@@ -126,7 +118,8 @@ def read_given_labels(card: TaskCard, source: Source, paths: Sequence[str], text
                     f"`pet suggest` writes them, found {list(row.values)}"
                 )
             try:
-                label = read_label(card, Source(), with_known_label(row, card.labels))
+                known = Row(row.where, {"label": as_known(row.values["label"], card.labels)})
+                label = read_label(card, Source(), known)
                 place = None if label is None else places.find(row)
             except ValueError as problem:
                 problems.append(f"{row.where}: {problem}")
@@ -151,11 +144,6 @@ def as_known(cell: str, known: Container[str]) -> str:
     bare = cell.strip()
     names = (cell, bare, cell.removeprefix(GUARD), bare.removeprefix(GUARD))
     return next((name for name in names if name in known), bare)
-
-
-def with_known_label(row: Row, labels: Sequence[str]) -> Row:
-    """The label alone, as the card has it."""
-    return Row(row.where, {"label": as_known(row.values["label"], labels)})
 
 
 # ---- which text a row means ----------------------------------------------------------------------------------------

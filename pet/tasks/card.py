@@ -8,15 +8,14 @@ dataset. Nothing here samples, tokenises or trains.
 import codecs
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from pet.config.limits import (
-    stays_inside,
-)
+from pet.config.limits import stays_inside
 from pet.config.messages import parse_model
 from pet.config.resolve import read_extended
 from pet.config.schema import Revision, Section, spelled
@@ -45,12 +44,18 @@ Mark = Annotated[str, spelled(r"[0-9a-f]{16}", "digests of 16 hexadecimal digits
 class Source(Section):
     """What every source says: how its columns become the card's fields and labels."""
 
-    label: str | None = Field("label", description="column with the label; null: the source has none")
-    id: str | None = Field(None, description="column with an id; default: the row's file and line")
-    fields: dict[str, str] = Field({}, description="field -> template over columns, e.g. '{title} {body}'")
-    labels: dict[str, str] = Field({}, description="label as written in the source -> label of the card")
-    replace: dict[str, str] = Field({}, description="applied in order to every text: what -> by what")
-    where: dict[str, str] = Field({}, description="keep only rows whose column has this value")
+    label: str | None = "label"
+    """Column with the label; null: the source has none."""
+    id: str | None = None
+    """Column with an id; default: the row's file and line."""
+    fields: dict[str, str] = Field({})
+    """Field -> template over columns, e.g. '{title} {body}'."""
+    labels: dict[str, str] = Field({})
+    """Label as written in the source -> label of the card."""
+    replace: dict[str, str] = Field({})
+    """Applied in order to every text: what -> by what."""
+    where: dict[str, str] = Field({})
+    """Keep only rows whose column has this value."""
 
 
 class FilesSource(Source):
@@ -60,18 +65,21 @@ class FilesSource(Source):
     train: str | None = None
     test: str | None = None
     unlabelled: str | None = None
-    columns: tuple[str, ...] | None = Field(None, description="names of the columns of a file without a header line")
-    quoted: bool = Field(True, description="false: quotation marks have no meaning (GLUE's TSV files)")
-    encodings: tuple[str, ...] = Field(("utf-8-sig",), description="tried in this order")
+    columns: tuple[str, ...] | None = None
+    """Names of the columns of a file without a header line."""
+    quoted: bool = True
+    """`false`: quotation marks have no meaning (GLUE's TSV files)."""
+    encodings: tuple[str, ...] = ("utf-8-sig",)
+    """Tried in this order."""
 
 
 class FolderSource(Source):
     """One text file per example in one sub-folder per label; columns `label`, `headline` (first line), `body`."""
 
-    package: PackageName | None = Field(
-        None, description="installed Python package that carries the folder; it is not imported"
-    )
-    install: Requirement | None = Field(None, description="what to install when the package is missing")
+    package: PackageName | None = None
+    """Installed Python package that carries the folder; it is not imported."""
+    install: Requirement | None = None
+    """What to install when the package is missing."""
     folder: str = "."
     encodings: tuple[str, ...] = ("utf-8-sig",)
 
@@ -118,10 +126,8 @@ class TaskCard(Section):
     patterns: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
     verbalizers: Annotated[dict[str, Verbalizer], Field(min_length=1, max_length=100)]
     metric: Literal["accuracy", "macro-f1"] = "accuracy"
-    words_from: Annotated[
-        tuple[Mark, ...],
-        Field(max_length=MAX_WORDS_FROM),
-    ] = Field((), description="`marks` of the texts whose labels chose the label words; none is ever a test text")
+    words_from: Annotated[tuple[Mark, ...], Field(max_length=MAX_WORDS_FROM)] = ()
+    """`marks` of the texts whose labels chose the label words; none is ever a test text."""
     files: FilesSource | None = None
     folder: FolderSource | None = None
     hub: HubSource | None = None
@@ -193,7 +199,7 @@ def load_card(name: str) -> tuple[TaskCard, Path]:
     """
     path = find_file("data", name, TaskError)
     card = parse_model(TaskCard, read_extended(path, "data", lay_over, TaskError), f"task card {path}", TaskError)
-    raise_problems(TaskError, f"task card {path}", card_problems(card))
+    raise_problems(TaskError, f"task card {path}", list(card_problems(card)))
     return card, path.parent
 
 
@@ -210,37 +216,39 @@ def lay_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return {**base, **values, **sources}
 
 
-def card_problems(card: TaskCard) -> list[str]:
+def card_problems(card: TaskCard) -> Iterator[str]:
     """Everything pydantic cannot see: fields, verbalizers and patterns that do not fit each other."""
-    problems = []
     if "mask" in card.fields or len(set(card.fields)) < len(card.fields):
-        problems.append(f"fields {list(card.fields)} must be different names other than 'mask'")
+        yield f"fields {list(card.fields)} must be different names other than 'mask'"
     if len(set(card.labels)) < len(card.labels):
-        problems.append(f"labels {list(card.labels)} must be different")
+        yield f"labels {list(card.labels)} must be different"
     known = set(card.labels)
     for name, words in card.verbalizers.items():
-        missing = [label for label in card.labels if label not in words]
-        unknown = [label for label in words if label not in known]
         counts = Counter(word for label_words in words.values() for word in set(label_words))
-        shared = [word for word, count in counts.items() if count > 1]
-        if shared:
-            problems.append(f"verbalizer {name!r} uses {shared} for several labels; give each label its own words")
-        if missing:
-            problems.append(f"verbalizer {name!r} has no words for {missing}")
-        if unknown:
-            problems.append(f"verbalizer {name!r} has words for {unknown}, which are not among the card's labels")
+        if shared := [word for word, count in counts.items() if count > 1]:
+            yield f"verbalizer {name!r} uses {shared} for several labels; give each label its own words"
+        if missing := [label for label in card.labels if label not in words]:
+            yield f"verbalizer {name!r} has no words for {missing}"
+        if unknown := [label for label in words if label not in known]:
+            yield f"verbalizer {name!r} has words for {unknown}, which are not among the card's labels"
     for entry in card.entries:
-        problems += pattern_problems(card, entry)
-    counted = Counter((entry.pattern, frozen_words(card, entry)) for entry in card.entries)
-    problems += [
-        f"pattern {pattern!r} stands {'twice' if count == 2 else f'{count} times'} with the same words; keep one of "
-        "them, or give the others words of their own"
-        for (pattern, _), count in counted.items()
-        if count > 1
-    ]
+        if entry.verbalizer not in card.verbalizers:
+            there = list(card.verbalizers)
+            yield f"pattern {entry.pattern!r} names verbalizer {entry.verbalizer!r}; known: {there}"
+        try:
+            parse_pattern(entry.pattern, card.fields)
+        except TaskError as problem:
+            yield str(problem)
+    for (pattern, _), count in Counter((entry.pattern, frozen_words(card, entry)) for entry in card.entries).items():
+        if count > 1:
+            often = "twice" if count == 2 else f"{count} times"
+            yield (
+                f"pattern {pattern!r} stands {often} with the same words; keep one of them, or give the others words "
+                "of their own"
+            )
     for source in (card.files, card.folder, card.hub):
-        problems += source_problems(card, source)
-    return problems
+        if source:
+            yield from source_problems(card, source)
 
 
 def frozen_words(card: TaskCard, entry: PatternEntry) -> frozenset[tuple[str, frozenset[str]]]:
@@ -250,54 +258,34 @@ def frozen_words(card: TaskCard, entry: PatternEntry) -> frozenset[tuple[str, fr
     return frozenset((label, frozenset(one)) for label, one in words.items())
 
 
-def pattern_problems(card: TaskCard, entry: PatternEntry) -> list[str]:
-    """What is wrong with one pattern line."""
-    text, verbalizer = entry.pattern, entry.verbalizer
-    problems = []
-    if verbalizer not in card.verbalizers:
-        problems.append(f"pattern {text!r} names verbalizer {verbalizer!r}; known: {list(card.verbalizers)}")
-    try:
-        parse_pattern(text, card.fields)
-    except TaskError as problem:
-        problems.append(str(problem))
-    return problems
-
-
-def source_problems(card: TaskCard | CardReading, source: Source | None) -> list[str]:
+def source_problems(card: TaskCard | CardReading, source: Source) -> Iterator[str]:
     """Fields or labels of a source that the card does not know, or a source with nothing to learn from."""
-    if source is None:
-        return []
-    problems = [
-        f"a source fills {field!r}, which is not a field" for field in source.fields if field not in card.fields
-    ]
+    for field in source.fields:
+        if field not in card.fields:
+            yield f"a source fills {field!r}, which is not a field"
     if isinstance(source, HubSource) and "/" not in source.path:
-        problems.append(
+        yield (
             f"hub dataset {source.path!r} has no owner; write OWNER/NAME as the hub shows it, or name local files in "
             "`files:`"
         )
     if isinstance(source, FilesSource | HubSource) and not (source.train or source.unlabelled):
-        problems.append("a source names neither `train` nor `unlabelled` texts")
+        yield "a source names neither `train` nor `unlabelled` texts"
     if isinstance(source, FilesSource | FolderSource):
-        problems += [
-            f"{name!r} lies outside the card's folder; put it there, or only name the file and give its folder by "
-            "--data"
-            for name in paths_of(source)
-            if not stays_inside(name)
-        ]
-        problems += [f"encoding {one!r} is none; try utf-8" for one in source.encodings if not is_encoding(one)]
-        problems += [] if source.encodings else ["`encodings` is empty; leave it out for UTF-8"]
-    problems += [
-        f"{template!r} is no template; write text and columns in braces, as in '{{title}} {{body}}'"
-        for template in source.fields.values()
-        if not is_template(template)
-    ]
+        for name in paths_of(source):
+            if not stays_inside(name):
+                where = "put it there, or only name the file and give its folder by --data"
+                yield f"{name!r} lies outside the card's folder; {where}"
+        yield from (f"encoding {one!r} is none; try utf-8" for one in source.encodings if not is_encoding(one))
+        if not source.encodings:
+            yield "`encodings` is empty; leave it out for UTF-8"
+    for template in source.fields.values():
+        if not is_template(template):
+            yield f"{template!r} is no template; write text and columns in braces, as in '{{title}} {{body}}'"
     if "" in source.replace:
-        problems.append("`replace` has nothing to look for in one line; write what is to be replaced")
-    return problems + [
-        f"a source maps {raw!r} to {label!r}, which is not a label"
-        for raw, label in source.labels.items()
-        if label not in card.labels
-    ]
+        yield "`replace` has nothing to look for in one line; write what is to be replaced"
+    for raw, label in source.labels.items():
+        if label not in card.labels:
+            yield f"a source maps {raw!r} to {label!r}, which is not a label"
 
 
 def paths_of(source: FilesSource | FolderSource) -> list[str]:

@@ -1,35 +1,13 @@
 """Files as bytes and as text: packed or not, in the first of several encodings that fits."""
 
 import codecs
-import gzip
 import itertools
 import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
-from pet.config.limits import MAX_UNPACKED, bounded
+from pet.config.limits import MAX_UNPACKED, bounded, opened
 from pet.errors import TaskError
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """A file, unpacked if its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """One sentence for what a disk or gzip has to say.
-
-    Raises:
-        TaskError: that sentence.
-    """
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as problem:
-        raise TaskError(f"{path} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
 
 
 def find_encoding(path: Path, encodings: Sequence[str], lenient: bool = False) -> str:
@@ -51,7 +29,7 @@ def find_encoding(path: Path, encodings: Sequence[str], lenient: bool = False) -
     for encoding in map(streamable, itertools.repeat(path), encodings):
         decoder, line, nul = codecs.getincrementaldecoder(encoding)(), 1, 0
         try:
-            with readable(path), open_bytes(path) as file:
+            with opened(path, TaskError) as file:
                 for piece in itertools.chain(bounded(file, path, TaskError, most), [b""]):
                     text = decoder.decode(piece, final=not piece)
                     if not nul and (at := text.find("\0")) >= 0:
@@ -80,6 +58,6 @@ def streamable(path: Path, encoding: str) -> str:
     if name not in ("utf-16", "utf-32"):
         return encoding
     marks = {"utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)}
-    with readable(path), open_bytes(path) as file:
+    with opened(path, TaskError) as file:
         marked = file.read(4).startswith(marks[name])
     return encoding if marked else f"{name}-{'le' if sys.byteorder == 'little' else 'be'}"

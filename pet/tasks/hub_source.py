@@ -62,7 +62,8 @@ def refuse_foreign_data(task: str, source: HubSource, builder: Any) -> None:
     what = f"dataset {source.path!r} of task {task!r}"
     reader = type(builder).__module__.rpartition(".")[2]
     if reader == HUB_CACHE:
-        if is_commit(source.revision) and builder.hash != source.revision:
+        is_commit = re.fullmatch(r"[0-9a-f]{40}", source.revision or "")  # and no branch or tag
+        if is_commit and builder.hash != source.revision:
             raise TaskError(
                 f"{what} is in the local cache at commit {builder.hash}, not at {source.revision}; connect to the hub, "
                 "or change `revision` in the card"
@@ -80,11 +81,6 @@ def refuse_foreign_data(task: str, source: HubSource, builder: Any) -> None:
             f"{what} names {foreign or 'no file'!r}, which is not in its own repository; give a dataset that holds its "
             "texts itself"
         )
-
-
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision names one commit, not a branch or tag."""
-    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def hub_rows(split: str, table: Any) -> Iterator[Row]:

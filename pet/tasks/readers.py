@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pet.config.limits import MAX_COLUMNS, MAX_FIELD, MAX_LINE, MAX_UNPACKED, bounded, is_unicode, require_file
+from pet.config.limits import MAX_COLUMNS, MAX_FIELD, MAX_LINE, MAX_UNPACKED, bounded, is_unicode, opened, require_file
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
-from pet.tasks.encodings import find_encoding, name_encodings, open_bytes, readable
+from pet.tasks.encodings import find_encoding, name_encodings
 from pet.tasks.texts import CHUNK
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -136,13 +136,12 @@ class Reader:
     def rows(self) -> Iterator[Row | Broken]:
         """Every row in order; blank lines are none."""
         read = {"parquet": self._parquet, "jsonl": self._json, "lines": self._plain}
-        with readable(self.path):
-            try:
-                yield from read.get(self.rules.format, self._delimited)()
-            except UnicodeDecodeError:
-                raise TaskError(
-                    f"{self.path} is not {name_encodings([self.encoding])} text; convert the file to UTF-8"
-                ) from None
+        try:
+            yield from read.get(self.rules.format, self._delimited)()
+        except UnicodeDecodeError:
+            raise TaskError(
+                f"{self.path} is not {name_encodings([self.encoding])} text; convert the file to UTF-8"
+            ) from None
 
     def _place(self, number: int) -> str:
         return f"{self.path.name}:{number}"
@@ -159,7 +158,7 @@ class Reader:
     def _lines(self, newline: str) -> Iterator[Iterator[str]]:
         """The lines of a text, their ends included; `newline`: as of `open`."""
         errors = "surrogateescape" if self.lenient else "strict"
-        with open_bytes(self.path) as raw, io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text:
+        with opened(self.path, TaskError) as raw, io.TextIOWrapper(raw, self.encoding, errors, newline=newline) as text:
             yield map(self._refuse_long, iter(lambda: text.readline(MAX_LINE), ""))
 
     def _refuse_long(self, line: str) -> str:
@@ -171,8 +170,7 @@ class Reader:
 
     def header(self) -> list[str]:
         """The cells of the first line, whatever they are."""
-        with readable(self.path):
-            return next((cells for _, cells in self._records() if isinstance(cells, list)), [])
+        return next((cells for _, cells in self._records() if isinstance(cells, list)), [])
 
     def _records(self) -> Iterator[tuple[int, list[str] | Broken]]:
         """The line on which a record begins, and its cells or what is wrong with it."""
@@ -260,19 +258,18 @@ class Reader:
     # -- Parquet
 
     @contextmanager
-    def open_parquet(self) -> Iterator[Any]:
-        """The file as pyarrow opens it, its columns different."""
+    def open_parquet(self) -> Iterator[tuple[Any, list[str]]]:
+        """The file as pyarrow opens it, and the names of its columns, which are different."""
         import pyarrow.parquet
 
         with ExitStack() as stack:
-            raw = stack.enter_context(open_bytes(self.path))
+            raw = stack.enter_context(opened(self.path, TaskError))
             if self.path.suffix == ".gz":  # Parquet is read from its end
                 packed, raw = raw, stack.enter_context(tempfile.TemporaryFile())
                 raw.writelines(bounded(packed, self.path, TaskError))
             try:
                 with pyarrow.parquet.ParquetFile(raw) as file:
-                    different(file.schema_arrow.names, self.path)
-                    yield file
+                    yield file, different(file.schema_arrow.names, self.path)
             except TaskError:
                 raise
             except Exception as problem:  # pyarrow has a dozen kinds for a damaged file, and leaves times to Python
@@ -280,8 +277,7 @@ class Reader:
 
     def _parquet(self) -> Iterator[Row | Broken]:
         number = size = 0
-        with self.open_parquet() as file:
-            names = different(file.schema_arrow.names, self.path)
+        with self.open_parquet() as (file, names):
             for group in range(file.num_row_groups):  # pyarrow's iterator over all of them holds something for each
                 for batch in file.iter_batches(CHUNK, row_groups=[group]):
                     size = batch.nbytes + (0 if self.lenient else size)  # leniently, one batch is held at a time
@@ -370,9 +366,8 @@ class RowFile:
         import pyarrow
 
         if self.rules.format == "parquet":
-            with readable(self.path), self._reader.open_parquet() as file:
-                schema = file.schema_arrow
-                return dict(zip(different(schema.names, self.path), schema.types, strict=True))
+            with self._reader.open_parquet() as (file, names):
+                return dict(zip(names, file.schema_arrow.types, strict=True))
         if self.rules.format == "jsonl":
             return {name: json_type(kinds) for name, kinds in self._json_kinds().items()}
         next(self.rows(), None)

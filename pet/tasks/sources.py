@@ -8,16 +8,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from pet.config.limits import (
-    MAX_FIELD,
-    is_file,
-    is_folder,
-    is_unicode,
-    leads_inside,
-    path_of,
-    read_bytes,
-    require_file,
-)
+from pet.config.limits import MAX_FIELD, is_file, is_folder, is_unicode, leads_inside, path_of, read_bytes
 from pet.errors import SHOWN_PROBLEMS, TaskError, raise_problems
 from pet.tasks.card import SPLITS, FilesSource, FolderSource, HubSource, Source, TaskCard
 from pet.tasks.encodings import find_encoding
@@ -207,8 +198,8 @@ def find_split(name: str | None, root: Path) -> Path | None:
 def file_splits(task: str, source: FilesSource, root: Path) -> dict[str, Iterable[Row]]:
     """The rows of each split that the source names; every named file must exist."""
     named = {split: getattr(source, split) for split in SPLITS if getattr(source, split)}
-    found = {split: find_split(name, root) for split, name in named.items()}
-    missing = [name for split, name in named.items() if found[split] is None]
+    found = {split: path for split, name in named.items() if (path := find_split(name, root))}
+    missing = [name for split, name in named.items() if split not in found]
     if missing:
         raise TaskError(
             f"task {task!r} expects {' and '.join(missing)} (or .gz) in {root}; "
@@ -216,15 +207,15 @@ def file_splits(task: str, source: FilesSource, root: Path) -> dict[str, Iterabl
         )
     for path in found.values():
         refuse_outside(path, root)
-    return {split: file_rows(source, path) for split, path in found.items() if path}
+    return {split: file_rows(source, path) for split, path in found.items()}
 
 
-def refuse_outside(path: Path | None, root: Path) -> None:
+def refuse_outside(path: Path, root: Path) -> None:
     """
     Raises:
         TaskError: a file that a card names lies outside the folder in which it was looked for, by way of a link.
     """
-    if path is not None and not leads_inside(path, root):
+    if not leads_inside(path, root):
         raise TaskError(f"{path} is a link that leads out of {root}; copy the file there, or give its folder by --data")
 
 
@@ -249,17 +240,6 @@ def fill_label(rows: Iterator[Row], label: str) -> Iterator[Row]:
     blank = {label: None} if first and label in first[-1].values else {}
     for row in itertools.chain(first, rows):
         yield Row(row.where, {**blank, **row.values})
-
-
-def read_text(path: Path, encodings: Sequence[str]) -> str:
-    """A whole file decoded by the first encoding that fits.
-
-    Raises:
-        TaskError: none fits; names the line of the first byte that does not. Or there is a NUL character.
-    """
-    require_file(path, TaskError)
-    encoding = find_encoding(path, encodings)
-    return read_bytes(path, TaskError).decode(encoding)
 
 
 # ---- folders and the hub -------------------------------------------------------------------------------------------
@@ -304,6 +284,7 @@ def folder_rows(source: FolderSource, root: Path) -> Iterator[Row]:
     for path in paths:
         if source.package is None:  # an installed package may consist of links
             refuse_outside(path, root)
-        headline, _, body = read_text(path, source.encodings).strip().partition("\n")
+        text = read_bytes(path, TaskError).decode(find_encoding(path, source.encodings))
+        headline, _, body = text.strip().partition("\n")
         where = f"{path.parent.name}/{path.name}"
         yield Row(where, {"label": path.parent.name, "headline": headline, "body": " ".join(body.split())})

@@ -437,6 +437,7 @@ def test_labels_given_by_hand_are_refused_as_no_size_counts_them(made, tmp_path)
         (("--data", "others=."), "--data 'others=.': expected TASK=FOLDER with one of the tasks "),
         (("--sizes", "0", "--methods", "pet"), "of pet none has a result for 0 labelled texts of topics"),
         (("--data", "/nowhere"), "/nowhere"),
+        (("--sizes", "0,9", "--set", "table.sizes=[9]"), "--set table.sizes=[9] and --sizes 0 9 set the same"),
         (("--set", "seed=3"), "--set seed=3 and the seeds of the table (--seeds) set the same"),
         (("--set", "data.train_examples=9"), "--set data.train_examples=9 and its sizes (--sizes) set the same"),
     ],

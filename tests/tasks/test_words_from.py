@@ -31,7 +31,7 @@ from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import marks, read_texts
 from pet.tools.authoring import label_words
 from pet.tools.authoring import verbalize as verbalizing
-from pet.tools.export.model_card import limits
+from pet.tools.export.model_card import model_card
 from pet.tools.reports.table_report import describe_task
 
 pytestmark = pytest.mark.slow
@@ -225,7 +225,7 @@ def test_a_run_says_how_many_labels_its_words_took(ground, tmp_path):
     run = find_one(tmp_path / "store", "run")
     assert f"(and {more} more chose the label words)" in (run / "summary.md").read_text()
     assert read_json(run / "summary.json")["word_texts"] == more
-    card = " ".join(limits(open_run(str(run), Store(tmp_path / "store"))))
+    card = model_card(open_run(str(run), Store(tmp_path / "store")), "hf", ["headline", "body"], [], "")
     assert f"chosen by the labels of {more} texts beside those that it was trained on" in card
     assert describe_task(open_context(ground, tmp_path / "store").settings, [])["words_from"] == 6
     assert "6 texts chose the card's label words; no run tests on them" in said

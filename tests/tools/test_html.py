@@ -26,6 +26,7 @@ from support.rows import (
     write_csv,
 )
 
+from pet.pipeline import score_files
 from pet.pipeline.runs import open_run
 from pet.pipeline.score_files import read_scores
 from pet.store.store import Store
@@ -223,12 +224,12 @@ def test_calibration_is_that_of_guo_et_al():
 
 
 def test_the_texts_that_members_disagree_on_come_first(store, monkeypatch):
-    monkeypatch.setattr(html_module, "CHUNK", 7)  # the pool has 30
+    monkeypatch.setattr(score_files, "CHUNK", 7)  # the pool has 30
     monkeypatch.setattr(html_module, "DISPUTED", 6)
     run = open_run(str(plain(store)), Store(store))
     predicted = np.stack([read_scores(one)["pool"].argmax(-1) for one in run.members])
     share = [np.mean([a != b for a, b in combinations(column, 2)]) for column in predicted.T]
-    rows, given, found = html_module.most_disputed(run.members, len(run.labels))
+    rows, given, found = html_module.most_disputed(run.members)
     assert found == pytest.approx([share[row] for row in rows])
     assert sorted(found, reverse=True) == pytest.approx(sorted(share, reverse=True)[: len(rows)])
     assert len(rows) == min(6, np.count_nonzero(share)) and len(set(rows)) == len(rows)
@@ -248,7 +249,7 @@ def test_the_hidden_labels_of_the_pool_are_not_opened(store, pages, tmp_path):
 def test_a_pool_without_any_hidden_label_has_a_page_too(store):
     content = html_module.collect(open_run(str(plain(store)), Store(store)))
     scores = {name: one for name, one in content["summary"]["scores"].items() if name != "soft_labels"}
-    text = html_module.render({**content, "summary": {**content["summary"], "scores": scores}})
+    text = html_module.render(html_module.TEMPLATE, **{**content, "summary": {**content["summary"], "scores": scores}})
     Reader(text)
     assert "The soft labels that the student learned from" not in text
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pet.modeling import backbones, loading, packing
 from pet.modeling.backbones import Backbone, ClozeBatch
 from pet.modeling.batch import Layout
-from pet.modeling.prompts import EncodedTexts, Encoder
+from pet.modeling.prompts import EncodedTexts
 from pet.modeling.tokenization import TokenizedTexts
 from pet.modeling.verbalizers import Verbalizer, encode_verbalizers
 from pet.pipeline import drawn_texts
@@ -150,7 +150,7 @@ class MemberTrainer:
         ctx, pvp = self.ctx, self.ctx.pvps[0]
         texts = made_up_texts(ctx.card)
         rows, words = (
-            encoder_of(ctx, pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
+            ctx.encoder(pvp).encode(TokenizedTexts(ctx.prompt_tokenizer, texts)),
             self.verbalizers[pvp.number],
         )
         self.reset()
@@ -172,16 +172,6 @@ class MemberTrainer:
             "rehearsal",
             self.untuned,
         )
-
-
-def encoder_of(ctx: RunContext, pvp: PVP) -> Encoder:
-    """What fills texts into a pattern.
-
-    Raises:
-        SettingsError: the pattern alone does not fit into `model.max_length`.
-    """
-    settings = ctx.settings
-    return Encoder(ctx.prompt_tokenizer, pvp.pattern, settings.model.max_length, settings.finetune.truncation)
 
 
 def made_up_texts(card: TaskCard) -> Texts:
@@ -217,7 +207,7 @@ class MemberData:
 
     def _fill(self, pvp: PVP, drawn: Node | None) -> tuple[dict[str, EncodedTexts], NDArray[np.int64]]:
         """Rows and labels."""
-        encoder = encoder_of(self.ctx, pvp)
+        encoder = self.ctx.encoder(pvp)
         train, tokens = self.splits.train, self.tokens
         if drawn is not None:
             train = read_texts(drawn.artifact.file("train.parquet"))

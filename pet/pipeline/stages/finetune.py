@@ -25,7 +25,6 @@ from pet.config.schema import FinetuneSettings
 from pet.modeling import loading, quiet
 from pet.modeling.backbones import ClozeBatch
 from pet.modeling.lora import Adapters, find_targets
-from pet.modeling.prompts import Encoder
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline.context import RunContext, training_settings
 from pet.pipeline.members.batches import cloze_losses, collate_members, draw_member_batches
@@ -151,7 +150,7 @@ def check(ctx: RunContext) -> None:
     """
     encode_verbalizers(ctx.prompt_tokenizer, ctx.pvps, ctx.card.name)
     for pvp in ctx.pvps:
-        Encoder(ctx.prompt_tokenizer, pvp.pattern, ctx.settings.model.max_length)
+        ctx.encoder(pvp)
     settings = ctx.settings.finetune
     if settings.frozen_layers is not None or settings.method == "lora":
         body = loading.outline(ctx.settings.model)

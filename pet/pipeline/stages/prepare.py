@@ -66,13 +66,13 @@ def say_notes(ctx: RunContext) -> None:
     words_from = set(ctx.card.words_from)
     if words_from:
         ctx.say(f"{len(words_from)} texts chose the card's label words; no run tests on them")
-    for note in (*ctx.given_labels.notes(), *word_remarks(ctx)):
+    for note in (*(note for file in ctx.given_labels.files for note in file.notes()), *word_remarks(ctx)):
         ctx.say(note)
 
 
 def remarks(ctx: RunContext) -> list[str]:
     """What a person should look at before a run, a sentence each."""
-    return [*ctx.given_labels.remarks(), *word_remarks(ctx)]
+    return [*(remark for file in ctx.given_labels.files for remark in file.remarks()), *word_remarks(ctx)]
 
 
 def word_remarks(ctx: RunContext) -> list[str]:

@@ -22,12 +22,11 @@ from pet.algorithms.petal import likeliest, likelihood_ratio
 from pet.config.schema import ModelSettings
 from pet.errors import TaskError
 from pet.modeling import backbones
-from pet.modeling.backbones import Backbone
 from pet.modeling.prompts import Encoder
 from pet.modeling.tokenization import PromptTokenizer, TokenizedTexts, mask_glue
 from pet.tasks.patterns import Pattern, parse_pattern
 from pet.tasks.texts import Texts, marks
-from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
+from pet.tools.authoring.untuned import UntunedModel
 from pet.training.device import Runtime
 
 ASKED = ("{name} , also known as {mask} .", "{mask} ( {name} )")
@@ -88,6 +87,10 @@ class Words:
         self._taken |= ids
         return True
 
+    def take_spelling(self, name: str) -> str | None:
+        """A name as it can be a label's word, however it is written; it is taken then."""
+        return next((one for one in spellings(name) if self.take(one)), None)
+
 
 def is_word(text: str) -> bool:
     """Letters alone, and two of them at least: `1` and `B` are tokens that say nothing."""
@@ -117,11 +120,7 @@ def propose_words(
     """
     prompt_tokenizer = backbones.load_tokenizer(settings)
     words = Words(prompt_tokenizer, patterns)
-    found = {
-        label: LabelWords((word,), "name")
-        for label in labels
-        if (word := next((one for one in spellings(label) if words.take(one)), None))
-    }
+    found = {label: LabelWords((word,), "name") for label in labels if (word := words.take_spelling(label))}
     for label in labels:
         if label not in found and (parts := own_parts(label, labels, words)):
             found[label] = LabelWords(parts, "parts")
@@ -140,9 +139,7 @@ def own_parts(label: str, labels: Sequence[str], words: Words) -> tuple[str, ...
     """
     others = {part.casefold() for other in labels if other != label for part in split_name(other)}
     parts = [part for part in split_name(label) if len(part) > SHORTEST and part.casefold() not in others]
-    return tuple(
-        word for part in parts[:MOST_WORDS] if (word := next((one for one in spellings(part) if words.take(one)), None))
-    )
+    return tuple(word for part in parts[:MOST_WORDS] if (word := words.take_spelling(part)))
 
 
 # ---- the model's words ---------------------------------------------------------------------------------------------
@@ -158,10 +155,8 @@ def ask_model(
     runtime: Runtime,
 ) -> dict[str, LabelWords]:
     """What the model says where the name does not do. `texts`: labelled ones."""
-    cloze = load_untuned(settings, runtime)
-    expected, ratio = rate_vocabulary(
-        cloze, labels, patterns, texts, words.prompt_tokenizer, settings.max_length, runtime
-    )
+    model = UntunedModel(settings, words.prompt_tokenizer, runtime)
+    expected, ratio = rate_vocabulary(model, labels, patterns, texts)
     ranked = {}
     for label in missing:
         row = labels.index(label)
@@ -191,13 +186,7 @@ def whole_word(words: Words, token: int, label: str, given: dict[str, list[str]]
 
 
 def rate_vocabulary(
-    cloze: Backbone,
-    labels: Sequence[str],
-    patterns: Sequence[Pattern],
-    texts: Texts,
-    prompt_tokenizer: PromptTokenizer,
-    max_length: int,
-    runtime: Runtime,
+    model: UntunedModel, labels: Sequence[str], patterns: Sequence[Pattern], texts: Texts
 ) -> tuple[Float, Float]:
     """For every label and word [L, V]: its mean log-probability, and how much that is above the mean over the labels
     (`above_mean`).
@@ -206,11 +195,11 @@ def rate_vocabulary(
     """
     names = Texts(list(labels), {"name": [" ".join(split_name(one)) or one for one in labels]}, list(labels))
     asked = [parse_pattern(source, ["name"]) for source in ASKED]
-    by_name = log_probabilities(cloze, asked, names, prompt_tokenizer, max_length, runtime)
+    by_name = log_probabilities(model, asked, names)
     expected, ratio = by_name.copy(), above_mean(by_name)
     if not len(texts):
         return expected, ratio
-    each = log_probabilities(cloze, patterns, texts, prompt_tokenizer, max_length, runtime)
+    each = log_probabilities(model, patterns, texts)
     of_label = np.asarray(texts.labels)
     shown = [row for row, label in enumerate(labels) if label in texts.labels]
     by_text = np.stack([each[of_label == labels[row]].mean(0) for row in shown])
@@ -241,20 +230,9 @@ def choose_examples(texts: Texts, labels: Sequence[str]) -> Texts:
     )
 
 
-def log_probabilities(
-    cloze: Backbone,
-    patterns: Sequence[Pattern],
-    texts: Texts,
-    prompt_tokenizer: PromptTokenizer,
-    max_length: int,
-    runtime: Runtime,
-) -> Float:
+def log_probabilities(model: UntunedModel, patterns: Sequence[Pattern], texts: Texts) -> Float:
     """Log-probability of every word at the mask [N, V], mean over the patterns."""
-    tokens, every = TokenizedTexts(prompt_tokenizer, texts), range(cloze.lm.config.vocab_size)
-    found = [
-        word_log_probabilities(
-            cloze, Encoder(prompt_tokenizer, pattern, max_length), tokens, every, runtime, "label words"
-        )
-        for pattern in patterns
-    ]
-    return np.asarray(np.mean(found, axis=0))
+    tokens = TokenizedTexts(model.prompt_tokenizer, texts)
+    rows = [Encoder(model.prompt_tokenizer, pattern, model.max_length).encode(tokens) for pattern in patterns]
+    every = range(model.cloze.lm.config.vocab_size)
+    return np.asarray(np.mean([model.word_log_probabilities(one, every, "label words") for one in rows], axis=0))

@@ -14,8 +14,9 @@ mends that.
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -23,22 +24,18 @@ from numpy.typing import NDArray
 
 from pet.algorithms.metrics import describe_absent
 from pet.errors import PetError, TaskError
-from pet.modeling import packing
 from pet.modeling.prompts import EncodedTexts, Encoder
 from pet.modeling.tokenization import TokenColumn, TokenizedTexts, mask_glue
 from pet.modeling.verbalizers import encode_verbalizers
 from pet.pipeline import drawn_texts
 from pet.pipeline.context import RunContext
-from pet.pipeline.members.data import encoder_of
 from pet.pipeline.stages import prepare
 from pet.tasks.near_duplicates import count_near_duplicates
 from pet.tasks.patterns import PVP
 from pet.tasks.splits import derive_seed
 from pet.tasks.texts import Texts, concatenate
 from pet.tools.authoring.estimate import Estimate, estimate_run
-from pet.tools.authoring.untuned import load_untuned
-from pet.training.finite import Origin
-from pet.training.scoring import score_rows
+from pet.tools.authoring.untuned import UntunedModel
 
 TRUSTED = 20
 """Texts from which on one label for all of them is no accident."""
@@ -129,9 +126,10 @@ def ask_words(ctx: RunContext) -> tuple[list[PVP], list[Finding]]:
     found: dict[Finding, None] = {}  # a verbalizer has as many findings as patterns, all the same
     for pvp in ctx.pvps:
         tokens, problems = spell_words(ctx, pvp)
-        shared = shared_words(pvp, tokens)
-        found |= dict.fromkeys([*problems, *shared])
-        usable += [] if any(one.kind == "problem" for one in (*problems, *shared)) else [pvp]
+        of_pattern = [*problems, *shared_words(pvp, tokens)]
+        found |= dict.fromkeys(of_pattern)
+        if not any(one.kind == "problem" for one in of_pattern):
+            usable.append(pvp)
     return usable, list(found)
 
 
@@ -145,48 +143,36 @@ def spell_words(ctx: RunContext, pvp: PVP) -> tuple[dict[str, dict[str, int]], l
             if isinstance(token, int):
                 tokens[label][word] = token
             else:
-                what = (
-                    f"is {len(token)} tokens {token}"
-                    if len(token) > 1
-                    else f"is not known to {ctx.prompt_tokenizer.name!r}"
-                )
+                unknown = f"is not known to {ctx.prompt_tokenizer.name!r}"
+                what = f"is {len(token)} tokens {token}" if len(token) > 1 else unknown
                 text = f"word {word!r} {what}; take one that is one token"
                 problems.append(Finding("problem", f"label {label!r}", text))
     return tokens, problems
 
 
-def shared_words(pvp: PVP, tokens: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+def shared_words(pvp: PVP, tokens: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
     """Labels that cannot be told apart, or not by all of their words."""
-    found = []
-    labels = list(tokens)
-    for place, one in enumerate(labels):
-        for other in labels[place + 1 :]:
-            mine, theirs = Counter(tokens[one].values()), Counter(tokens[other].values())
-            both = [word for word, token in tokens[one].items() if token in theirs]
-            where = f"labels {one!r} and {other!r}"
-            if mine and mine == theirs:
-                text = (
-                    f"their words {list(pvp.words[one])} and {list(pvp.words[other])} are the same tokens; change one"
-                )
-                found.append(Finding("problem", where, text))
-            elif both:
-                text = f"{both} of the one is the same token as a word of the other"
-                found.append(Finding("remark", where, text))
-    return found
+    for one, other in combinations(tokens, 2):
+        mine, theirs = Counter(tokens[one].values()), Counter(tokens[other].values())
+        both = [word for word, token in tokens[one].items() if token in theirs]
+        where = f"labels {one!r} and {other!r}"
+        if mine and mine == theirs:
+            words = f"{list(pvp.words[one])} and {list(pvp.words[other])}"
+            yield Finding("problem", where, f"their words {words} are the same tokens; change one")
+        elif both:
+            yield Finding("remark", where, f"{both} of the one is the same token as a word of the other")
 
 
-def same_questions(ctx: RunContext) -> list[Finding]:
+def same_questions(ctx: RunContext) -> Iterator[Finding]:
     """Patterns that are one question with one set of words, however they are written."""
     first: dict[Any, int] = {}
-    found = []
     for pvp in ctx.pvps:
         tokens, _ = spell_words(ctx, pvp)
         key = (pvp.pattern.segments, tuple(tuple(sorted(one.values())) for one in tokens.values()))
         if key in first:
             text = f"asks the same as p{first[key]}, with the same words; remove one"
-            found.append(Finding("problem", f"p{pvp.number}", text))
+            yield Finding("problem", f"p{pvp.number}", text)
         first.setdefault(key, pvp.number)
-    return found
 
 
 def fit(ctx: RunContext, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[Finding]]:
@@ -194,7 +180,7 @@ def fit(ctx: RunContext, pvps: Sequence[PVP]) -> tuple[dict[int, Encoder], list[
     encoders, found = {}, []
     for pvp in pvps:
         try:
-            encoders[pvp.number] = encoder_of(ctx, pvp)
+            encoders[pvp.number] = ctx.encoder(pvp)
         except PetError as problem:
             found.append(Finding("problem", f"p{pvp.number}", str(problem)))
     return encoders, found
@@ -213,26 +199,25 @@ def draw(ctx: RunContext) -> tuple[drawn_texts.Splits[Texts] | None, list[Findin
         return None, [Finding("remark", "texts", f"a run with these sizes would stop: {problem}")]
 
 
-def labels_without_texts(ctx: RunContext, source: Mapping[str, Texts]) -> list[Finding]:
+def labels_without_texts(ctx: RunContext, source: Mapping[str, Texts]) -> Iterator[Finding]:
     """Labels that cannot be learned, as no text has them."""
-    counts = Counter(source["train"].labels) if "train" in source else Counter()
-    without = [label for label in ctx.card.labels if not counts[label]]
-    if len(without) == len(ctx.card.labels):
-        return [Finding("remark", "texts", "none has a label: patterns can be asked untuned, nothing can be learned")]
+    without = ctx.labels.absent(source["train"].labels if "train" in source else [])
+    if len(without) == len(ctx.labels):
+        yield Finding("remark", "texts", "none has a label: patterns can be asked untuned, nothing can be learned")
+        return
     text = "no labelled text has it, and training needs one of each; label one or remove it from the card"
-    return [Finding("problem", f"label {label!r}", text) for label in without]
+    yield from (Finding("problem", f"label {label!r}", text) for label in without)
 
 
-def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
+def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None) -> Iterator[Finding]:
     """Texts of one split that stand in another: word for word in the files, nearly in the splits of a run."""
-    found = []
     texts = {split: [one.joined(row).casefold() for row in range(len(one))] for split, one in source.items()}
     test = set(texts.get("test", ()))
     for split in ("train", "unlabelled"):
         if same := sum(one in test for one in texts.get(split, ())):
-            found.append(Finding("remark", "texts", f"{same:,} {split} texts of the source stand in its test set too"))
+            yield Finding("remark", "texts", f"{same:,} {split} texts of the source stand in its test set too")
     if splits is None:
-        return found
+        return
     parts = {"train": splits.train, "pool": splits.pool, "test": splits.test}
     near = count_near_duplicates(**{name: map(one.joined, range(len(one))) for name, one in parts.items()})
     said = {
@@ -240,19 +225,16 @@ def leaks(source: Mapping[str, Texts], splits: drawn_texts.Splits[Texts] | None)
         "test_of_pool": "test texts nearly repeat a pool text",
         "pool_of_train": "pool texts nearly repeat a labelled one",
     }
-    return found + [
-        Finding("remark", "texts", f"of this seed's draw, {near[name]:,} {text}")
-        for name, text in said.items()
-        if near[name]
-    ]
+    for name, text in said.items():
+        if near[name]:
+            yield Finding("remark", "texts", f"of this seed's draw, {near[name]:,} {text}")
 
 
-def untested(ctx: RunContext, splits: drawn_texts.Splits[Texts] | None) -> list[Finding]:
+def untested(ctx: RunContext, splits: drawn_texts.Splits[Texts] | None) -> Iterator[Finding]:
     """That no test text of a run has some label."""
-    card = ctx.card
     absent = ctx.labels.absent(splits.test.labels) if splits else []
-    said = describe_absent(absent, card.metric, len(card.labels))
-    return [Finding("remark", "texts", f"of this seed's draw, {said}")] if said else []
+    if said := describe_absent(absent, ctx.card.metric, len(ctx.labels)):
+        yield Finding("remark", "texts", f"of this seed's draw, {said}")
 
 
 def sample_texts(source: Mapping[str, Texts], size: int, seed: int) -> Texts:
@@ -277,26 +259,17 @@ def ask(
     splits: drawn_texts.Splits[Texts] | None,
 ) -> tuple[list[Answers], Estimate | None]:
     """Every pattern's answers on the sample, and from how long that took, what a run takes."""
-    runtime = ctx.runtime
-    compute_model = load_untuned(ctx.model_settings(None), runtime)
+    model = UntunedModel(ctx.settings.model, ctx.prompt_tokenizer, ctx.runtime)
     tokens = TokenizedTexts(ctx.prompt_tokenizer, texts)
     rows = [encoders[pvp.number].encode(tokens) for pvp in pvps]
     choices, spent = [], []
     for pvp, one, words in zip(pvps, rows, encode_verbalizers(ctx.prompt_tokenizer, pvps, ctx.card.name), strict=True):
         begun = time.perf_counter()
-        there = words.to(runtime.device)
-        scores = score_rows(
-            lambda batch, there=there: compute_model.label_scores(batch, there),  # type: ignore[misc]
-            one,
-            packing.scoring_layout(compute_model.lm),
-            runtime,
-            f"p{pvp.number}",
-            Origin(ctx.prompt_tokenizer.name),
-        )
+        scores = model.label_scores(one, words, f"p{pvp.number}")
         spent.append((time.perf_counter() - begun) / float(one.lengths().sum()))
         choices.append(ctx.labels.decide(scores))
     # The fastest: the first warms up, and something else may have been running.
-    estimate = None if splits is None else estimate_run(ctx, compute_model, rows, splits, 1 / min(spent))
+    estimate = None if splits is None else estimate_run(ctx, model.cloze, rows, splits, 1 / min(spent))
     return [
         describe(ctx, pvp, one, texts, choices, place) for place, (pvp, one) in enumerate(zip(pvps, rows, strict=True))
     ], estimate
@@ -342,17 +315,16 @@ def show_row(rows: EncodedTexts, row: int) -> str:
     return " ".join(filter(None, (one.strip() for one in [*shown, tokenizer.decode(encoder.frame.after)])))
 
 
-def doubts(answers: Sequence[Answers], labels: Sequence[str], sampled: int) -> list[Finding]:
+def doubts(answers: Sequence[Answers], labels: Sequence[str], sampled: int) -> Iterator[Finding]:
     """What the answers let one doubt."""
-    found = []
     always = [{label for label, count in one.given.items() if count} for one in answers]
     if sampled >= TRUSTED and len(set.union(*always)) == 1:
         text = f"every pattern gives all {sampled} texts the label {min(always[0])!r}; change words or patterns"
-        return [Finding("problem", "patterns", text)]
+        yield Finding("problem", "patterns", text)
+        return
     for one, given in zip(answers, always, strict=True):
         never = [label for label in labels if label not in given]
         if len(given) == 1:
-            found.append(Finding("remark", f"p{one.number}", f"gives all {sampled} texts the label {min(given)!r}"))
+            yield Finding("remark", f"p{one.number}", f"gives all {sampled} texts the label {min(given)!r}")
         elif never:
-            found.append(Finding("remark", f"p{one.number}", f"never gives the label {', '.join(map(repr, never))}"))
-    return found
+            yield Finding("remark", f"p{one.number}", f"never gives the label {', '.join(map(repr, never))}")

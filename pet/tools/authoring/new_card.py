@@ -19,7 +19,8 @@ from pet.tasks.sources import load_texts
 from pet.tasks.splits import draw_by_seed
 from pet.tasks.texts import Texts, marks, rows_from
 from pet.tasks.writers import delimited_line
-from pet.tools.authoring.label_words import FirstWords, LabelWords
+from pet.tools.authoring.label_words import FirstWords
+from pet.tools.rendering import render
 
 TEXT_NAMES = (
     "text body content message review sentence comment document description utterance tweet post article "
@@ -235,13 +236,10 @@ def propose_sizes(texts: Texts, labels: Sequence[str], read: Texts | None = None
 def can_draw(texts: Texts, labels: Sequence[str], train: int, test: int, barred: Sequence[int] = ()) -> bool:
     """Whether exactly these sizes can be drawn with any of SEEDS; `barred`: rows that are not tested on."""
     try:
-        for seed in SEEDS:
-            drawn = draw_by_seed(texts.labels, labels, train, len(texts), test, seed, barred=barred)
-            if len(drawn.test) < test:
-                return False
+        draws = (draw_by_seed(texts.labels, labels, train, len(texts), test, seed, barred=barred) for seed in SEEDS)
+        return all(len(drawn.test) == test for drawn in draws)
     except TaskError:
         return False
-    return True
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
@@ -266,6 +264,11 @@ class Plan:
             return [one.replace("{text}", f"{{{names[0]}}}") for one in PATTERNS]
         first, second = names
         return [one.replace("{text}", f"{{{first}}}").replace("{text_b}", f"{{{second}}}") for one in PAIR_PATTERNS]
+
+    @property
+    def data_name(self) -> str:
+        """What the file of the texts is called beside the card: a copy, as a card names no file outside its folder."""
+        return "texts.csv" if self.table.kind == "lines" else self.table.path.name
 
     @property
     def id_column(self) -> str | None:
@@ -309,9 +312,9 @@ def write_card(plan: Plan, proposed: FirstWords) -> Path:
     check_name(plan.name, plan.out)
     with write_folder(plan.out) as draft:
         if plan.table.kind == "lines":
-            write_lines(draft / data_name(plan), plan.table.rows)
+            write_lines(draft / plan.data_name, plan.table.rows)
         else:
-            shutil.copyfile(plan.table.path, draft / data_name(plan))
+            shutil.copyfile(plan.table.path, draft / plan.data_name)
         (draft / "task.yaml").write_text(card_text(plan, proposed), encoding="utf-8")
         card, folder = load_card(str(draft / "task.yaml"))
         assert list(card.labels) == list(plan.labels), card.labels
@@ -327,69 +330,14 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
 
 def card_text(plan: Plan, proposed: FirstWords) -> str:
     """The card as YAML with comments."""
-    mapped = {field: f"{{{column}}}" for field, column in plan.columns.fields.items() if field != column}
-    lines = plan.table.kind == "lines"
-    label = "label" if lines else plan.columns.label
-    kind = "csv" if lines else plan.table.kind
-    return "\n".join(
-        [
-            f"# Written by `pet init` from {scalar(plan.table.path.name)}; change what you like, then: pet check",
-            f"name: {scalar(plan.name)}",
-            f"title: {scalar(f'{plan.name}: {len(plan.labels)} labels')}",
-            f"fields: {flow(list(plan.columns.fields))}",
-            "labels:",
-            *(f"  - {scalar(one)}" for one in plan.labels),
-            "",
-            "# Cloze questions: {mask} is the word that the model fills in, `||` may divide a question in two.",
-            "# These are a start. Say what the label is of: 'It was {mask} .' for an opinion, for example.",
-            "patterns:",
-            *(f"  - {scalar(one)}" for one in plan.patterns),
-            "",
-            f"# The words that stand for each label: one token of {scalar(plan.model)} each, no word for two labels.",
-            "verbalizers:",
-            "  default:",
-            *(line for one in plan.labels for line in word_lines(one, proposed.words[one], plan.model)),
-            "",
-            *words_from_lines(proposed.read),
-            "# Where the texts are, in this folder or the one given by --data. Rows without a label are the pool.",
-            "# Without a `test:` file, half of the labelled rows, or data.test of them, are the test set.",
-            "files:",
-            f"  format: {kind}",
-            f"  train: {scalar(data_name(plan))}",
-            f"  label: {'null  # no column has it' if label is None else scalar(label)}",
-            *([f"  id: {scalar(plan.id_column)}"] if plan.id_column else []),
-            *([f"  fields: {flow(mapped)}"] if mapped else []),
-            "",
-        ]
+    return render(
+        "task.yaml.jinja",
+        plan=plan,
+        proposed=proposed,
+        lines=plan.table.kind == "lines",
+        read=sorted(marks(proposed.read)),
+        mapped={field: f"{{{column}}}" for field, column in plan.columns.fields.items() if field != column},
+        longest_key=LONGEST_KEY,
+        scalar=scalar,
+        flow=flow,
     )
-
-
-def word_lines(label: str, proposal: LabelWords, model: str) -> list[str]:
-    """One label's words, and whose they are."""
-    said = {
-        "name": [],
-        "parts": ["    # Parts of the name, which is not one token: look whether they say what the label means."],
-        "model": [
-            f"    # Proposed by the model {scalar(model)}, as the name is no word of it: have a look, change them."
-        ],
-    }
-    key, listed = scalar(label), flow(list(proposal.words))
-    entry = [f"    {key}: {listed}"] if len(key) <= LONGEST_KEY else [f"    ? {key}", f"    : {listed}"]
-    return [*said[proposal.origin], *entry]
-
-
-def words_from_lines(read: Texts) -> list[str]:
-    """The texts that may not be tested on."""
-    if not len(read):
-        return []
-    return [
-        f"# Digests of the {len(read)} texts whose labels were read to propose words: no run tests on them.",
-        "# Remove the list if no proposed word is left.",
-        f"words_from: {flow(sorted(marks(read)))}",
-        "",
-    ]
-
-
-def data_name(plan: Plan) -> str:
-    """What the file of the texts is called beside the card: a copy, as a card cannot name a file outside its folder."""
-    return "texts.csv" if plan.table.kind == "lines" else plan.table.path.name

@@ -1,6 +1,7 @@
-"""The untuned masked LM, asked which words it expects at the mask. For commands that propose label words."""
+"""The untuned masked LM, asked which words it expects at the mask: for `pet check`, `pet init` and `pet verbalize`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,42 +9,37 @@ from numpy.typing import NDArray
 
 from pet.config.schema import ModelSettings
 from pet.modeling import backbones, packing
-from pet.modeling.backbones import Backbone
-from pet.modeling.prompts import Encoder
-from pet.modeling.tokenization import TokenizedTexts
+from pet.modeling.batch import Batch
+from pet.modeling.prompts import EncodedTexts
+from pet.modeling.tokenization import PromptTokenizer
+from pet.modeling.verbalizers import Verbalizer
 from pet.training.device import Runtime
 from pet.training.finite import Origin
 from pet.training.scoring import computing_copy, score_rows
 
 
-def load_untuned(settings: ModelSettings, runtime: Runtime) -> Backbone:
-    """The model, ready to be asked.
+class UntunedModel:
+    """A masked LM as it was loaded, ready to be asked about texts in patterns. `what`, in its methods: what is scored,
+    for the progress bar and for messages."""
 
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    return computing_copy(backbones.load(settings, runtime.device), runtime)
+    def __init__(self, settings: ModelSettings, prompt_tokenizer: PromptTokenizer, runtime: Runtime) -> None:
+        """
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        self.cloze = computing_copy(backbones.load(settings, runtime.device), runtime)
+        self.prompt_tokenizer, self.max_length, self.runtime = prompt_tokenizer, settings.max_length, runtime
 
+    def label_scores(self, rows: EncodedTexts, words: Verbalizer, what: str) -> NDArray[np.float32]:
+        """Scores [N, L] of the labels."""
+        there = words.to(self.runtime.device)
+        return self._score(lambda batch: self.cloze.label_scores(batch, there), rows, what)
 
-def word_log_probabilities(
-    cloze: Backbone, encoder: Encoder, texts: TokenizedTexts, tokens: Sequence[int], runtime: Runtime, what: str
-) -> NDArray[np.float32]:
-    """Log-probabilities [N, W] of words at the mask, among the whole vocabulary.
+    def word_log_probabilities(self, rows: EncodedTexts, tokens: Sequence[int], what: str) -> NDArray[np.float32]:
+        """Log-probabilities [N, W] of words at the mask, each given by its token, among the whole vocabulary."""
+        words = torch.tensor(tokens, dtype=torch.long, device=self.runtime.device)
+        return self._score(lambda batch: self.cloze.word_log_probabilities(batch, words), rows, what)
 
-    Args:
-        cloze: the model, from `load_untuned`.
-        encoder: fills texts into one pattern.
-        texts: the texts [N].
-        tokens: the token of each word [W].
-        runtime: where it is computed.
-        what: what is scored, for the progress bar and for messages.
-    """
-    words = torch.tensor(tokens, dtype=torch.long, device=runtime.device)
-    return score_rows(
-        lambda batch: cloze.word_log_probabilities(batch, words),
-        encoder.encode(texts),
-        packing.scoring_layout(cloze.lm),
-        runtime,
-        what,
-        Origin(texts.prompt_tokenizer.name),
-    )
+    def _score(self, ask: Callable[[Batch], Any], rows: EncodedTexts, what: str) -> NDArray[np.float32]:
+        layout = packing.scoring_layout(self.cloze.lm)
+        return score_rows(ask, rows, layout, self.runtime, what, Origin(self.prompt_tokenizer.name))

@@ -12,13 +12,12 @@ from pet.algorithms.petal import Tally, words_of_labels
 from pet.errors import TaskError, raise_problems
 from pet.modeling.tokenization import TokenizedTexts, mask_glue, whole_words
 from pet.pipeline.context import RunContext
-from pet.pipeline.members.data import encoder_of
 from pet.pipeline.stages import prepare
 from pet.store.files import new_file, readable_yaml, scalar
 from pet.tasks.card import MAX_WORDS_FROM, TaskCard, load_card
 from pet.tasks.sources import find_split
 from pet.tasks.texts import Texts, marks
-from pet.tools.authoring.untuned import load_untuned, word_log_probabilities
+from pet.tools.authoring.untuned import UntunedModel
 
 CHUNK = 256
 """Texts whose probabilities of every word are held at a time: 0.25 GB with the largest vocabularies (250,000 words)."""
@@ -85,10 +84,10 @@ def propose(ctx: RunContext, count: int) -> Proposal:
 
 def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
     """Every word that could stand for a label, and what the untuned model says of it at the mask of all patterns."""
-    prompt_tokenizer, runtime, pvps = ctx.prompt_tokenizer, ctx.runtime, ctx.pvps
+    prompt_tokenizer, pvps = ctx.prompt_tokenizer, ctx.pvps
     words, ids = whole_words(prompt_tokenizer, dict.fromkeys(mask_glue(pvp.pattern) for pvp in pvps))
-    encoders = [encoder_of(ctx, pvp) for pvp in pvps]
-    model = load_untuned(ctx.model_settings(None), runtime)
+    encoders = [ctx.encoder(pvp) for pvp in pvps]
+    model = UntunedModel(ctx.settings.model, prompt_tokenizer, ctx.runtime)
     gold = ctx.labels.encode(train.labels)
     tally = Tally.empty(len(ctx.card.labels), len(words))
     for start in range(0, len(train), CHUNK):
@@ -96,7 +95,7 @@ def count_words(ctx: RunContext, train: Texts) -> tuple[list[str], Tally]:
         tokens = TokenizedTexts(prompt_tokenizer, train.take(rows))
         for pvp, encoder in zip(pvps, encoders, strict=True):
             asked = ids[mask_glue(pvp.pattern)]
-            log_p = word_log_probabilities(model, encoder, tokens, asked, runtime, f"pattern {pvp.number}")
+            log_p = model.word_log_probabilities(encoder.encode(tokens), asked, f"pattern {pvp.number}")
             tally.add(log_p, gold[start : start + CHUNK])
     return words, tally
 

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens (padded), L labels.
 import importlib.util
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -269,17 +269,8 @@ def compare_to_torch(model: Any, tokenizer: Any, texts: Texts, ask: Ask) -> str:
     Raises:
         ModelError: a probability differs by MOST or more.
     """
-    count = len(texts)
-    batches: list[Sequence[int]] = [
-        [0],
-        [count // 2],
-        [count - 1],
-        range(0, count, 8),
-        range(0, count, 5),
-        range(count),
-    ]
-    worst = 0.0
-    for rows in batches:
+    count, worst = len(texts), 0.0
+    for rows in ([0], [count // 2], [count - 1], range(0, count, 8), range(0, count, 5), range(count)):
         inputs = encode(tokenizer, texts.take(rows), model)
         worst = max(worst, distance(ask(inputs), answers(model, inputs)))
     if worst >= MOST:

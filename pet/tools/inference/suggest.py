@@ -6,8 +6,7 @@ about (Zhdanov 2019), none of which nearly repeats another one or a labelled tex
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from pet.algorithms.ensemble import Array, disagreement
 from pet.errors import StoreError
 from pet.pipeline import drawn_texts
 from pet.pipeline.runs import Run
-from pet.pipeline.score_files import open_scores
+from pet.pipeline.score_files import score_chunks
 from pet.pipeline.stages.label import load_scores
 from pet.store.files import new_file
-from pet.store.store import Artifact
 from pet.tasks.annotations import COLUMNS, field_columns, guarded
 from pet.tasks.near_duplicates import NearDuplicateIndex, shingles
 from pet.tasks.splits import derive_seed
@@ -60,7 +58,8 @@ def suggest(run: Run, count: int, method: str, seed: int) -> Suggestions:
             "run with more patterns or finetune.repetitions"
         )
     splits = drawn_texts.load(run.prepared)
-    apart = measure(run.members, splits.pool, weights / weights.sum())
+    shares = weights / weights.sum()
+    apart = np.concatenate([disagreement(scores, shares) for scores in score_chunks(run.members, "pool")])
     if method == "random":
         order = np.random.default_rng(derive_seed("suggest", seed)).permutation(len(apart))
         rows, texts = first_different(splits.pool, order, count, splits.train)
@@ -71,18 +70,6 @@ def suggest(run: Run, count: int, method: str, seed: int) -> Suggestions:
         rows, texts = rows[places], texts.take(places.tolist())
     places = np.argsort(-apart[rows], kind="stable")
     return with_opinion(run, rows[places], texts.take(places.tolist()), apart)
-
-
-def measure(members: Sequence[Artifact], pool: TextFile, weights: Array) -> Array:
-    """The members' disagreement on every pool text [N], a chunk of scores at a time."""
-    parts, start = [], 0
-    with ExitStack() as stack:
-        scores = [stack.enter_context(open_scores(member, "pool")) for member in members]
-        for chunk in pool.chunks():
-            rows = slice(start, start + len(chunk))
-            parts.append(disagreement(np.stack([one[rows] for one in scores]), weights))
-            start += len(chunk)
-    return np.concatenate(parts)
 
 
 def first_different(
@@ -130,8 +117,8 @@ def spread(texts: Texts, apart: Array, count: int, seed: int) -> NDArray[np.int6
     features = TfidfTransformer(sublinear_tf=True).fit_transform(
         words.transform(texts.joined(row) for row in range(len(texts)))
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different texts than centres: filled up below
+    # Fewer different texts than centres are filled up below.
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         means = KMeans(count, n_init=4, random_state=derive_seed("spread", seed))
         cluster = means.fit_predict(features, sample_weight=apart + 1e-6)  # all 0: all the same
     order = np.argsort(-apart, kind="stable")
@@ -144,10 +131,7 @@ def with_opinion(run: Run, rows: NDArray[np.int64], texts: Texts, apart: Array) 
     """Texts with the soft label that the run gave each of them."""
     probabilities = run.space.probabilities(load_scores(run.labelled, run.labels)[rows])
     return Suggestions(
-        texts,
-        run.space.decode(run.space.decide(probabilities)),
-        probabilities.max(-1).tolist(),
-        apart[rows].tolist(),
+        texts, run.space.decode(run.space.decide(probabilities)), probabilities.max(-1).tolist(), apart[rows].tolist()
     )
 
 

@@ -5,7 +5,6 @@ Shapes: M members, N texts, L labels.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +19,11 @@ from pet.algorithms.metrics import measure
 from pet.pipeline import drawn_texts
 from pet.pipeline import summary as summary_module
 from pet.pipeline.runs import Run
-from pet.pipeline.score_files import open_scores, read_scores
+from pet.pipeline.score_files import read_scores, score_chunks
 from pet.pipeline.stages import label
 from pet.store.files import new_file
 from pet.store.store import Artifact
-from pet.tasks.texts import CHUNK
+from pet.tools.rendering import render
 
 TEMPLATE = "report.html.jinja"
 
@@ -45,23 +44,9 @@ def write(run: Run, output: Path) -> None:
     Raises:
         StoreError: an artifact of the run is gone or damaged, or `output` cannot be written.
     """
-    page = render(collect(run))
+    page = render(TEMPLATE, **collect(run))
     with new_file(output, remedy="name another file with --output") as draft:
         draft.write_text(page, encoding="utf-8")
-
-
-def render(content: dict[str, Any]) -> str:
-    """The page; `content` as `collect` gives it. Every text in it is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("pet.tools.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(content)
 
 
 def collect(run: Run) -> dict[str, Any]:
@@ -205,7 +190,7 @@ def reliability(gold: NDArray[np.int64], probabilities: Scores) -> dict[str, Any
 def find_disputed(run: Run) -> list[dict[str, Any]]:
     """Up to DISPUTED pool texts on which members give different labels, the most disputed first, with every member's
     label and the soft label. What the texts' true labels are is not said."""
-    rows, predicted, share = most_disputed(run.members, len(run.labels))
+    rows, predicted, share = most_disputed(run.members)
     texts = drawn_texts.load(run.prepared).pool.take(rows)
     opinion = run.space.probabilities(label.load_scores(run.labelled, run.labels)[rows])
     return [
@@ -221,28 +206,17 @@ def find_disputed(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def most_disputed(members: Sequence[Artifact], num_labels: int) -> tuple[list[int], NDArray[np.int64], Scores]:
-    """Rows of the pool, each member's label number for them [M, rows] and the share of pairs of members that differ.
-
-    A chunk of texts at a time.
-    """
-    rows = np.empty(0, dtype=np.int64)
-    predicted = np.empty((len(members), 0), dtype=np.int64)
-    share, spread = np.empty(0), np.empty(0)
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_scores(one, "pool")) for one in members]
-        total, equal = len(files[0]), np.full(len(members), 1 / len(members))
-        for start in range(0, total, CHUNK):
-            part = range(start, min(start + CHUNK, total))
-            scores = np.stack([one[part.start : part.stop] for one in files])
-            new_share, new_spread = pairs_that_differ(scores), disagreement(scores, equal)
-            rows = np.concatenate([rows, part])
-            predicted = np.concatenate([predicted, scores.argmax(-1)], axis=1)
-            share, spread = np.concatenate([share, new_share]), np.concatenate([spread, new_spread])
-            best = np.lexsort((rows, -spread, -share))[:DISPUTED]
-            best = best[share[best] > 0]
-            rows, predicted, share, spread = rows[best], predicted[:, best], share[best], spread[best]
-    return rows.tolist(), predicted, share
+def most_disputed(members: Sequence[Artifact]) -> tuple[list[int], NDArray[np.int64], Scores]:
+    """Rows of the pool, each member's label number for them [M, rows] and the share of pairs of members that differ."""
+    equal = np.full(len(members), 1 / len(members))
+    found = [
+        (scores.argmax(-1), pairs_that_differ(scores), disagreement(scores, equal))
+        for scores in score_chunks(members, "pool")
+    ]
+    predicted, share, spread = (np.concatenate(one, axis=-1) for one in zip(*found, strict=True))
+    rows = np.lexsort((-spread, -share))[:DISPUTED]
+    rows = rows[share[rows] > 0]
+    return rows.tolist(), predicted[:, rows], share[rows]
 
 
 def pairs_that_differ(scores: Scores) -> Scores:

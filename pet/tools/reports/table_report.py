@@ -4,6 +4,7 @@ table.csv (a line a run), table.json (everything) and table.md (for people) are 
 whole. `plot` draws from what table.json has. Nothing here runs anything but `table.make`.
 """
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from pet.store.files import new_file, write_json
 from pet.store.store import Store
 from pet.tasks.card import TaskCard, load_card
 from pet.tasks.writers import as_text, delimited_line
+from pet.tools.rendering import render
 from pet.tools.reports import paper_numbers
 from pet.training.device import Runtime
 
@@ -178,9 +180,8 @@ def check_place(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as problem:
         raise StoreError(
             f"the folder {folder} cannot be written ({problem.strerror}); give another with --out or --name"
@@ -192,27 +193,37 @@ def check_place(folder: Path) -> None:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """table.md."""
-    tasks = list(dict.fromkeys(line["task"] for line in found["lines"]))
+    tasks = found["tasks"]
     by_place = {(line["task"], line["labels"], line["row"]): line for line in found["lines"]}
-    places = list(dict.fromkeys((line["labels"], line["row"]) for line in found["lines"]))
-    places.sort(key=lambda place: (place[0], list(NAMES).index(place[1])))
+    shown = [task for task in tasks if any(line["task"] == task for line in found["lines"])]
     compared = {line["task"] for line in found["lines"] if line["paper"]}
     head = ["labels", "method"]
-    for task in tasks:
-        head.append(f"{task}: {found['tasks'][task]['model']}")
-        head += [f"{paper_numbers.BACKBONE} (paper)"] if task in compared else []
-    lines = [f"# {found['name']}", "", markdown_row(head), markdown_row(["---:", "---", *["---:"] * (len(head) - 2)])]
-    for size, row in places:
-        shown = []
-        for task in tasks:
+    for task in shown:
+        head += [
+            f"{task}: {tasks[task]['model']}",
+            *([f"{paper_numbers.BACKBONE} (paper)"] if task in compared else []),
+        ]
+    rows = [head, ["---:", "---", *["---:"] * (len(head) - 2)]]
+    places = {(line["labels"], line["row"]) for line in found["lines"]}
+    for size, row in sorted(places, key=lambda place: (place[0], list(NAMES).index(place[1]))):
+        rows.append([f"{size:,}", NAMES[row]])
+        for task in shown:
             ours, theirs = show(by_place.get((task, size, row)))
-            shown += [ours, *([theirs] if task in compared else [])]
-        lines.append(markdown_row([f"{size:,}", NAMES[row], *shown]))
-    return "\n".join([*lines, "", *notes(found)]) + "\n"
+            rows[-1] += [ours, *([theirs] if task in compared else [])]
+    return render(
+        "table.md.jinja",
+        found=found,
+        rows=rows,
+        markdown_row=markdown_row,
+        seeds=len(found["lines"][0]["values"]) if found["lines"] else 0,
+        each_draws={one["draw"] for one in tasks.values()} == {"seed"},
+        even=[task for task, one in tasks.items() if one["shares"] == "even"],
+        significant=SIGNIFICANT,
+    )
 
 
 def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Our number and the paper's."""
+    """Our number, bold where it is above the fine-tuned classifier by more than chance, and the paper's."""
     if line is None:
         return "", ""
     paper = line["paper"]
@@ -225,76 +236,8 @@ def show(line: Mapping[str, Any] | None) -> tuple[str, str]:
         ours += f" ± {line['deviation']:.1f}"
     if line["low"] is not None:
         ours += f" ({line['low']:.1f} to {line['high']:.1f})"
-    return f"**{ours}**" if is_significant(line) else ours, theirs
-
-
-def is_significant(line: Mapping[str, Any]) -> bool:
-    """Whether it is above the fine-tuned classifier by more than chance."""
-    return line["p_holm"] is not None and line["p_holm"] < SIGNIFICANT and line["gain"] > 0
-
-
-def notes(found: Mapping[str, Any]) -> list[str]:
-    """What a reader must know, a paragraph each."""
-    seeds = len(found["lines"][0]["values"]) if found["lines"] else 0
-    code = found["code"] or {}
-    commit = (
-        f"commit {code['commit'][:7]}{' with changes' if code['dirty'] else ''}" if code else "an installed package"
-    )
-    of_seed = {one["draw"] == "seed" for one in found["tasks"].values()}
-    draws = "each a draw of its own" if of_seed == {True} else "where data.draw is first all on the same texts"
-    lines = [
-        "; ".join(
-            f"{task}: {one['metric']} in percent, {between(one['test'])} test and {between(one['pool'])} "
-            "unlabelled texts"
-            for task, one in found["tasks"].items()
-            if "test" in one
-        ),
-        f"Mean ± standard deviation over {seeds} seeds, {draws}, and the 95 % interval of the mean (Student's t)."
-        if seeds > 1
-        else "One seed: there is no deviation and no interval.",
-        f"`{found['command']}`, {found['date'][:10]}, {commit}, on {', '.join(found['devices']) or 'no device'}; this "
-        f"call took {found['seconds']:,.0f} s, everything that the table rests on {found['artifact_seconds']:,.0f} s.",
-    ]
-    if any(line["p"] is not None for line in found["lines"]):
-        lines[1] += (
-            " Bold: above the fine-tuned classifier of the same draws (paired t-test, "
-            f"p < {SIGNIFICANT} after Holm's correction over the whole table)."
-        )
-    return [part for line in (*lines, *notes_of_tasks(found)) if line for part in (" ".join(line.split()), "")][:-1]
-
-
-def notes_of_tasks(found: Mapping[str, Any]) -> list[str]:
-    """What is to be known of single tasks and of runs that failed."""
-    lines = []
-    even = [task for task, one in found["tasks"].items() if one["shares"] == "even"]
-    if even:
-        lines.append(
-            f"{', '.join(even)}: no label is commoner than the others, and the soft labels are told so (label.shares). "
-            "For a fair comparison the fine-tuned classifier is told too, of the test set, and tests are against that."
-        )
-    lines += [
-        f"{task}: the student is trained from {one['classifiers']['student']}, the fine-tuned classifier from "
-        f"{one['classifiers']['baseline']}."
-        for task, one in found["tasks"].items()
-        if one["classifiers"]
-    ]
-    lines += [f"{task}: {line}." for task, one in found["tasks"].items() for line in one.get("untested", ())]
-    lines += [
-        f"{task}: the label words were chosen by the labels of {one['words_from']:,} texts, none of them a test text; "
-        "sizes do not count them."
-        for task, one in found["tasks"].items()
-        if "words_from" in one
-    ]
-    return lines + [
-        f"FAILED: {one['task']}, {one['size']:,} labelled texts, seed {one['seed']}, {one['method']}: {one['problem']}"
-        for one in found["failed"]
-    ]
-
-
-def between(found: Sequence[int]) -> str:
-    """A number, or the least and the most."""
-    least, most = found
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    above = line["p_holm"] is not None and line["p_holm"] < SIGNIFICANT and line["gain"] > 0
+    return f"**{ours}**" if above else ours, theirs
 
 
 def run(settings: Mapping[str, Settings], store: Store, runtime: Runtime, folder: Path, command: str) -> dict[str, Any]:
