@@ -226,8 +226,8 @@ def run_task(order: TaskSpec, executor: RayExecutor) -> Any:
     torch.set_num_threads(order.threads)
     if not (order.store.root / LOCKS / executor.mark).is_file():
         raise StoreError(
-            f"{order.store.root} on {socket.gethostname()} is not the store of the host where the run was begun; put it "
-            "on a file system that all hosts of the Ray cluster share, at the same path"
+            f"{order.store.root} on {socket.gethostname()} is not the store of the host where the run was begun; put "
+            "it on a file system that all hosts of the Ray cluster share, at the same path"
         )
     try:
         with interrupts.heeded():
