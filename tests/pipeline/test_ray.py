@@ -1,7 +1,7 @@
 """`--executor ray`: a cluster makes what one process makes, whatever is lost on the way; and what is said of it.
 
-The last ones start a cluster of two workers and run `pet` as a process of its own. Two of them are part of
-`make test`; those marked `ray` take longer (`make test-all`; their outcome stands in docs/explanation/reliability.md).
+The last ones start a cluster of two workers and run `pet` as a process of its own. One of them, the table, is part
+of `make test`; those marked `ray` take longer (`make test-all`; docs/explanation/reliability.md says how they ended).
 """
 
 import importlib.util
@@ -434,11 +434,8 @@ def test_tasks_make_what_one_process_makes_each_member_once(address, commands, w
     assert told_of(log) == told_of(alone)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), pytest.param(signal.SIGTERM, marks=pytest.mark.ray)],
-    ids=lambda one: one.name,
-)
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda one: one.name)
 def test_a_worker_that_is_lost_in_a_training_is_replaced_and_the_training_goes_on(
     address, commands, whole, tmp_path, number
 ):
