@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("_cov"):  # which takes time of its own
+    if "not slow" in config.getoption("markexpr"):  # elsewhere a slow machine would fail what is right
         config.pluginmanager.register(quick.Watch())
 
 
