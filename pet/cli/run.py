@@ -47,10 +47,7 @@ def run(stage: str, **given: Any) -> None:
     """
     from pet.pipeline.runner import plan, run_stage
 
-    def steps(ctx: "RunContext") -> "list[Step]":
-        return [step for step in plan(ctx) if stage in ("all", step.node.stage.step)]
-
-    walk(lambda ctx: run_stage(ctx, stage), steps, **given)
+    walk(lambda ctx: run_stage(ctx, stage), lambda ctx: plan(ctx, stage=stage), **given)
 
 
 def walk(

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from pet.errors import DamagedArtifact, MissingArtifact, SettingsError
 from pet.modeling import loading
+from pet.pipeline import STEPS
 from pet.pipeline.context import RunContext
 from pet.pipeline.executors.local import LocalExecutor
 from pet.pipeline.graph import build_graph
@@ -23,8 +24,7 @@ def run_stage(ctx: RunContext, stage: str) -> Artifact | None:
     Raises:
         PetError: of any stage; MissingArtifact when an earlier stage has not been run.
     """
-    if stage == "adapt" and not ctx.settings.adapt.enabled:
-        raise SettingsError("--stage adapt, but the settings ask for no in-domain training; --set adapt.enabled=true")
+    check_stage(ctx, stage)
     check(ctx)
     return make_graph(ctx, build_graph(ctx).nodes, lambda node: stage in ("all", node.stage.step))
 
@@ -90,6 +90,18 @@ def require(ctx: RunContext, nodes: Sequence[Node]) -> None:
             )
 
 
+def check_stage(ctx: RunContext, stage: str) -> None:
+    """Refuse a stage that this run does not have.
+
+    Raises:
+        SettingsError: it is unknown, or the settings leave it out.
+    """
+    if stage not in ("all", *STEPS):
+        raise SettingsError(f"stage {stage!r} is unknown; expected all, {', '.join(STEPS)}")
+    if stage == "adapt" and not ctx.settings.adapt.enabled:
+        raise SettingsError("--stage adapt, but the settings ask for no in-domain training; --set adapt.enabled=true")
+
+
 def check(ctx: RunContext) -> None:
     """Fail on what can be known now, before hours of training.
 
@@ -123,15 +135,19 @@ class Step:
     damaged: bool = False
 
 
-def plan(ctx: RunContext, generations: int = 0) -> list[Step]:
-    """Every artifact of a whole run, made or not; nothing is written. `generations`: of iPET, after generation 0.
+def plan(ctx: RunContext, generations: int = 0, stage: str = "all") -> list[Step]:
+    """Every artifact of a whole run or of one of its stages, made or not; nothing is written. `generations`: of iPET,
+    after generation 0.
 
     Raises:
-        PetError: card, texts, patterns, label words or model are unusable.
+        PetError: what a run would refuse before it makes anything, but for a store that cannot be written.
     """
+    check_stage(ctx, stage)
+    ctx.store.check_folder()
     check_models(ctx)
     prepare.say_notes(ctx)
-    return [look_up(ctx, node) for node in build_graph(ctx, generations).nodes]
+    nodes = build_graph(ctx, generations).nodes
+    return [look_up(ctx, node) for node in nodes if stage in ("all", node.stage.step)]
 
 
 def plan_ipet(ctx: RunContext) -> list[Step]:

@@ -228,7 +228,7 @@ def leftovers(store: Store) -> list[Leftover]:
 def describe(path: Path) -> str:
     """What a hidden folder is."""
     if path.name.startswith(DAMAGED):
-        return "damaged, made again"
+        return "damaged, set aside"
     if path.name.startswith(REMOVED):
         return "half removed"
     state = facts_of(path / CHECKPOINT)

@@ -185,14 +185,22 @@ class Store:
         Raises:
             StoreError: no file can be made in the store.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise StoreError(
-                f"the store {self.root} is no folder; give the folder that keeps the artifacts with --store"
-            )
+        self.check_folder()
         with self.writable():
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.root):
                 pass
+
+    def check_folder(self) -> None:
+        """Refuse a store that is a file.
+
+        Raises:
+            StoreError: names it.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(
+                f"the store {self.root} is no folder; give the folder that keeps the artifacts with --store"
+            )
 
     def set_aside(self, damage: DamagedArtifact) -> Path | None:
         """Take a damaged artifact away, so that it can be made anew; where it lies now. `None`: it is whole, or gone:

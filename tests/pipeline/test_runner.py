@@ -22,6 +22,7 @@ from support.rows import (
     snapshot,
 )
 
+from pet.errors import SettingsError
 from pet.modeling import loading
 from pet.pipeline import STEPS
 from pet.pipeline.runner import plan, run_stage
@@ -273,6 +274,28 @@ def test_a_dry_run_lists_every_artifact_and_writes_nothing(done, tmp_path):
     assert all(any(pattern in line for pattern in PATTERNS) for line in lines[1:7])
     expected = {name.rsplit("-", 1)[1] for name in artifacts(done.store)}
     assert {line.split()[1] for line in lines} == expected, "the identities that a run will give"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--stage", "adapt"), "the settings ask for no in-domain training; --set adapt.enabled=true"),
+        (("--store", "{file}"), "is no folder; give the folder that keeps the artifacts"),
+        (("--set", "finetune.patterns=[9]"), "has patterns 0 to 1; name at least one of them"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(done, tmp_path, arguments, said):
+    (tmp_path / "file").write_text("")
+    words = [one.format(file=tmp_path / "file") for one in arguments]
+    store = [] if "--store" in words else ["--store", tmp_path / "store"]
+    for more in ((), ("--dry-run",)):
+        result = pet("run", done.ground.pipeline, *store, *words, *more, code=2)
+        assert said in " ".join(result.stderr.split())
+
+
+def test_a_stage_that_does_not_exist_is_refused_from_python_too(done):
+    with pytest.raises(SettingsError, match="stage 'nope' is unknown; expected all, prepare, adapt"):
+        run_stage(open_context(done.ground, done.store), "nope")
 
 
 def test_weights_are_hashed_once_a_walk_however_many_members_there_are(done, monkeypatch):
