@@ -1,5 +1,5 @@
 # make demo      ten labels to a classifier on BBC news: installs, then runs `pet run` (minutes on two cores, no hub, no GPU)
-# make quick     the tests that take no time, for while you work (under a minute on two cores)
+# make quick     the tests that take no time, for while you work
 # make test      everything CI checks: lint, format, types, layers, tests
 # make test-all  the same, and the tests of a Ray cluster that take minutes
 # make check     lint, format, types, layers
