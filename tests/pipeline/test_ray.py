@@ -30,7 +30,7 @@ from support.rows import find_all, killable, lay_ground, lively_model, logs_of, 
 
 from pet import __file__ as package
 from pet.config.schema import RuntimeSettings
-from pet.errors import SettingsError, StoreError, TaskError
+from pet.errors import ModelError, SettingsError, StoreError, TaskError
 from pet.pipeline import publishing
 from pet.pipeline.event_log import read_events
 from pet.pipeline.executors import ray as ray_module
@@ -221,6 +221,21 @@ def test_a_task_whose_members_are_made_or_being_made_begins_with_nothing(tmp_pat
     with ctx.store.publish(keys[1], "being made"):
         assert ray_module.do(order, crew_of(Heard())) is None
     assert ray_module.do(order, crew_of(Heard())) is None
+
+
+def test_a_host_that_has_another_model_trains_nothing(tmp_path, monkeypatch):
+    """Nodes carry the identities that the run's host gave them."""
+    model = lively_model(tmp_path / "model")
+    ctx = open_context(lay_ground(tmp_path / "ground", model, runtime=SAME), tmp_path / "store")
+    make_up_to(ctx, "prepare")
+    nodes = build_graph(ctx).of(finetune.STAGE)
+    order = ray_module.task_spec(ctx, ray_module.make_here, nodes)
+    there = open_context(lay_ground(tmp_path / "there", model, runtime=SAME), tmp_path / "store")
+    there.fingerprints[str(model)] = "another"
+    monkeypatch.setattr(ray_module, "context_of", lambda order, executor: replace(there, executor=LocalExecutor()))
+    with pytest.raises(ModelError, match="is not the one of the host where the run was begun"):
+        ray_module.do(order, crew_of(Heard()))
+    assert not find_all(tmp_path / "store", "finetune")
 
 
 def test_a_member_that_another_process_is_at_is_left_to_it_until_nothing_else_is_to_do(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pet.config.schema import Settings
-from pet.errors import PetError, StoreError
+from pet.errors import ModelError, PetError, StoreError
 from pet.modeling import loading
 from pet.pipeline import event_log
 from pet.pipeline.context import RunContext
@@ -52,7 +52,8 @@ CALLING = 5.0
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is told: a function of a walk and more, and the walk itself. `walks`: the function is a whole walk,
+    """What a task is told: a function of a walk and more, and the walk itself. `fingerprints`: of the models, as the
+    walk's host has them. `walks`: the function is a whole walk,
     whose trainings are to be tasks of their own. `makes`: what the function makes, if it need not be called where
     others have made, or are making, all of that; `name`: what its words begin with, if anything; `threads`: of torch on
     a CPU, as many as here, so that sums come out the same to the last bit; `folder`: where relative paths begin;
@@ -63,6 +64,7 @@ class TaskSpec:
     settings: Settings
     store: Store
     invocation: str
+    fingerprints: Mapping[str, str]
     walks: bool = False
     makes: Sequence[Key] = ()
     name: str = ""
@@ -73,7 +75,7 @@ class TaskSpec:
 
 def task_spec(ctx: RunContext, what: Callable[..., Any], *arguments: Any, **more: Any) -> TaskSpec:
     """A function and its arguments, in this run; `more`: as in `TaskSpec`."""
-    return TaskSpec(what, arguments, ctx.settings, ctx.store, ctx.invocation, **more)
+    return TaskSpec(what, arguments, ctx.settings, ctx.store, ctx.invocation, dict(ctx.fingerprints), **more)
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,12 @@ def do(order: TaskSpec, executor: RayExecutor) -> Any:
         return None
     ctx = context_of(order, executor)
     use(ctx.runtime.device)  # the task before may have been given another one
+    for name, digest in order.fingerprints.items():  # identities are computed by the run, from the models of its host
+        if ctx.fingerprint(ctx.model_settings(name)) != digest:
+            raise ModelError(
+                f"model {name!r} on {socket.gethostname()} is not the one of the host where the run was begun; put the "
+                "same files at the same path on all hosts of the Ray cluster"
+            )
     return order.what(ctx, *order.arguments)
 
 
